@@ -1,0 +1,1 @@
+"""Train, evaluate, export and verify a PyTorch Lightning model."""

@@ -1,0 +1,88 @@
+"""From configuration to objects; no configuration is passed on to them."""
+
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import Logger
+
+from .callbacks import SelfContained
+from .checks import check
+from .cli import Config
+from .data.spec import DataSpec
+from .models.classifier import Classifier
+from .refusal import Refusal
+from .strategies.devices import Devices
+from .strategies.launch import build_strategy, trainer_section
+
+
+def build(section: Mapping[str, Any], path: str, **given: Any) -> Any:
+    """The object that `section["_target_"]` names; `given` holds what only the code knows, such as the DataSpec.
+
+    `path` is the section's place on the command line, for the sentence of a refusal.
+    """
+    check(section, path, known=given)
+    try:
+        # Passing `given` to Hydra would turn a dataclass into a configuration: a partial takes it as it is.
+        return instantiate({**section, "_partial_": True}, _convert_="all")(**given)
+    except InstantiationException as error:
+        raise Refusal(f"{path} cannot be built: {_one_line(error.__cause__ or error)}") from error
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise Refusal(f"{path} cannot be built: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    """The message, and the line that raised it: a mistake in one's own network should be easy to find."""
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{' '.join(str(error).split())} ({Path(raised.filename).name}:{raised.lineno})"
+
+
+def build_classifier(section: Mapping[str, Any], spec: DataSpec) -> Classifier:
+    """The network sized by `spec`; its optimizer is tried once, so that a bad value is refused before the run."""
+    model: Classifier = build(section, "model", spec=spec)
+    try:
+        model.configure_optimizers()
+    except (TypeError, ValueError) as error:
+        raise Refusal(f"model.optimizer or model.scheduler refuses a value: {_one_line(error)}.") from error
+    return model
+
+
+def build_loggers(sections: Mapping[str, Any] | None) -> list[Logger]:
+    loggers = []
+    for name, section in (sections or {}).items():
+        try:
+            loggers.append(build(section, f"logger.{name}"))
+        except ModuleNotFoundError as error:
+            raise Refusal(
+                f"logger={name} is not installed: run 'pip install -c constraints.txt {name}', or take logger=csv."
+            ) from error
+    return loggers
+
+
+def build_callbacks(
+    sections: Mapping[str, Any] | None, loggers: list[Logger], contents: dict[str, Any]
+) -> list[Callback]:
+    """Those of `configs/callbacks/`; an entry set to null is left out. `contents` goes into every checkpoint."""
+    built = [build(section, f"callbacks.{name}") for name, section in (sections or {}).items() if section]
+    if not loggers:  # there is nowhere to write the learning rate, and the monitor refuses to start
+        built = [callback for callback in built if not isinstance(callback, LearningRateMonitor)]
+    return [*built, SelfContained(contents)]
+
+
+def build_trainer(config: Config, devices: Devices, callbacks: list[Callback], loggers: list[Logger]) -> pl.Trainer:
+    trainer: pl.Trainer = build(
+        {**trainer_section(config, devices), "default_root_dir": config["paths"]["output_dir"]},
+        "trainer",
+        strategy=build_strategy(config["strategy"], devices),
+        callbacks=callbacks,
+        logger=loggers or False,
+        # Lightning's own sampler pads, and would count samples twice.
+        use_distributed_sampler=False,
+    )
+    return trainer

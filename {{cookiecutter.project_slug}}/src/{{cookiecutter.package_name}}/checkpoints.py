@@ -1,0 +1,117 @@
+"""A checkpoint of this project: how it is found, read safely and turned into a model and its data again."""
+
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import get_object
+
+from .build import build, build_classifier
+from .cli import Config
+from .data.spec import DataSpec
+from .models.classifier import Classifier
+from .refusal import Refusal
+
+log = logging.getLogger(__name__)
+
+PACKAGE = __name__.split(".")[0]
+# What a configuration that comes from a checkpoint may name; anything else could run foreign code.
+TRUSTED = (PACKAGE, "torch", "lightning", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors and plain data, loaded with `weights_only=True`."""
+
+    path: Path
+    epoch: int
+    config: Config
+    spec: DataSpec
+    state_dict: dict[str, torch.Tensor]
+
+    def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
+        """The data that the model was trained on; `overrides` (options of `data.`) go over its configuration."""
+        datamodule: pl.LightningDataModule = build({**self.config["data"], **overrides}, "data")
+        return datamodule
+
+    def model(self) -> Classifier:
+        """The trained network on the CPU; the data is not needed for it."""
+        model = build_classifier(self.config["model"], self.spec)
+        model.load_state_dict(self.state_dict)
+        return model
+
+
+def self_description(config: Config, spec: DataSpec) -> dict[str, Any]:
+    """What `SelfContained` stores, and `load` reads back."""
+    sections = {name: config[name] for name in ("data", "model", "seed")}
+    return {"package": PACKAGE, "config": sections, "spec": spec.to_dict()}
+
+
+def find(ckpt_path: str, log_dir: Path) -> Path:
+    """The file itself, or for `latest` the best checkpoint of the run that was trained last."""
+    if ckpt_path != "latest":
+        return Path(ckpt_path).expanduser().resolve()
+    train = log_dir / "train"
+    best = [*train.glob("runs/*/checkpoints/best.ckpt"), *train.glob("multiruns/*/*/checkpoints/best.ckpt")]
+    if not best:
+        raise Refusal(
+            f"ckpt_path=latest finds no trained run under {train}: train one with "
+            f"'python -m {PACKAGE}.train', or give ckpt_path=<file>."
+        )
+    latest = max(best, key=lambda path: path.stat().st_mtime)
+    log.info("checkpoint  %s (the latest run)", latest)
+    return latest
+
+
+def load(path: Path) -> Checkpoint:
+    """Refuses what is missing, damaged, of another project, or names code from outside `TRUSTED`."""
+    if not path.is_file():
+        raise Refusal(f"ckpt_path={path} does not exist: give the path of a .ckpt file.")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Refusal(f"ckpt_path={path} cannot be read, it is damaged or no checkpoint ({reason}).") from error
+    project = contents.get("project") if isinstance(contents, dict) else None
+    if not isinstance(project, dict) or project.get("package") != PACKAGE:
+        raise Refusal(f"ckpt_path={path} was not written by {PACKAGE}: it can only be used where it was trained.")
+    _refuse_foreign_code(project["config"], path)
+    return Checkpoint(
+        path=path,
+        epoch=contents["epoch"],
+        config=project["config"],
+        spec=DataSpec.from_dict(project["spec"]),
+        state_dict=contents["state_dict"],
+    )
+
+
+def _refuse_foreign_code(section: Any, path: Path) -> None:
+    if isinstance(section, list):
+        for item in section:
+            _refuse_foreign_code(item, path)
+    if not isinstance(section, Mapping):
+        return
+    target = section.get("_target_")
+    if target is not None and not _is_trusted(str(target)):
+        raise Refusal(
+            f"ckpt_path={path} names _target_={target}, which is no class of {', '.join(TRUSTED)}: "
+            "it is not loaded, because it could run foreign code."
+        )
+    for value in section.values():
+        _refuse_foreign_code(value, path)
+
+
+def _is_trusted(target: str) -> bool:
+    """A class that is defined where the name says: `torch.hub.load` and `<package>.cli.os.system` are not."""
+    if target.split(".")[0] not in TRUSTED:
+        return False
+    try:
+        found = get_object(target)
+    except Exception:
+        return False
+    return inspect.isclass(found) and found.__module__.split(".")[0] in TRUSTED

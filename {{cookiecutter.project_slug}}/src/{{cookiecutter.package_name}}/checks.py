@@ -1,0 +1,87 @@
+"""Checks a configuration against the signatures of what it will build: Hydra accepts `data.batch_size=abc`."""
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from hydra.utils import get_object
+
+from .cli import Config
+from .refusal import Refusal, nearest
+
+Options = TypeVar("Options")
+
+HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+
+
+def read_options(config: Config, schema: type[Options]) -> Options:
+    """The fields of the frozen dataclass `schema` out of the configuration, their types checked."""
+    values = {field.name: config[field.name] for field in fields(schema)}  # type: ignore[arg-type]
+    hints = get_type_hints(schema)
+    for key, value in values.items():
+        _check_value(key, value, "", hints, {})
+    return schema(**values)
+
+
+def check(section: Mapping[str, Any], path: str, known: Mapping[str, Any] = types.MappingProxyType({})) -> None:
+    """Refuses unknown keys and values of a wrong type, in this section and those within it."""
+    target = section.get("_target_")
+    parameters = _parameters(target, path) if target else None
+    for key, value in section.items():
+        if key in HYDRA_KEYS:
+            continue
+        if parameters is not None:
+            _check_value(key, value, path, parameters, known)
+        if isinstance(value, Mapping):
+            check(value, f"{path}.{key}")
+
+
+def _parameters(target: str, path: str) -> dict[str, Any] | None:
+    """Names and type hints of what `target` takes; None where it takes anything."""
+    try:
+        call: Callable[..., Any] = get_object(target)
+    except Exception as error:
+        raise Refusal(f"{path}._target_={target} cannot be imported: {error}") from error
+    parameters = inspect.signature(call).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    hints = get_type_hints(call.__init__ if inspect.isclass(call) else call)
+    return {parameter.name: hints.get(parameter.name, Any) for parameter in parameters}
+
+
+def _check_value(key: str, value: Any, path: str, parameters: dict[str, Any], known: Mapping[str, Any]) -> None:
+    if key not in parameters:
+        raise Refusal(f"'{path}.{key}' is no option; {nearest(key, set(parameters) - set(known), path)}")
+    hint = parameters[key]
+    if not isinstance(value, Mapping) and not _fits(value, hint):
+        raise Refusal(f"{f'{path}.{key}'.lstrip('.')}={value} does not fit: it takes {_words(hint)}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML can be what the hint says; hints that YAML cannot express are left to the callee."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if hint in (None, types.NoneType):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool):
+        return isinstance(value, hint)
+    if (origin or hint) in (list, tuple):
+        return isinstance(value, list) and all(_fits(item, args[0]) for item in value if args)
+    return not isinstance(value, str) or hint is Any or inspect.isclass(hint) is False
+
+
+def _words(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
+    origin = get_origin(hint) or hint
+    if origin in (Union, types.UnionType, Literal):
+        return " or ".join(dict.fromkeys(str(a) if origin is Literal else _words(a) for a in get_args(hint)))
+    return names.get(hint, "a list" if origin in (list, tuple) else getattr(hint, "__name__", str(hint)))

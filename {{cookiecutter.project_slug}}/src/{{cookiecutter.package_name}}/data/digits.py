@@ -1,0 +1,104 @@
+"""`data=digits`: 1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, so nothing is downloaded."""
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader
+
+from ..refusal import Refusal
+from .samples import Batch, SamplesInMemory, evaluation_loader, pixel_statistics, training_loader
+from .spec import DataSpec
+
+SPLITS = ("train", "val", "test")
+
+
+class DigitsDataModule(pl.LightningDataModule):
+    """Pictures `(N, 1, 8, 8)`, uint8 from 0 (paper) to 255 (ink), and labels `(N,)`, int64.
+
+    `split_seed` alone decides which sample belongs to which split, so that another `seed` never moves a sample from
+    the test split into training.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 42,
+        seed: int = 42,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        if val_fraction <= 0 or test_fraction <= 0 or val_fraction + test_fraction >= 1:
+            raise Refusal(
+                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave a split empty: "
+                "both must be above 0 and their sum below 1."
+            )
+        if batch_size < 1:
+            raise Refusal(f"data.batch_size={batch_size} holds no sample: give 1 or more.")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.loader_options = {
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "persistent_workers": num_workers > 0,
+        }
+        self.samples = _split(val_fraction, test_fraction, split_seed)
+        num_train = len(self.samples["train"])
+        if batch_size > num_train:
+            raise Refusal(
+                f"data.batch_size={batch_size} is more than the {num_train} training samples: "
+                f"the largest size that works is {num_train}."
+            )
+        mean, std = pixel_statistics(self.samples["train"].inputs)
+        self.spec = DataSpec(
+            name="digits",
+            task="classification",
+            input_shape=(1, 8, 8),
+            input_dtype="uint8",
+            input_range=(0.0, 255.0),
+            labels=tuple(str(digit) for digit in range(10)),
+            mean=mean,
+            std=std,
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        rank, world_size = self._place()
+        return training_loader(
+            self.samples["train"], self.batch_size, self.seed, rank, world_size, **self.loader_options
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        rank, world_size = self._place()
+        return evaluation_loader(self.samples[split], self.batch_size, rank, world_size, **self.loader_options)
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank and the number of processes; without a Trainer there is one process."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+def _split(val_fraction: float, test_fraction: float, seed: int) -> dict[str, SamplesInMemory]:
+    """Stratified: each split holds every digit in the same proportion."""
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, np.newaxis]  # (N, 1, 8, 8)
+    rest, test = train_test_split(
+        np.arange(len(pixels)), test_size=test_fraction, stratify=digits.target, random_state=seed
+    )
+    train, val = train_test_split(
+        rest, test_size=val_fraction / (1 - test_fraction), stratify=digits.target[rest], random_state=seed
+    )
+    return {
+        split: SamplesInMemory(torch.from_numpy(pixels[rows]), torch.from_numpy(digits.target[rows]).long())
+        for split, rows in zip(SPLITS, (train, val, test), strict=True)
+    }

@@ -1,0 +1,35 @@
+"""What a network, an exporter and a client must know about the data, in one frozen value."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Comes from the DataModule, sizes the network, travels in the checkpoint and becomes the manifest.
+
+    Shapes are of one sample, without the batch axis: `(C, H, W)` for pictures. `mean` and `std` hold one figure a
+    channel, in the units of the raw input, computed on the training split alone.
+    """
+
+    name: str
+    task: str
+    input_shape: tuple[int, ...]
+    input_dtype: str
+    input_range: tuple[float, float]
+    labels: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers only: a checkpoint that holds them loads with `weights_only=True`."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DataSpec":
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)

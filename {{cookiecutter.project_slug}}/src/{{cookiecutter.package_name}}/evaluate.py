@@ -1,0 +1,54 @@
+"""Evaluate a checkpoint on the test split: figures, `metrics.json` and a confusion matrix.
+
+python -m <package>.evaluate
+python -m <package>.evaluate ckpt_path=logs/train/runs/<time>/checkpoints/best.ckpt
+python -m <package>.evaluate trainer=cpu strategy=ddp trainer.devices=2
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cli import Config, command
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from .models.classifier import Classifier
+
+
+@command("evaluate")
+def main(config: Config) -> None:
+    from . import checkpoints
+    from .strategies.launch import launch
+
+    path = checkpoints.find(config["ckpt_path"], Path(config["paths"]["log_dir"]))
+    checkpoints.load(path)  # refuses a bad file before any process is started
+    launch(run, {**config, "ckpt_path": str(path)})
+
+
+def run(config: Config) -> dict[str, float]:
+    """One process of an evaluation."""
+    from . import checkpoints
+    from .build import build_trainer
+    from .callbacks import progress_bar
+    from .reports import report_evaluation
+    from .strategies.launch import devices_of
+
+    checkpoint = checkpoints.load(Path(config["ckpt_path"]))
+    model = checkpoint.model()
+    trainer = build_trainer(config, devices_of(config), [progress_bar()], loggers=[])
+    metrics = evaluate(checkpoint.datamodule(config["data"]), model, trainer)
+    if trainer.is_global_zero:
+        report_evaluation(metrics, model, Path(config["paths"]["output_dir"]))
+    return metrics
+
+
+def evaluate(datamodule: pl.LightningDataModule, model: Classifier, trainer: pl.Trainer) -> dict[str, float]:
+    """Metrics of the test split by their logged names; each sample counts once, under every strategy."""
+    return dict(trainer.test(model, datamodule=datamodule, verbose=False)[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""One LightningModule for any network that turns a batch into logits."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+
+from ..data.samples import Batch
+from ..data.spec import DataSpec
+from .normalize import Normalize
+
+
+class Classifier(pl.LightningModule):
+    """Trains `net(spec)` with cross entropy: raw input `(B, *spec.input_shape)` to logits `(B, K)`.
+
+    Logs `train/loss` and `train/acc`, and `loss`, `acc` and `f1` (macro) under `val/` and `test/`, once an epoch.
+    Every sample counts once, whatever the number of processes, so the figures are those of one process.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        net: Callable[[DataSpec], nn.Module],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.net = nn.Sequential(Normalize(spec), net(spec))
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.label_smoothing = label_smoothing
+        scores: dict[str, Metric | MetricCollection] = {
+            "acc": MulticlassAccuracy(spec.num_classes, average="micro"),
+            "f1": MulticlassF1Score(spec.num_classes, average="macro"),
+        }
+        self.val_scores = MetricCollection(scores, prefix="val/")
+        self.test_scores = MetricCollection(scores, prefix="test/")
+        self.test_confusion = MulticlassConfusionMatrix(spec.num_classes)
+        self._totals: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x, y = batch
+        logits = self(x)
+        loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        self._count("train", logits, y, loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch, self.val_scores)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch, self.test_scores, self.test_confusion)
+
+    def _evaluate(self, split: str, batch: Batch, *metrics: MetricCollection | MulticlassConfusionMatrix) -> None:
+        x, y = batch
+        if len(y) == 0:  # more processes than samples in this batch
+            return
+        logits = self(x)
+        self._count(split, logits, y, F.cross_entropy(logits, y))
+        for metric in metrics:
+            metric.update(logits, y)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        # Not in on_train_epoch_end: that comes after the progress bar has shown the epoch's figures.
+        if self.trainer.is_last_batch:
+            loss, accuracy = self._means("train")
+            self._log({"train/loss": loss, "train/acc": accuracy})
+
+    def on_validation_epoch_end(self) -> None:
+        self._log({"val/loss": self._means("val")[0], **self.val_scores.compute()})
+        self.val_scores.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self._log({"test/loss": self._means("test")[0], **self.test_scores.compute()})
+        self.test_scores.reset()
+
+    def _log(self, figures: dict[str, Tensor]) -> None:
+        # All ranks hold the same figures already; sync_dist only tells Lightning so.
+        self.log_dict(figures, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
+
+    def _count(self, split: str, logits: Tensor, y: Tensor, loss: Tensor) -> None:
+        """Adds to running sums on the device; a log call or `.item()` a step would cost more than a small network."""
+        if split not in self._totals:
+            dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
+            self._totals[split] = torch.zeros(3, dtype=dtype, device=y.device)
+        correct = (logits.argmax(dim=1) == y).sum()
+        self._totals[split] += torch.stack([loss.detach() * len(y), correct, torch.tensor(len(y), device=y.device)])
+
+    def _means(self, split: str) -> tuple[Tensor, Tensor]:
+        """Mean loss and accuracy over the samples of all ranks since the last call."""
+        nothing = torch.zeros(3, device=self.device)
+        totals = self.trainer.strategy.reduce(self._totals.pop(split, nothing), reduce_op="sum")
+        loss, correct, count = totals.unbind()
+        return loss / count, correct / count
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return {"optimizer": optimizer}
+        scheduler = self.make_scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}

@@ -1,0 +1,54 @@
+"""Warnings of dependencies that a user can do nothing about. All others are shown, and are errors in the tests."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class Quiet(NamedTuple):
+    category: type[Warning]
+    message: str  # a regular expression for its beginning
+    module: str  # of the code that is warned, likewise
+    reason: str
+
+
+QUIET = (
+    Quiet(
+        UserWarning,
+        r"Experiment logs directory .* exists and is not empty",
+        r"lightning\.fabric\.loggers\.csv_logs",
+        "metrics.csv lies in the run directory, where Hydra has put its own files before",
+    ),
+    Quiet(
+        UserWarning,
+        r"The number of training batches \(\d+\) is smaller than the logging interval",
+        r"lightning\.pytorch\.loops\.fit_loop",
+        "figures are logged once an epoch, not every few steps",
+    ),
+    Quiet(
+        FutureWarning,
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        r"lightning\.pytorch\.utilities\._pytree",
+        "Lightning 2.6 calls a torch function that torch 2.13 has renamed",
+    ),
+    Quiet(
+        UserWarning,
+        r"Grad strides do not match bucket view strides",
+        r"torch\.autograd\.graph",
+        "ddp copies the gradient of a convolution with one input channel: a few numbers",
+    ),
+)
+
+
+def quieten(*quiets: Quiet) -> None:
+    for quiet in quiets:
+        warnings.filterwarnings("ignore", quiet.message, quiet.category, quiet.module)
+
+
+@contextmanager
+def quietly(*quiets: Quiet) -> Iterator[None]:
+    """Within this block only: for warnings whose category needs torch, or that nothing else should hide."""
+    with warnings.catch_warnings():
+        quieten(*quiets)
+        yield

@@ -1,0 +1,99 @@
+"""Train a model, evaluate its best checkpoint on the test split and plot the curves.
+
+    python -m <package>.train
+    python -m <package>.train model=mlp trainer.max_epochs=5
+    python -m <package>.train strategy=ddp trainer.devices=4
+    python -m <package>.train trainer=cpu strategy=ddp trainer.devices=2
+    python -m <package>.train -m model.optimizer.lr=0.01,0.001
+
+Torch and lightning are imported inside the functions: `--help` and a mistyped option are answered without them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cli import Config, command
+from .refusal import Refusal
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+@dataclass(frozen=True)
+class Options:
+    """The plain options of `configs/train.yaml`."""
+
+    seed: int
+    tags: list[str]
+    ckpt_path: str | None
+    test: bool
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise Refusal(f"seed={self.seed} is out of range: give 0 to {2**32 - 1}.")
+
+
+@command("train")
+def main(config: Config) -> None:
+    from . import checkpoints
+    from .checks import read_options
+    from .strategies.launch import launch
+
+    options = read_options(config, Options)
+    if options.ckpt_path is not None:
+        checkpoints.load(Path(options.ckpt_path))  # refuses a bad file before any process is started
+    launch(run, config, batch_size=config["data"].get("batch_size"))
+
+
+def run(config: Config) -> dict[str, float]:
+    """One process of a run: builds what the configuration names, trains it and reports."""
+    import lightning.pytorch as pl
+
+    from .build import build, build_callbacks, build_classifier, build_loggers, build_trainer
+    from .checkpoints import self_description
+    from .checks import read_options
+    from .reports import announce, report_training
+    from .strategies.launch import devices_of
+
+    options = read_options(config, Options)
+    pl.seed_everything(options.seed, workers=True, verbose=False)
+    datamodule = build(config["data"], "data")
+    model = build_classifier(config["model"], datamodule.spec)
+    loggers = build_loggers(config.get("logger"))
+    callbacks = build_callbacks(config.get("callbacks"), loggers, self_description(config, datamodule.spec))
+    trainer = build_trainer(config, devices_of(config), callbacks, loggers)
+    for logger in loggers:
+        logger.log_hyperparams(config)
+
+    if trainer.is_global_zero:
+        announce(config, devices_of(config), model)
+    metrics = train(datamodule, model, trainer, options.ckpt_path, test=options.test)
+    if trainer.is_global_zero:
+        report_training(metrics, trainer, Path(config["paths"]["output_dir"]))
+    return metrics
+
+
+def train(
+    datamodule: pl.LightningDataModule,
+    model: pl.LightningModule,
+    trainer: pl.Trainer,
+    ckpt_path: str | None = None,
+    test: bool = True,
+) -> dict[str, float]:
+    """Fits, then tests the best checkpoint; returns every metric by its logged name, as `val/loss` or `test/acc`.
+
+    `ckpt_path` goes on from that checkpoint: weights, optimizer, scheduler and epoch.
+    """
+    trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    if test:
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        metrics.update(trainer.test(model, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)[0])
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A checkpoint is plain data, describes itself, and runs no foreign code."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }} import checkpoints
+from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
+from {{ cookiecutter.package_name }}.refusal import Refusal
+
+
+def read(path: Path) -> dict[str, Any]:
+    contents = torch.load(path, weights_only=True)
+    assert isinstance(contents, dict)
+    return contents
+
+
+def write(contents: dict[str, Any], path: Path) -> Path:
+    torch.save(contents, path)
+    return path
+
+
+def test_best_and_last_load_with_weights_only(run_dir: Path) -> None:
+    for name in ("best", "last"):
+        contents = read(run_dir / f"checkpoints/{name}.ckpt")
+        assert contents["project"]["package"] == package.__name__
+        assert contents["project"]["config"]["model"]["net"]["widths"] == [32, 64, 64]
+
+
+def test_model_and_data_come_back_without_typing_anything(best_checkpoint: Path) -> None:
+    checkpoint = checkpoints.load(best_checkpoint)
+    datamodule = checkpoint.datamodule(overrides={"batch_size": 100})
+    assert isinstance(datamodule, DigitsDataModule)
+    assert (datamodule.batch_size, datamodule.spec) == (100, checkpoint.spec)
+    model, trained = checkpoint.model().state_dict(), read(best_checkpoint)["state_dict"]
+    assert all(torch.equal(model[name], trained[name]) for name in trained)
+
+
+def test_missing_truncated_and_foreign_files_are_refused(best_checkpoint: Path, tmp_path: Path) -> None:
+    whole = best_checkpoint.read_bytes()
+    truncated, empty = tmp_path / "truncated.ckpt", tmp_path / "empty.ckpt"
+    truncated.write_bytes(whole[: len(whole) // 2])
+    empty.write_bytes(b"")
+    foreign = write({"state_dict": {}, "epoch": 1}, tmp_path / "foreign.ckpt")
+    other = write(read(best_checkpoint) | {"project": {"package": "other"}}, tmp_path / "other.ckpt")
+    for path, sentence in (
+        (tmp_path / "missing.ckpt", "does not exist"),
+        (truncated, "cannot be read"),
+        (empty, "cannot be read"),
+        (foreign, f"was not written by {package.__name__}"),
+        (other, f"was not written by {package.__name__}"),
+    ):
+        with pytest.raises(Refusal, match=sentence) as caught:
+            checkpoints.load(path)
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+class RunsACommand:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.environ["PROOF"],)
+
+
+def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proof = tmp_path / "proof"
+    monkeypatch.setenv("PROOF", str(proof))
+    path = tmp_path / "code.ckpt"
+    torch.save({"state_dict": RunsACommand()}, path, pickle_module=pickle)
+    with pytest.raises(Refusal, match="cannot be read"):
+        checkpoints.load(path)
+    assert not proof.exists()
+    torch.load(path, weights_only=False)  # the file does what it says: the test above could fail
+    assert proof.exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "subprocess.Popen", "torch.hub.load", f"{package.__name__}.cli.os.system", "torch.no_such_class"],
+)
+def test_target_that_is_no_trusted_class_is_refused(target: str, best_checkpoint: Path, tmp_path: Path) -> None:
+    contents = read(best_checkpoint)
+    contents["project"]["config"]["model"]["net"]["_target_"] = target
+    with pytest.raises(Refusal, match=f"_target_={target}"):
+        checkpoints.load(write(contents, tmp_path / "spoiled.ckpt"))
+
+
+def test_latest_is_the_run_that_was_trained_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Refusal, match=f"python -m {package.__name__}.train"):
+        checkpoints.find("latest", tmp_path)
+    places = ["runs/2026-01-02", "multiruns/2026-01-01/0", "runs/2026-01-03"]
+    for age, place in zip((30, 10, 20), places, strict=True):
+        path = tmp_path / "train" / place / "checkpoints/best.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    caplog.set_level("INFO")
+    found = checkpoints.find("latest", tmp_path)
+    assert found == tmp_path / "train/multiruns/2026-01-01/0/checkpoints/best.ckpt"
+    assert str(found) in caplog.text

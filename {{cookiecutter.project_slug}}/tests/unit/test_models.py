@@ -1,0 +1,122 @@
+"""The networks and the LightningModule around them."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
+from {{ cookiecutter.package_name }}.data.samples import SamplesInMemory, evaluation_loader
+from {{ cookiecutter.package_name }}.data.spec import DataSpec
+from {{ cookiecutter.package_name }}.models.classifier import Classifier
+from {{ cookiecutter.package_name }}.models.cnn import CNN
+from {{ cookiecutter.package_name }}.models.mlp import MLP
+from {{ cookiecutter.package_name }}.models.normalize import Normalize
+from {{ cookiecutter.package_name }}.strategies.dp import DataParallelStrategy
+
+
+def make_spec(shape: tuple[int, ...] = (1, 8, 8), num_labels: int = 3) -> DataSpec:
+    channels = shape[0]
+    return DataSpec(
+        name="made",
+        task="classification",
+        input_shape=shape,
+        input_dtype="uint8",
+        input_range=(0.0, 255.0),
+        labels=tuple(f"label {number}" for number in range(num_labels)),
+        mean=tuple(100.0 + channel for channel in range(channels)),
+        std=tuple(50.0 + channel for channel in range(channels)),
+    )
+
+
+def make_classifier(spec: DataSpec) -> Classifier:
+    return Classifier(
+        spec,
+        net=lambda spec: MLP(spec, widths=[8], dropout=0.0),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+
+
+def make_trainer(**options: object) -> pl.Trainer:
+    quiet = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+    }
+    return pl.Trainer(**quiet, **options, enable_model_summary=False, use_distributed_sampler=False)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (3, 33, 20), (1, 4, 4)])
+def test_networks_are_sized_by_the_spec(shape: tuple[int, ...]) -> None:
+    spec = make_spec(shape, num_labels=5)
+    batch = torch.zeros(2, *shape)
+    assert CNN(spec, widths=[8, 8, 8], num_groups=4, dropout=0.1)(batch).shape == (2, 5)
+    assert MLP(spec, widths=[8], dropout=0.1)(batch).shape == (2, 5)
+
+
+def test_cnn_answers_a_sample_alike_in_any_batch() -> None:
+    cnn = CNN(make_spec(), widths=[8, 16], num_groups=4, dropout=0.0).train().double()
+    batch = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(cnn(batch)[:2], cnn(batch[:2]), rtol=0, atol=1e-12)
+
+
+def test_normalize_takes_raw_pixels_channel_by_channel() -> None:
+    batch = torch.tensor([100, 101, 102], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+    assert torch.equal(Normalize(make_spec((3, 4, 4)))(batch), torch.zeros(2, 3, 4, 4))
+
+
+def test_test_figures_are_those_of_the_samples() -> None:
+    datamodule = DigitsDataModule(batch_size=50)
+    model = make_classifier(datamodule.spec)
+    (figures,) = make_trainer().test(model, datamodule=datamodule, verbose=False)
+    samples = datamodule.samples["test"]
+    with torch.inference_mode():
+        logits = model(samples.inputs)
+    assert figures["test/acc"] == pytest.approx((logits.argmax(1) == samples.labels).float().mean().item())
+    assert figures["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, samples.labels).item(), rel=1e-6)
+    assert model.test_confusion.compute().sum() == len(samples)
+
+
+def test_an_empty_batch_counts_nothing() -> None:
+    spec = make_spec()
+    samples = SamplesInMemory(torch.zeros(1, *spec.input_shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
+    second_of_two: DataLoader = evaluation_loader(samples, batch_size=4, rank=1, world_size=2)
+    (batch,) = second_of_two
+    assert batch[0].shape == (0, *spec.input_shape)
+    model = make_classifier(spec)
+    model.test_step(batch, 0)
+    assert model.test_confusion.confmat.sum() == 0
+
+
+def test_dp_on_one_device_changes_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    weights = []
+    for strategy in ("auto", DataParallelStrategy([torch.device("cpu")])):
+        pl.seed_everything(3, verbose=False)
+        datamodule = DigitsDataModule(batch_size=400)
+        model = make_classifier(datamodule.spec)
+        make_trainer(strategy=strategy, max_epochs=1).fit(model, datamodule=datamodule)
+        weights.append(model.state_dict())
+    assert [record.message for record in caplog.records if "dp" in record.message] == [
+        "strategy=dp has one device (cpu) and changes nothing there."
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.gpu
+def test_dp_on_a_gpu_gives_the_gradients_of_one_device() -> None:
+    """Two replicas on one GPU: shows scatter, replicate and gather at work, not a speed."""
+    weights = []
+    for strategy in ("auto", DataParallelStrategy([torch.device("cuda", 0), torch.device("cuda", 0)])):
+        pl.seed_everything(3, verbose=False)
+        datamodule = DigitsDataModule(batch_size=400)
+        model = make_classifier(datamodule.spec)
+        trainer = pl.Trainer(
+            accelerator="gpu", devices=[0], strategy=strategy, max_epochs=1, precision="64-true", logger=False
+        )
+        trainer.fit(model, datamodule=datamodule)
+        weights.append(model.cpu().state_dict())
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=1e-10)

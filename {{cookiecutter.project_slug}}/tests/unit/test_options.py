@@ -1,0 +1,118 @@
+"""Options are checked before anything is built, and refused in one sentence."""
+
+from dataclasses import dataclass
+
+import pytest
+
+import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.build import build, build_loggers
+from {{ cookiecutter.package_name }}.checks import check, read_options
+from {{ cookiecutter.package_name }}.refusal import Refusal
+from {{ cookiecutter.package_name }}.strategies.devices import Devices, resolve_devices
+from {{ cookiecutter.package_name }}.train import Options
+
+DIGITS = f"{package.__name__}.data.digits.DigitsDataModule"
+TRAINER = "lightning.pytorch.Trainer"
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"_target_": DIGITS, "batchsize": 4}, r"'it.batchsize' is no option; did you mean 'it.batch_size'\?"),
+        ({"_target_": DIGITS, "batch_size": "abc"}, "it.batch_size=abc does not fit: it takes a whole number."),
+        ({"_target_": DIGITS, "batch_size": 1.5}, "it takes a whole number"),
+        ({"_target_": DIGITS, "batch_size": True}, "it takes a whole number"),
+        ({"_target_": DIGITS, "val_fraction": "a"}, "it takes a number"),
+        ({"_target_": TRAINER, "precision": 17}, "it.precision=17 does not fit: .*bf16-mixed"),
+        ({"_target_": TRAINER, "max_epochs": "abc"}, "it takes a whole number or null"),
+        ({"_target_": "no.such.thing"}, "it._target_=no.such.thing cannot be imported"),
+        ({"inner": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": "x"}}, "it.inner.lr=x does not fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused(section: dict[str, object], sentence: str) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        check(section, "it")
+
+
+def test_what_fits_passes() -> None:
+    check({"_target_": DIGITS, "batch_size": 4, "val_fraction": 0.25, "pin_memory": True}, "it")
+    check(
+        {
+            "_target_": TRAINER,
+            "precision": "bf16-mixed",
+            "devices": [0, 1],
+            "max_epochs": None,
+            "limit_val_batches": 0.5,
+        },
+        "it",
+    )
+    assert build({"_target_": DIGITS, "batch_size": 4}, "data").batch_size == 4
+
+
+def test_mistake_in_a_constructor_names_the_line() -> None:
+    section = {"_target_": "torch.nn.GroupNorm", "num_groups": 3, "num_channels": 4}
+    with pytest.raises(Refusal, match=r"it cannot be built: .*divisible by num_groups.* \(normalization.py:\d+\)"):
+        build(section, "it")
+
+
+def test_plain_sections_are_checked_against_their_dataclass() -> None:
+    good = {"seed": 1, "tags": ["a"], "ckpt_path": None, "test": True}
+    assert read_options(good, Options) == Options(**good)
+    for wrong in ({"seed": "abc"}, {"seed": -1}, {"tags": "a"}, {"test": "yes"}, {"ckpt_path": 3}):
+        (name,) = wrong
+        with pytest.raises(Refusal, match=f"^{name}="):
+            read_options(good | wrong, Options)
+
+
+def test_options_of_ones_own_may_be_any_dataclass() -> None:
+    @dataclass(frozen=True)
+    class Own:
+        rate: float
+
+    assert read_options({"rate": 1}, Own) == Own(rate=1)
+
+
+def test_logger_that_is_not_installed_names_the_command() -> None:
+    section = {"missing": {"_target_": f"{__name__}.NotInstalled"}}
+    with pytest.raises(Refusal, match=r"logger=missing is not installed: run 'pip install -c constraints.txt missing'"):
+        build_loggers(section)
+
+
+class NotInstalled:
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("No module named 'missing'")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "requested", "expected"),
+    [("single", None, 1), ("single", 1, 1), ("dp", None, 1), ("ddp", None, 1), ("ddp", 2, 2), ("ddp", "3", 3)],
+)
+def test_devices_on_the_cpu_are_processes(strategy: str, requested: object, expected: int) -> None:
+    assert resolve_devices("cpu", requested, strategy) == Devices("cpu", tuple(range(expected)))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "requested", "sentence"),
+    [
+        ("single", 2, "strategy=single uses one device"),
+        ("dp", 2, "take strategy=ddp"),
+        ("ddp", 0, "trainer.devices=0 names no set of devices"),
+        ("ddp", [0, 1], "numbers GPUs"),
+        ("ddp", "many", "trainer.devices=many is no number"),
+    ],
+)
+def test_impossible_devices_are_refused(strategy: str, requested: object, sentence: str) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        resolve_devices("cpu", requested, strategy)
+
+
+def test_more_gpus_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count of GPUs is a stand-in; what is shown is the rule."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert resolve_devices("auto", None, "ddp") == Devices("gpu", (0, 1))
+    assert resolve_devices("gpu", [1], "single") == Devices("gpu", (1,))
+    with pytest.raises(Refusal, match=r"trainer.devices=4 asks for more than this machine has \(2 gpu\)"):
+        resolve_devices("gpu", 4, "ddp")
+    with pytest.raises(Refusal, match="names no set"):
+        resolve_devices("gpu", [0, 0], "ddp")
