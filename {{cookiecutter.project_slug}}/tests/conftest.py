@@ -31,7 +31,7 @@ def run_command(verb: str, *options: str, cwd: Path, check: bool = True) -> subp
     """`python -m <package>.<verb> <options>` in the folder `cwd`, with every warning an error."""
     environment = os.environ | {"PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", f"{package.__name__}.{verb}", *options]
-    process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     if check:
         assert process.returncode == 0, process.stdout + process.stderr
     return process

@@ -54,7 +54,8 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Pat
 def report_evaluation(metrics: dict[str, float], model: Classifier, run_dir: Path) -> None:
     """Writes `metrics.json` and `confusion_matrix.png`."""
     _write_json(metrics, run_dir / "metrics.json")
-    plot_confusion_matrix(model.test_confusion.compute(), model.spec.labels, run_dir / "confusion_matrix.png")
+    assert model.confusion_matrix is not None
+    plot_confusion_matrix(model.confusion_matrix, model.spec.labels, run_dir / "confusion_matrix.png")
     _log_metrics(metrics)
     log.info("run         %s", _shown(run_dir))
 

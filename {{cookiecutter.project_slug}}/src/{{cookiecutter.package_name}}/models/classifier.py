@@ -46,6 +46,7 @@ class Classifier(pl.LightningModule):
         self.val_scores = MetricCollection(scores, prefix="val/")
         self.test_scores = MetricCollection(scores, prefix="test/")
         self.test_confusion = MulticlassConfusionMatrix(spec.num_classes)
+        self.confusion_matrix: Tensor | None = None  # (K, K), rows the true labels; there after a test
         self._totals: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,6 +88,8 @@ class Classifier(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log({"test/loss": self._means("test")[0], **self.test_scores.compute()})
         self.test_scores.reset()
+        self.confusion_matrix = self.test_confusion.compute()  # on all ranks: it waits for their counts
+        self.test_confusion.reset()
 
     def _log(self, figures: dict[str, Tensor]) -> None:
         # All ranks hold the same figures already; sync_dist only tells Lightning so.

@@ -1,0 +1,87 @@
+"""A user's mistake gets one sentence and exit code 2, without a traceback, and leaves nothing behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import run_command
+
+import {{ cookiecutter.package_name }} as package
+
+# What the configuration alone can refuse: answered without importing torch.
+FAST = [
+    ("train", ["trainer.max_epoch=3"], "'trainer.max_epoch' is no option; did you mean 'trainer.max_epochs'?"),
+    ("train", ["trainer=ddp"], "'trainer=ddp' is no option; did you mean 'strategy=ddp'?"),
+    ("train", ["trainer.strategy=ddp"], "'strategy' is a group of its own: choose one as 'strategy=...'."),
+    ("train", ["model=resnet"], "'model=resnet' is no option; choose one of: cnn, mlp."),
+    ("train", ["logger=null"], "a group cannot be null on the command line: leave it out with '~'"),
+    ("train", ["'"], "cannot be read: write an option as name=value"),
+    ("export", ["export.opsett=18"], "'export.opsett' is no option; did you mean 'export.opset'?"),
+]
+SLOW = [
+    ("train", ["strategy=single", "trainer=cpu", "trainer.devices=2"], "strategy=single uses one device"),
+    ("train", ["strategy=dp", "trainer=cpu", "trainer.devices=2"], "take strategy=ddp"),
+    ("train", ["strategy=ddp", "trainer=cpu", "trainer.devices=3"], "the nearest that does is 63 or 66"),
+    ("train", ["trainer=gpu", "trainer.devices=512"], "trainer."),
+    ("train", ["seed=abc"], "seed=abc does not fit: it takes a whole number."),
+    ("train", ["data.batch_size=abc"], "data.batch_size=abc does not fit: it takes a whole number."),
+    ("train", ["model.optimizer.lr=-1"], "Invalid learning rate: -1"),
+    ("train", ["ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
+    ("evaluate", [], "finds no trained run"),
+    ("evaluate", ["ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
+    ("export", [], "finds no trained run"),
+    ("export", ["ckpt_path=truncated.ckpt"], "cannot be read"),
+    ("export", ["formats=[onxx]"], "formats=[onxx] is no format; did you mean 'onnx'?"),
+    ("export", ["formats=[]"], "formats=[] exports nothing"),
+    ("export", ["export.name=../up"], "export.name=../up is no folder name"),
+    ("export", ["export.max_batch_size=0"], "export.max_batch_size=0 is too small"),
+]
+
+
+def only_line(refused: subprocess.CompletedProcess[str]) -> str:
+    assert refused.returncode == 2, refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize(("verb", "options", "sentence"), FAST + SLOW)
+def test_mistake_gets_one_sentence_and_leaves_nothing(
+    verb: str, options: list[str], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "truncated.ckpt").write_bytes(b"PK\x03\x04 and no more")
+    assert sentence in only_line(run_command(verb, *options, cwd=tmp_path, check=False))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["truncated.ckpt"]
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_metric_that_is_never_logged_is_refused_when_it_is_looked_for(tmp_path: Path) -> None:
+    options = ("trainer=cpu", "trainer.max_epochs=1", "callbacks.best.monitor=val/nothing")
+    assert "could not find the monitored key" in only_line(run_command("train", *options, cwd=tmp_path, check=False))
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"), [*(case[:2] for case in FAST), ("train", ["--help"]), ("export", ["--help"])]
+)
+def test_answered_without_torch(verb: str, options: list[str], tmp_path: Path) -> None:
+    code = (
+        f"import sys; from {package.__name__}.{verb} import main\n"
+        "try:\n    main()\nfinally:\n    assert not sys.modules.keys() & {'torch', 'lightning'}, 'torch was imported'\n"
+    )
+    command = [sys.executable, "-c", code, *options]
+    answered = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answered.returncode == (0 if options == ["--help"] else 2), answered.stderr
+    assert "torch was imported" not in answered.stderr
+
+
+def test_logger_that_is_not_installed_is_refused(tmp_path: Path) -> None:
+    """Lightning is told that it did not find tensorboard; the refusal is the real one."""
+    code = (
+        "import lightning.fabric.loggers.tensorboard as tensorboard\n"
+        "tensorboard._TENSORBOARD_AVAILABLE = tensorboard._TENSORBOARDX_AVAILABLE = False\n"
+        f"from {package.__name__}.train import main; main()"
+    )
+    command = [sys.executable, "-c", code, "logger=tensorboard", "trainer=cpu"]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "logger=tensorboard is not installed: run 'pip install -c constraints.txt tensorboard'" in only_line(refused)

@@ -1,0 +1,80 @@
+"""Every option file composes, and what it names can be built."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }} import build
+from {{ cookiecutter.package_name }}.checks import read_options
+from {{ cookiecutter.package_name }}.cli import CONFIGS
+from {{ cookiecutter.package_name }}.export import Options as ExportOptions
+from {{ cookiecutter.package_name }}.strategies.launch import devices_of
+from {{ cookiecutter.package_name }}.train import Options as TrainOptions
+
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("hydra", "paths")
+)
+
+
+def composed(command: str, run_dir: Path, *options: str) -> dict[str, Any]:
+    with initialize_config_module(f"{package.__name__}.configs", version_base="1.3"):
+        config = compose(command, [*options, f"paths.output_dir={run_dir}"])
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
+    config = composed("train", tmp_path, choice)
+    if choice in ("trainer=gpu", "trainer=mps"):
+        config["trainer"]["accelerator"] = "cpu"  # no such device here: all but its name is tried
+    read_options(config, TrainOptions)
+    datamodule = build.build(config["data"], "data")
+    model = build.build_classifier(config["model"], datamodule.spec)
+    loggers = build.build_loggers(config["logger"])
+    callbacks = build.build_callbacks(config["callbacks"], loggers, {})
+    assert isinstance(build.build_trainer(config, devices_of(config), callbacks, loggers), pl.Trainer)
+    inputs, _ = next(iter(datamodule.test_dataloader()))
+    with torch.inference_mode():
+        assert model(inputs).shape == (len(inputs), datamodule.spec.num_classes)
+
+
+def test_no_choice_is_missed() -> None:
+    """The project came with 18 of them; your own are tried too."""
+    assert len(CHOICES) >= 18
+
+
+def test_first_line_of_an_option_file_says_how_to_select_it() -> None:
+    for path in CONFIGS.glob("*/*.yaml"):
+        first, second, *_ = path.read_text(encoding="utf-8").splitlines()
+        comment = second if first.startswith("# @package") else first
+        assert comment.startswith(f"# {path.parent.name}={path.stem}: "), path
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+def test_commands_compose(command: str, tmp_path: Path) -> None:
+    assert composed(command, tmp_path)["task_name"] == command
+
+
+def test_export_options_fit(tmp_path: Path) -> None:
+    assert read_options(composed("export", tmp_path)["export"], ExportOptions).name == package.__name__
+
+
+def test_learning_rate_monitor_is_left_out_without_a_logger(tmp_path: Path) -> None:
+    sections = composed("train", tmp_path)["callbacks"]
+    loggers = build.build_loggers(composed("train", tmp_path)["logger"])
+    assert len(build.build_callbacks(sections, [], {})) == len(build.build_callbacks(sections, loggers, {})) - 1
+
+
+def test_callback_set_to_null_is_left_out(tmp_path: Path) -> None:
+    sections = composed("train", tmp_path, "callbacks.early_stopping=null")["callbacks"]
+    names = [type(callback).__name__ for callback in build.build_callbacks(sections, [], {})]
+    assert "EarlyStopping" not in names
+    assert "ModelCheckpoint" in names
