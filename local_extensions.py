@@ -1,19 +1,25 @@
-"""Jinja filters for names: default answers that work, and text quoted for TOML and YAML."""
+"""Jinja filters for the answers: defaults that work, text quoted for TOML and YAML, and an early refusal."""
 
+import importlib.util
 import json
-import keyword
 import re
-import sys
+from pathlib import Path
 
+from cookiecutter.exceptions import FailedHookException
 from jinja2 import Environment
 from jinja2.ext import Extension
 from slugify import slugify
+
+# The rules live in the hook, which also runs where this refusal does not (`--replay`).
+_spec = importlib.util.spec_from_file_location("rules", Path(__file__).parent / "hooks/pre_gen_project.py")
+rules = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rules)
 
 
 def slug(name: str, reserved: list[str]) -> str:
     """A folder name from any words; those that leave nothing behind, as an emoji alone, become `my-project`."""
     words = slugify(name) or "my-project"
-    return f"{words}-project" if _taken(words, reserved) else words
+    return f"{words}-project" if rules.is_taken(words.replace("-", "_"), reserved) else words
 
 
 def package(project_slug: str, reserved: list[str]) -> str:
@@ -21,7 +27,7 @@ def package(project_slug: str, reserved: list[str]) -> str:
     name = re.sub(r"\W+", "_", project_slug.lower(), flags=re.ASCII).strip("_")
     if not name or name[0].isdigit():
         name = f"project_{name}".rstrip("_")
-    return f"{name}_project" if _taken(name, reserved) else name
+    return f"{name}_project" if rules.is_taken(name, reserved) else name
 
 
 def quoted(text: str) -> str:
@@ -29,12 +35,17 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _taken(name: str, reserved: list[str]) -> bool:
-    module = name.replace("-", "_")
-    return keyword.iskeyword(module) or module in sys.stdlib_module_names or module in reserved
+def refuse_bad_answers(answers: dict) -> str:
+    """Raises what cookiecutter prints as one line; a hook that fails is printed with cookiecutter's own traceback."""
+    sentences = rules.refusals(answers)
+    if sentences:
+        raise FailedHookException("\n".join(f"error: {sentence}" for sentence in sentences))
+    return ""
 
 
 class NameFilters(Extension):
+    """Registers the filters above; named in cookiecutter.json."""
+
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        environment.filters.update(slug=slug, package=package, quoted=quoted)
+        environment.filters.update(slug=slug, package=package, quoted=quoted, refuse_bad_answers=refuse_bad_answers)

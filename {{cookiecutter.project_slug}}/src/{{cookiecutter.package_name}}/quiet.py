@@ -27,6 +27,12 @@ QUIET = (
         "figures are logged once an epoch, not every few steps",
     ),
     Quiet(
+        UserWarning,
+        r"The dirpath has changed from",
+        r"lightning\.pytorch\.callbacks\.model_checkpoint",
+        "a run that goes on from another one's checkpoint keeps its own directory",
+    ),
+    Quiet(
         FutureWarning,
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
         r"lightning\.pytorch\.utilities\._pytree",

@@ -1,0 +1,43 @@
+PYTHON ?= python3
+BIN := .venv/bin
+# Where `make bake` puts the project, and more words for cookiecutter: make bake OUT=.. ARGS="--no-input"
+OUT ?= build
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo bake check test test-all clean
+
+help: ## show what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
+		"error: Python 3.11 to 3.13 is needed, but $(PYTHON) is %d.%d: give another, as PYTHON=python3.13" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+demo: .venv/ready ## generate a project in build/, install it, train it and export a verified bundle
+	rm -rf build/digit-classifier
+	$(BIN)/cookiecutter . --no-input --output-dir build
+	$(MAKE) -C build/digit-classifier PYTHON=$(PYTHON) setup train export
+	@echo
+	@echo "The verified bundle is in build/digit-classifier/artifacts/digit_classifier/1: read its README.md, the model card."
+	@echo "next: make bake OUT=..   asks you some questions and generates a project of your own beside this folder"
+
+bake: .venv/ready ## answer the questions and generate a project in OUT (default: build)
+	$(BIN)/cookiecutter . --output-dir $(OUT) $(ARGS)
+
+check: .venv/ready ## lint and format check of the template as it lies
+	$(BIN)/ruff check --config ruff.toml
+	$(BIN)/ruff format --check --config ruff.toml
+
+test: .venv/ready ## rules, every combination of answers, refusals and the generated project's own tests
+	$(BIN)/python -m pytest -m "not story" $(ARGS)
+
+test-all: .venv/ready ## all tests: also this README's commands in a fresh clone
+	$(BIN)/python -m pytest $(ARGS)
+
+clean: ## remove what the commands above made
+	rm -rf build .venv .pytest_cache .ruff_cache

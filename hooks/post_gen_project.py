@@ -1,0 +1,37 @@
+"""Removes what was not chosen, and makes the folder a git repository when asked."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+# (question, answer) -> what the project does not need then.
+UNWANTED = {
+    ("license", "Proprietary"): ["LICENSE"],
+}
+
+
+def remove_unwanted(answers: dict) -> None:
+    for (question, answer), paths in UNWANTED.items():
+        if answers[question] == answer:
+            for path in paths:
+                Path(path).unlink()
+
+
+def init_repository() -> None:
+    if shutil.which("git") is None:
+        print("note: git is not installed, so the project is no repository yet.", file=sys.stderr)
+        return
+    subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], check=True)
+
+
+def main(answers: dict) -> None:
+    remove_unwanted(answers)
+    if answers["git_init"]:
+        init_repository()
+    print(f"Your project is in {Path.cwd()}\nnext: cd {Path.cwd().name} && make setup && make train")
+
+
+if __name__ == "__main__":
+    main(json.loads(r"""{{ cookiecutter | tojson }}"""))

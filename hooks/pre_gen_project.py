@@ -1,0 +1,70 @@
+"""Refuses answers that could not give a working project, each in one sentence, before a file is written."""
+
+import json
+import keyword
+import re
+import sys
+import unicodedata
+
+# Folder names that Windows keeps for devices.
+WINDOWS_DEVICES = {
+    "aux",
+    "con",
+    "nul",
+    "prn",
+    *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)),
+}
+
+
+def refusals(answers: dict) -> list[str]:
+    """One sentence for each answer that cannot be used; it names the answer and the remedy."""
+    sentences = []
+    for key in ("project_name", "description", "author_name", "email"):
+        # Control characters, halves of surrogate pairs and line separators; an emoji may hold a joiner (Cf).
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in answers[key]):
+            sentences.append(f"{key}={answers[key]!r} holds a character that cannot be printed: leave it out.")
+    if not answers["project_name"].strip():
+        sentences.append("project_name is empty: give the project a name.")
+    if answers["email"] and not re.fullmatch(r"[^@\s<>,\"]+@[^@\s<>,\"]+", answers["email"]):
+        sentences.append(f"email={answers['email']!r} is no address: write it as name@domain, or leave it empty.")
+    sentences += _slug_refusals(answers["project_slug"], answers["_reserved"])
+    sentences += _package_refusals(answers["package_name"], answers["_reserved"])
+    return sentences
+
+
+def _slug_refusals(slug: str, reserved: list[str]) -> list[str]:
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", slug):
+        return [f"project_slug={slug!r} is no folder name: take ASCII letters, digits and dashes, as in 'my-project'."]
+    if slug.lower().split(".")[0] in WINDOWS_DEVICES:
+        return [f"project_slug={slug!r} cannot be a folder on Windows: take '{slug}-project'."]
+    if re.sub(r"[._-]+", "_", slug.lower()) in reserved:
+        return [f"project_slug={slug!r} is the name of another package: take '{slug}-project'."]
+    return []
+
+
+def _package_refusals(package: str, reserved: list[str]) -> list[str]:
+    if not package.isidentifier() or not package.isascii():
+        return [
+            f"package_name={package!r} is no Python name: take letters, digits and underscores, as in 'my_project'."
+        ]
+    if is_taken(package, reserved):
+        return [f"package_name={package!r} is taken, Python would find another one under it: take '{package}_project'."]
+    return []
+
+
+def is_taken(package: str, reserved: list[str]) -> bool:
+    """Keywords, the standard library, and what the generated project needs (`_reserved` in cookiecutter.json)."""
+    name = package.lower()
+    return keyword.iskeyword(package) or name in sys.stdlib_module_names or name in reserved
+
+
+def main(answers: dict) -> None:
+    found = refusals(answers)
+    for sentence in found:
+        print(f"error: {sentence}", file=sys.stderr)
+    if found:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(json.loads(r"""{{ cookiecutter | tojson }}"""))

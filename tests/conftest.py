@@ -1,0 +1,64 @@
+"""What the tests share: a project generated from this template."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cookiecutter.main import cookiecutter
+
+TEMPLATE = Path(__file__).parents[1]
+PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
+QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+
+SHORT, LONG = "ab", "a" * 40
+EVERYTHING_OFF = {"license": "Proprietary", "git_init": False, "package_name": LONG}
+
+Bake = Callable[..., Path]
+
+
+def combinations() -> list[dict[str, object]]:
+    """Every combination of the questions that have a fixed set of answers."""
+    answers = {
+        key: [True, False] if isinstance(value, bool) else value
+        for key, value in QUESTIONS.items()
+        if not key.startswith("_") and isinstance(value, bool | list)
+    }
+    return [dict(zip(answers, chosen, strict=True)) for chosen in itertools.product(*answers.values())]
+
+
+def bake_into(folder: Path, **answers: object) -> Path:
+    return Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=str(folder), extra_context=answers))
+
+
+@pytest.fixture
+def bake(tmp_path: Path) -> Bake:
+    return lambda **answers: bake_into(tmp_path, **answers)
+
+
+def files_of(project: Path) -> set[str]:
+    """Paths relative to the project, without git's own."""
+    return {
+        path.relative_to(project).as_posix()
+        for path in project.rglob("*")
+        if path.is_file() and path.relative_to(project).parts[0] != ".git"
+    }
+
+
+def ruff(*arguments: str, cwd: Path) -> None:
+    command = [Path(sys.executable).parent / "ruff", *arguments]
+    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+def run(*command: str, cwd: Path, **environment: str) -> str:
+    """Runs to the end, showing what is printed when it fails."""
+    process = subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.returncode == 0, process.stdout
+    return process.stdout

@@ -1,0 +1,105 @@
+"""Every combination of answers gives a whole, clean project."""
+
+import configparser
+import json
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import LONG, PROJECT, SHORT, TEMPLATE, Bake, combinations, files_of, ruff
+
+NUM_COMBINATIONS = 24
+MAX_FILES, MAX_LINES = 80, 3000
+
+
+def test_all_combinations_are_tried() -> None:
+    assert len(combinations()) == NUM_COMBINATIONS
+
+
+@pytest.mark.parametrize("package", [SHORT, LONG, "digit_classifier"], ids=["2 letters", "40 letters", "default"])
+@pytest.mark.parametrize("answers", combinations(), ids=lambda answers: "-".join(map(str, answers.values())))
+def test_combination_gives_a_whole_and_clean_project(bake: Bake, answers: dict[str, object], package: str) -> None:
+    project = bake(package_name=package, **answers)
+    assert files_of(project) == expected_files(package, answers)
+    assert (project / ".git").is_dir() == answers["git_init"]
+    for path in sorted(files_of(project)):
+        check_text(project / path)
+    pyproject = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    assert pyproject["project"]["requires-python"] == f">={answers['python_version']},<3.14"
+    if answers["license"] != "Proprietary":
+        assert pyproject["project"]["license"] == answers["license"]
+        first = {"MIT": "MIT License", "BSD-3-Clause": "BSD 3-Clause License", "Apache-2.0": "Apache License"}
+        assert first[str(answers["license"])] in (project / "LICENSE").read_text(encoding="utf-8").splitlines()[0]
+    ruff("check", cwd=project)
+    ruff("format", "--check", cwd=project)
+
+
+def expected_files(package: str, answers: dict[str, object]) -> set[str]:
+    files = {path.replace("{{cookiecutter.package_name}}", package) for path in files_of(PROJECT)}
+    files = {path for path in files if "__pycache__" not in path}
+    return files - ({"LICENSE"} if answers["license"] == "Proprietary" else set())
+
+
+def check_text(path: Path) -> None:
+    """Nothing of the template is left in the file, and a machine can read it."""
+    text = path.read_text(encoding="utf-8")
+    assert "cookiecutter" not in text, path
+    assert not re.search(r"\{\{|\{%|%\}", text), path
+    assert text.endswith("\n") or not text, path
+    assert not re.search(r"[ \t]+$", text, re.MULTILINE), f"{path} has spaces at the end of a line"
+    match path.suffix:
+        case ".toml":
+            tomllib.loads(text)
+        case ".yaml":
+            yaml.safe_load(text)
+        case ".json":
+            json.loads(text)
+        case ".ini":
+            configparser.ConfigParser().read_string(text)
+
+
+def test_project_is_lean(bake: Bake) -> None:
+    project = bake()
+    files = files_of(project)
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (project / "src").rglob("*.py"))
+    print(f"{len(files)} files, {lines} lines of Python under src/")
+    assert len(files) <= MAX_FILES
+    assert lines <= MAX_LINES
+
+
+def test_defaults_are_the_digit_classifier(bake: Bake) -> None:
+    project = bake()
+    assert project.name == "digit-classifier"
+    assert (project / "src/digit_classifier/train.py").is_file()
+
+
+def test_commands_of_the_readme_are_those_of_the_makefile(bake: Bake) -> None:
+    project = bake()
+    readme, makefile = ((project / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
+    targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE)) - {"help"}
+    assert set(re.findall(r"^\| `make ([a-z]+)` \|", readme, re.MULTILINE)) == targets
+    recipes = re.sub(r"\$\(BIN\)", ".venv/bin", makefile).replace("$(PACKAGE)", "digit_classifier")
+    for plain in re.findall(r"`(\.venv/bin/[^`]*)`", readme):
+        assert plain.replace("--quiet ", "") in recipes.replace("--quiet ", "").replace(" $(ARGS)", ""), plain
+
+
+def test_command_takes_less_than_two_seconds(tmp_path: Path) -> None:
+    """The best of three: other work on the machine is none of its own."""
+    command = [Path(sys.executable).parent / "cookiecutter", TEMPLATE, "--no-input", "--output-dir"]
+    seconds = []
+    for number in range(3):
+        start = time.perf_counter()
+        subprocess.run([*command, tmp_path / str(number)], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 2
+
+
+def test_project_is_usable_without_hooks(tmp_path: Path) -> None:
+    command = [Path(sys.executable).parent / "cookiecutter", TEMPLATE, "--no-input", "--accept-hooks", "no"]
+    subprocess.run([*command, "--output-dir", tmp_path], check=True, capture_output=True)
+    ruff("check", cwd=tmp_path / "digit-classifier")

@@ -1,0 +1,134 @@
+"""The generated project's own tests, lint and types, in an environment that its own Makefile made."""
+
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import EVERYTHING_OFF, LONG, SHORT, TEMPLATE, bake_into, files_of, run
+
+# Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
+HOME = TEMPLATE / "build/tests"
+
+
+@pytest.fixture(scope="session")
+def default_project() -> Path:
+    """Baked with the default answers and set up by `make setup`."""
+    project, kept = HOME / "digit-classifier", HOME / "kept-venv"
+    if (project / ".venv").exists():
+        shutil.rmtree(kept, ignore_errors=True)
+        (project / ".venv").rename(kept)
+    shutil.rmtree(project, ignore_errors=True)
+    bake_into(HOME)
+    if kept.exists():
+        kept.rename(project / ".venv")
+    run("make", "setup", f"PYTHON={sys.executable}", cwd=project)
+    run(".venv/bin/python", "-m", "pip", "install", "--quiet", "pytest-xdist==3.8.0", cwd=project)
+    return project
+
+
+@pytest.fixture(scope="session")
+def python(default_project: Path) -> str:
+    return str(default_project / ".venv/bin/python")
+
+
+@pytest.fixture(scope="session")
+def other_project(default_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With everything off and a package name of 40 letters; it borrows the environment of the default one."""
+    return bake_into(tmp_path_factory.mktemp("other"), **EVERYTHING_OFF)
+
+
+def run_suite(python: str, project: Path) -> None:
+    """Two at a time: most of a test is the start of a process."""
+    printed = run(python, "-m", "pytest", "-q", "-n", "2", cwd=project, PYTHONPATH=str(project / "src"))
+    print(printed.splitlines()[-1])
+    assert re.search(r"\d{3} passed", printed)
+    assert " skipped" not in printed or "there is no GPU here" in run(
+        python, "-m", "pytest", "-q", "-m", "gpu", "-rs", cwd=project, PYTHONPATH=str(project / "src")
+    )
+
+
+def test_default_project_passes_its_own_tests(python: str, default_project: Path) -> None:
+    run_suite(python, default_project)
+    assert run("git", "status", "--porcelain", "--ignored", cwd=default_project).count("!!") <= 12
+
+
+def test_project_with_everything_off_passes_its_own_tests(python: str, other_project: Path) -> None:
+    run_suite(python, other_project)
+
+
+@pytest.mark.parametrize("package", [SHORT, LONG, "digit_classifier"], ids=["2 letters", "40 letters", "default"])
+def test_types_are_clean(python: str, tmp_path: Path, package: str) -> None:
+    project = bake_into(tmp_path, package_name=package)
+    assert "Success: no issues found" in run(python, "-m", "mypy", cwd=project)
+
+
+def test_check_passes(default_project: Path) -> None:
+    run("make", "check", cwd=default_project)
+
+
+def test_help_and_a_mistyped_option_answer_in_less_than_a_second(python: str, tmp_path: Path) -> None:
+    """The median of five."""
+    for option in ("--help", "trainer.max_epoch=3"):
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            command = [python, "-m", "digit_classifier.train", option]
+            subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+            seconds.append(time.perf_counter() - start)
+        assert statistics.median(seconds) < 1, option
+
+
+def test_default_model_reaches_its_accuracy(python: str, tmp_path: Path) -> None:
+    """Five seeds: the mean is at least 0.98, none is under 0.97."""
+    accuracies = []
+    for seed in range(1, 6):
+        printed = run(python, "-m", "digit_classifier.train", f"seed={seed}", cwd=tmp_path)
+        accuracies.append(float(re.search(r"test/acc +([\d.]+)", printed).group(1)))
+    print(accuracies)
+    assert statistics.mean(accuracies) >= 0.98
+    assert min(accuracies) >= 0.97
+
+
+def test_mlp_trains_and_exports_too(python: str, tmp_path: Path) -> None:
+    run(python, "-m", "digit_classifier.train", "model=mlp", cwd=tmp_path)
+    run(python, "-m", "digit_classifier.export", cwd=tmp_path)
+    assert (tmp_path / "artifacts/digit_classifier/1/manifest.json").is_file()
+
+
+def test_terminal_gets_a_progress_bar(python: str, tmp_path: Path) -> None:
+    """`script` gives the command a terminal of its own."""
+    if shutil.which("script") is None:
+        pytest.skip("not run: the command 'script' (package bsdutils) is not installed")
+    train = f"{python} -m digit_classifier.train trainer.max_epochs=2"
+    printed = run("script", "-qec", train, "/dev/null", cwd=tmp_path, TERM="xterm-256color", COLUMNS="120")
+    assert "\x1b[" in printed
+    assert "Epoch 1/1" in printed
+    assert "epoch 1/2" not in printed
+
+
+@pytest.mark.story
+def test_readme_commands_work_word_for_word_in_a_fresh_clone(tmp_path: Path) -> None:
+    """Only git, make and Python are there: the clone makes its own environments."""
+    clone = tmp_path / "clone"
+    run("git", "clone", "--quiet", str(TEMPLATE), str(clone), cwd=tmp_path)
+    path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if ".venv" not in part)
+    blocks = re.findall(r"```bash\n(.*?)```", (clone / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    for command in "\n".join(blocks).splitlines():
+        if command and not command.startswith("make test"):
+            run("bash", "-ec", command, cwd=clone, PATH=path, ARGS="--no-input")
+    bundle = clone / "build/digit-classifier/artifacts/digit_classifier/1"
+    assert {"model.onnx", "model.pt", "manifest.json"} <= files_of(bundle)
+    assert not run("git", "status", "--porcelain", cwd=clone)
+    project = tmp_path / "digit-classifier"
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    five = re.search(r"```bash\n(make setup.*?)```", readme, re.DOTALL).group(1)
+    assert len(five.splitlines()) == 5
+    for command in five.splitlines():
+        run("bash", "-ec", command, cwd=project, PATH=path)
+    assert not [line for line in run("git", "status", "--porcelain", cwd=project).splitlines() if "logs" in line]

@@ -1,0 +1,137 @@
+"""Rules that hold for the template as it lies, before anything is generated."""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import PROJECT, QUESTIONS, TEMPLATE, bake_into, ruff
+
+SOURCE = PROJECT / "src"
+PYTHON = sorted(SOURCE.rglob("*.py"))
+OPTION_FILES = sorted(SOURCE.rglob("configs/*/*.yaml"))
+ASK_NOT = {"base", "common", "components", "helpers", "misc", "utils"}
+
+
+def tracked() -> list[Path]:
+    """What git knows of this checkout, and new files that it does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=TEMPLATE, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [TEMPLATE / name for name in names if name and (TEMPLATE / name).is_file()]
+
+
+def hook(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, TEMPLATE / f"hooks/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_source_is_plain_python_in_short_pieces(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"\{\{ ?cookiecutter|\{%", text)
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= (120 if path.name == "train.py" else 200)
+    assert path.stem not in ASK_NOT
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert isinstance(node, ast.ClassDef) or node.end_lineno - node.lineno < 50, node.name
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert not (node.module or "").startswith("digit_classifier")
+    assert ast.get_docstring(tree), "a module says what it is for"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_public_functions_are_typed(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            assert node.returns is not None, node.name
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            assert all(a.annotation for a in arguments if a.arg not in ("self", "cls")), node.name
+
+
+def test_option_files_are_short() -> None:
+    assert len(OPTION_FILES) >= 18
+    assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 35 for path in OPTION_FILES)
+
+
+def test_template_passes_ruff_where_it_lies() -> None:
+    ruff("check", "--config", "ruff.toml", cwd=TEMPLATE)
+    ruff("format", "--check", "--config", "ruff.toml", cwd=TEMPLATE)
+
+
+def test_template_and_project_have_the_same_lint(tmp_path: Path) -> None:
+    ours = tomllib.loads((TEMPLATE / "ruff.toml").read_text(encoding="utf-8"))
+    pyproject = tomllib.loads((bake_into(tmp_path) / "pyproject.toml").read_text(encoding="utf-8"))
+    theirs = pyproject["tool"]["ruff"]
+    assert all(ours[key] == theirs[key] for key in ("line-length", "target-version"))
+    assert {key: ours["lint"][key] for key in theirs["lint"]} == theirs["lint"]
+
+
+def test_file_names_are_legal_on_windows() -> None:
+    for path in tracked():
+        for part in path.relative_to(TEMPLATE).parts:
+            assert not re.search(r'[<>:"\\|?*]', part), path
+            assert not part.endswith((".", " ")), path
+            assert part.split(".")[0].lower() not in hook("pre_gen_project").WINDOWS_DEVICES, path
+
+
+def test_unwanted_table_names_real_questions_answers_and_files() -> None:
+    for (question, answer), paths in hook("post_gen_project").UNWANTED.items():
+        assert answer in ([True, False] if isinstance(QUESTIONS[question], bool) else QUESTIONS[question])
+        assert all((PROJECT / path).exists() for path in paths)
+
+
+def test_hooks_use_the_standard_library_alone_and_hold_one_line_of_jinja() -> None:
+    for name in ("pre_gen_project", "post_gen_project"):
+        text = (TEMPLATE / f"hooks/{name}.py").read_text(encoding="utf-8")
+        assert text.count("{{") == 1
+        assert "{{" in text.strip().splitlines()[-1]
+        imported = {
+            alias.name.split(".")[0]
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        assert imported <= {"json", "keyword", "re", "shutil", "subprocess", "sys", "unicodedata"}
+        assert not re.search(r"\binput\(|shell=True|urllib|socket", text)
+
+
+def test_every_question_has_a_human_sentence() -> None:
+    asked = {key for key in QUESTIONS if not key.startswith("_")}
+    prompts = QUESTIONS["__prompts__"]
+    assert set(prompts) == asked
+    assert all(sentence.rstrip(")").endswith(("?", "words", "empty", "pip")) for sentence in prompts.values())
+    booleans = [key for key in asked if QUESTIONS[key] in ("true", "false", "yes", "no")]
+    assert not booleans, "booleans are JSON booleans"
+
+
+def test_no_machine_and_no_registry_is_named() -> None:
+    forbidden = re.compile(r"pypi\.org|files\.pythonhosted|deb\.debian|registry\.npmjs|/root/|/home/\w|/tmp/\w|/opt/")
+    for path in tracked():
+        if path == Path(__file__):
+            continue
+        found = forbidden.search(path.read_text(encoding="utf-8"))
+        assert found is None, f"{path}: {found}"
+
+
+def test_constraints_lie_within_the_ranges_of_pyproject(tmp_path: Path) -> None:
+    project = bake_into(tmp_path)
+    pins = dict(
+        line.lower().split("==") for line in (project / "constraints.txt").read_text().splitlines() if "==" in line
+    )
+    pyproject = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    needed = [*pyproject["project"]["dependencies"], *pyproject["dependency-groups"]["dev"]]
+    for requirement in needed:
+        name, low, high = re.fullmatch(r"([\w-]+)>=([\d.]+),<([\d.]+)", requirement).groups()
+        assert release(low) <= release(pins[name]) < release(high), requirement
+    assert pins["torch"] == "2.13.0"
+
+
+def release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
