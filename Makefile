@@ -21,7 +21,7 @@ help: ## show what there is
 demo: .venv/ready ## generate a project in build/, install it, train it and export a verified bundle
 	rm -rf build/digit-classifier
 	$(BIN)/cookiecutter . --no-input --output-dir build
-	$(MAKE) -C build/digit-classifier PYTHON=$(PYTHON) setup train export
+	$(MAKE) -C build/digit-classifier PYTHON=$(PYTHON) ARGS= setup train export
 	@echo
 	@echo "The verified bundle is in build/digit-classifier/artifacts/digit_classifier/1: read its README.md, the model card."
 	@echo "next: make bake OUT=..   asks you some questions and generates a project of your own beside this folder"

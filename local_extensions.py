@@ -18,13 +18,13 @@ _spec.loader.exec_module(rules)
 
 def slug(name: str, reserved: list[str]) -> str:
     """A folder name from any words; those that leave nothing behind, as an emoji alone, become `my-project`."""
-    words = slugify(name) or "my-project"
+    words = slugify(name, max_length=60) or "my-project"
     return f"{words}-project" if rules.is_taken(words.replace("-", "_"), reserved) else words
 
 
 def package(project_slug: str, reserved: list[str]) -> str:
     """A Python identifier that hides no module and no dependency."""
-    name = re.sub(r"\W+", "_", project_slug.lower(), flags=re.ASCII).strip("_")
+    name = re.sub(r"\W+", "_", project_slug.lower(), flags=re.ASCII)[:60].strip("_")
     if not name or name[0].isdigit():
         name = f"project_{name}".rstrip("_")
     return f"{name}_project" if rules.is_taken(name, reserved) else name

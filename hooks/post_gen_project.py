@@ -23,7 +23,11 @@ def init_repository() -> None:
     if shutil.which("git") is None:
         print("note: git is not installed, so the project is no repository yet.", file=sys.stderr)
         return
-    subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], check=True)
+    # In two steps, because git before 2.28 knows no --initial-branch.
+    for command in (["git", "init", "--quiet"], ["git", "symbolic-ref", "HEAD", "refs/heads/main"]):
+        if subprocess.run(command, check=False).returncode != 0:
+            print(f"note: '{' '.join(command)}' failed; the project is complete without it.", file=sys.stderr)
+            return
 
 
 def main(answers: dict) -> None:

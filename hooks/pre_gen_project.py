@@ -15,6 +15,10 @@ WINDOWS_DEVICES = {
     *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)),
 }
 
+MAX_LENGTH = 100  # of a folder's name, well under what file systems allow
+# What Python's email package, and with it a wheel's metadata, takes for an address.
+EMAIL = re.compile(r"[A-Za-z0-9_%+-]+(\.[A-Za-z0-9_%+-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+
 
 def refusals(answers: dict) -> list[str]:
     """One sentence for each answer that cannot be used; it names the answer and the remedy."""
@@ -25,7 +29,7 @@ def refusals(answers: dict) -> list[str]:
             sentences.append(f"{key}={answers[key]!r} holds a character that cannot be printed: leave it out.")
     if not answers["project_name"].strip():
         sentences.append("project_name is empty: give the project a name.")
-    if answers["email"] and not re.fullmatch(r"[^@\s<>,\"]+@[^@\s<>,\"]+", answers["email"]):
+    if answers["email"] and not EMAIL.fullmatch(answers["email"]):
         sentences.append(f"email={answers['email']!r} is no address: write it as name@domain, or leave it empty.")
     sentences += _slug_refusals(answers["project_slug"], answers["_reserved"])
     sentences += _package_refusals(answers["package_name"], answers["_reserved"])
@@ -35,6 +39,8 @@ def refusals(answers: dict) -> list[str]:
 def _slug_refusals(slug: str, reserved: list[str]) -> list[str]:
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", slug):
         return [f"project_slug={slug!r} is no folder name: take ASCII letters, digits and dashes, as in 'my-project'."]
+    if len(slug) > MAX_LENGTH:
+        return [f"project_slug={slug!r} has {len(slug)} characters: take {MAX_LENGTH} or less."]
     if slug.lower().split(".")[0] in WINDOWS_DEVICES:
         return [f"project_slug={slug!r} cannot be a folder on Windows: take '{slug}-project'."]
     if re.sub(r"[._-]+", "_", slug.lower()) in reserved:
@@ -43,10 +49,13 @@ def _slug_refusals(slug: str, reserved: list[str]) -> list[str]:
 
 
 def _package_refusals(package: str, reserved: list[str]) -> list[str]:
-    if not package.isidentifier() or not package.isascii():
+    if not re.fullmatch(r"[a-z_][a-z0-9_]*", package):
         return [
-            f"package_name={package!r} is no Python name: take letters, digits and underscores, as in 'my_project'."
+            f"package_name={package!r} is no name of a Python package: "
+            "take small letters, digits and underscores, as in 'my_project'."
         ]
+    if len(package) > MAX_LENGTH:
+        return [f"package_name={package!r} has {len(package)} characters: take {MAX_LENGTH} or less."]
     if is_taken(package, reserved):
         return [f"package_name={package!r} is taken, Python would find another one under it: take '{package}_project'."]
     return []
@@ -54,8 +63,7 @@ def _package_refusals(package: str, reserved: list[str]) -> list[str]:
 
 def is_taken(package: str, reserved: list[str]) -> bool:
     """Keywords, the standard library, and what the generated project needs (`_reserved` in cookiecutter.json)."""
-    name = package.lower()
-    return keyword.iskeyword(package) or name in sys.stdlib_module_names or name in reserved
+    return keyword.iskeyword(package) or package in {*sys.stdlib_module_names, *reserved, *WINDOWS_DEVICES}
 
 
 def main(answers: dict) -> None:

@@ -111,6 +111,13 @@ def test_every_question_has_a_human_sentence() -> None:
     assert not booleans, "booleans are JSON booleans"
 
 
+def test_no_package_may_be_called_like_a_dependency(tmp_path: Path) -> None:
+    pyproject = tomllib.loads((bake_into(tmp_path) / "pyproject.toml").read_text(encoding="utf-8"))
+    needed = [*pyproject["project"]["dependencies"], *pyproject["dependency-groups"]["dev"]]
+    names = {re.match(r"[\w-]+", requirement).group().replace("-", "_") for requirement in needed}
+    assert names <= set(QUESTIONS["_reserved"])
+
+
 def test_no_machine_and_no_registry_is_named() -> None:
     forbidden = re.compile(r"pypi\.org|files\.pythonhosted|deb\.debian|registry\.npmjs|/root/|/home/\w|/tmp/\w|/opt/")
     for path in tracked():

@@ -8,8 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from .callbacks import SelfContained
@@ -31,9 +30,11 @@ def build(section: Mapping[str, Any], path: str, **given: Any) -> Any:
     try:
         # Passing `given` to Hydra would turn a dataclass into a configuration: a partial takes it as it is.
         return instantiate({**section, "_partial_": True}, _convert_="all")(**given)
+    except (Refusal, ModuleNotFoundError):
+        raise
     except InstantiationException as error:
         raise Refusal(f"{path} cannot be built: {_one_line(error.__cause__ or error)}") from error
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except Exception as error:  # what a constructor raises for a value that it cannot use is up to its author
         raise Refusal(f"{path} cannot be built: {_one_line(error)}") from error
 
 
@@ -76,9 +77,12 @@ def build_callbacks(
 
 
 def build_trainer(config: Config, devices: Devices, callbacks: list[Callback], loggers: list[Logger]) -> pl.Trainer:
+    if not config["trainer"]["enable_progress_bar"]:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer: pl.Trainer = build(
-        {**trainer_section(config, devices), "default_root_dir": config["paths"]["output_dir"]},
+        trainer_section(config, devices),
         "trainer",
+        default_root_dir=config["paths"]["output_dir"],
         strategy=build_strategy(config["strategy"], devices),
         callbacks=callbacks,
         logger=loggers or False,

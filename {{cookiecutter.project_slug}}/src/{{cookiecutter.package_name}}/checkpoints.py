@@ -42,8 +42,16 @@ class Checkpoint:
     def model(self) -> Classifier:
         """The trained network on the CPU; the data is not needed for it."""
         model = build_classifier(self.config["model"], self.spec)
-        model.load_state_dict(self.state_dict)
+        self.load_weights_into(model)
         return model
+
+    def load_weights_into(self, model: Classifier) -> None:
+        """Refuses a network of another shape, as after a change of its code."""
+        try:
+            model.load_state_dict(self.state_dict)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise Refusal(f"ckpt_path={self.path} does not fit the network as it is now: {reason}") from error
 
 
 def self_description(config: Config, spec: DataSpec) -> dict[str, Any]:
@@ -80,7 +88,7 @@ def load(path: Path) -> Checkpoint:
     project = contents.get("project") if isinstance(contents, dict) else None
     if not isinstance(project, dict) or project.get("package") != PACKAGE:
         raise Refusal(f"ckpt_path={path} was not written by {PACKAGE}: it can only be used where it was trained.")
-    _refuse_foreign_code(project["config"], path)
+    refuse_foreign_code(project["config"], f"ckpt_path={path}")
     return Checkpoint(
         path=path,
         epoch=contents["epoch"],
@@ -90,20 +98,26 @@ def load(path: Path) -> Checkpoint:
     )
 
 
-def _refuse_foreign_code(section: Any, path: Path) -> None:
+def refuse_foreign_code(section: Any, source: str) -> None:
+    """Before training too: a checkpoint that names such a class could not be loaded again.
+
+    A checkpoint holds resolved values, and an interpolation in one would be resolved when the model is built.
+    """
+    if isinstance(section, str) and "${" in section:
+        raise Refusal(f"{source} holds the interpolation '{section}', which could run foreign code: it is not used.")
     if isinstance(section, list):
         for item in section:
-            _refuse_foreign_code(item, path)
+            refuse_foreign_code(item, source)
     if not isinstance(section, Mapping):
         return
     target = section.get("_target_")
     if target is not None and not _is_trusted(str(target)):
         raise Refusal(
-            f"ckpt_path={path} names _target_={target}, which is no class of {', '.join(TRUSTED)}: "
-            "it is not loaded, because it could run foreign code."
+            f"{source} names _target_={target}, which is no class of {', '.join(TRUSTED)} and could run foreign code: "
+            f"move the class into the package {PACKAGE}."
         )
     for value in section.values():
-        _refuse_foreign_code(value, path)
+        refuse_foreign_code(value, source)
 
 
 def _is_trusted(target: str) -> bool:

@@ -3,7 +3,6 @@
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
@@ -16,38 +15,61 @@ Options = TypeVar("Options")
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
 
-def read_options(config: Config, schema: type[Options]) -> Options:
+def read_options(config: Config, schema: type[Options], path: str = "") -> Options:
     """The fields of the frozen dataclass `schema` out of the configuration, their types checked."""
-    values = {field.name: config[field.name] for field in fields(schema)}  # type: ignore[arg-type]
     hints = get_type_hints(schema)
+    for key in hints.keys() - config.keys():
+        raise Refusal(f"'{f'{path}.{key}'.lstrip('.')}' is missing: do not leave it out.")
+    values = {key: config[key] for key in hints}
     for key, value in values.items():
-        _check_value(key, value, "", hints, {})
+        _check_value(key, value, path, hints, {})
     return schema(**values)
 
 
 def check(section: Mapping[str, Any], path: str, known: Mapping[str, Any] = types.MappingProxyType({})) -> None:
-    """Refuses unknown keys and values of a wrong type, in this section and those within it."""
-    target = section.get("_target_")
-    parameters = _parameters(target, path) if target else None
+    """Refuses unknown keys and values of a wrong type, in this section and those within it.
+
+    `known` holds the arguments that the code gives: the configuration must not set them too.
+    """
+    if "_target_" in section:
+        check_arguments(_import(section["_target_"], path), section, path, known)
     for key, value in section.items():
-        if key in HYDRA_KEYS:
-            continue
-        if parameters is not None:
-            _check_value(key, value, path, parameters, known)
         if isinstance(value, Mapping):
             check(value, f"{path}.{key}")
 
 
-def _parameters(target: str, path: str) -> dict[str, Any] | None:
-    """Names and type hints of what `target` takes; None where it takes anything."""
+def check_arguments(
+    call: Callable[..., Any],
+    section: Mapping[str, Any],
+    path: str,
+    known: Mapping[str, Any] = types.MappingProxyType({}),
+) -> None:
+    """Holds the keys and values of `section` against the signature of `call`."""
+    parameters = _parameters(call)
+    for key, value in section.items():
+        if key in known:
+            raise Refusal(f"'{path}.{key}' is set by the project itself: leave it out.")
+        if parameters is not None and key not in HYDRA_KEYS:
+            _check_value(key, value, path, parameters, known)
+
+
+def _import(target: str, path: str) -> Callable[..., Any]:
     try:
         call: Callable[..., Any] = get_object(target)
     except Exception as error:
         raise Refusal(f"{path}._target_={target} cannot be imported: {error}") from error
-    parameters = inspect.signature(call).parameters.values()
+    return call
+
+
+def _parameters(call: Callable[..., Any]) -> dict[str, Any] | None:
+    """Names and type hints of what `call` takes; None where it takes anything or does not say."""
+    try:
+        parameters = inspect.signature(call).parameters.values()
+        hints = get_type_hints(call.__init__ if inspect.isclass(call) else call)
+    except (NameError, TypeError, ValueError):  # written in C, or with names that only a type checker imports
+        return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    hints = get_type_hints(call.__init__ if inspect.isclass(call) else call)
     return {parameter.name: hints.get(parameter.name, Any) for parameter in parameters}
 
 

@@ -1,6 +1,7 @@
 """The border between the command line and the code: Hydra composes, mistakes become one sentence and exit code 2."""
 
 import functools
+import logging
 import os
 import shutil
 import sys
@@ -28,8 +29,8 @@ ConfigStore.instance().store("from_checkpoint", _from_checkpoint)
 Config = dict[str, Any]
 
 
-def command(name: str) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
-    """Turns `main(config)` into a command whose options are `configs/<name>.yaml`.
+def command(name: str, needs: tuple[str, ...]) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
+    """Turns `main(config)` into a command whose options are `configs/<name>.yaml`; `needs` are groups that must stay.
 
     The wrapped function gets the composed and resolved configuration as plain dicts and lists: Hydra and OmegaConf
     stop here.
@@ -42,11 +43,11 @@ def command(name: str) -> Callable[[Callable[[Config], None]], Callable[[], None
         def job(cfg: DictConfig) -> None:
             nonlocal exit_code
             try:
-                main(_plain(cfg))
+                main(_plain(cfg, needs))
             except Refusal as refusal:  # in a sweep the other jobs go on
                 exit_code = refusal.exit_code
                 _print_refusal(refusal)
-                _remove_empty_run(Path(HydraConfig.get().runtime.output_dir))
+                _remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
 
         @functools.wraps(main)
         def run() -> None:
@@ -82,12 +83,15 @@ def job_logging() -> Config:
     return {str(key): value for key, value in settings.items()}
 
 
-def _plain(cfg: DictConfig) -> Config:
+def _plain(cfg: DictConfig, needs: tuple[str, ...]) -> Config:
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise explain(error) from None
     assert isinstance(config, dict)
+    for group in needs:
+        if config.get(group) is None:
+            raise Refusal(f"'{group}' is needed: it cannot be left out.")
     return {str(key): value for key, value in config.items()}
 
 
@@ -95,10 +99,28 @@ def _print_refusal(refusal: Refusal) -> None:
     print(f"error: {refusal}", file=sys.stderr)
 
 
-def _remove_empty_run(run_dir: Path) -> None:
+def _claim(folder: str) -> str:
+    """Makes the folder for this run alone: two that start in the same second get `<folder>` and `<folder>-2`."""
+    number = 1
+    while True:
+        path = Path(folder if number == 1 else f"{folder}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return str(path)
+        except FileExistsError:
+            number += 1
+
+
+OmegaConf.register_new_resolver("claim", _claim, use_cache=True)
+
+
+def _remove_empty_run(run_dir: Path, log_file: str) -> None:
     """A refused job leaves no folder: Hydra made one, and nothing is in it but its own notes and the log."""
-    if all(path.name == ".hydra" or path.suffix == ".log" for path in run_dir.iterdir()):
-        shutil.rmtree(run_dir, ignore_errors=True)
+    if all(path.name in (".hydra", log_file) for path in run_dir.iterdir()):
+        logging.shutdown()  # closes the log file, which some systems do not remove while it is open
+        shutil.rmtree(run_dir / ".hydra")
+        (run_dir / log_file).unlink(missing_ok=True)
+        run_dir.rmdir()
 
 
 def explain(error: Exception) -> Refusal:

@@ -7,10 +7,12 @@ python -m <package>.evaluate trainer=cpu strategy=ddp trainer.devices=2
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli import Config, command
+from .refusal import Refusal
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -18,12 +20,20 @@ if TYPE_CHECKING:
     from .models.classifier import Classifier
 
 
-@command("evaluate")
+@dataclass(frozen=True)
+class Options:
+    """The plain options of `configs/evaluate.yaml`."""
+
+    ckpt_path: str
+
+
+@command("evaluate", needs=("trainer", "strategy", "paths"))
 def main(config: Config) -> None:
     from . import checkpoints
+    from .checks import read_options
     from .strategies.launch import launch
 
-    path = checkpoints.find(config["ckpt_path"], Path(config["paths"]["log_dir"]))
+    path = checkpoints.find(read_options(config, Options).ckpt_path, Path(config["paths"]["log_dir"]))
     checkpoints.load(path)  # refuses a bad file before any process is started
     launch(run, {**config, "ckpt_path": str(path)})
 
@@ -47,7 +57,10 @@ def run(config: Config) -> dict[str, float]:
 
 def evaluate(datamodule: pl.LightningDataModule, model: Classifier, trainer: pl.Trainer) -> dict[str, float]:
     """Metrics of the test split by their logged names; each sample counts once, under every strategy."""
-    return dict(trainer.test(model, datamodule=datamodule, verbose=False)[0])
+    results = trainer.test(model, datamodule=datamodule, verbose=False)
+    if not results:
+        raise Refusal("trainer.limit_test_batches=0 leaves nothing to evaluate: leave it out.")
+    return dict(results[0])
 
 
 if __name__ == "__main__":

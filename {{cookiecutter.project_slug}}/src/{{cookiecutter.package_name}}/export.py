@@ -27,6 +27,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Request:
+    """The plain options of `configs/export.yaml`."""
+
+    ckpt_path: str
+    formats: list[str] | str
+
+
+@dataclass(frozen=True)
 class Options:
     """The section `export` of `configs/export.yaml`."""
 
@@ -36,18 +44,18 @@ class Options:
     tolerance: float
 
 
-@command("export")
+@command("export", needs=("paths",))
 def main(config: Config) -> None:
     from .checks import read_options
 
-    options = read_options(config["export"], Options)
-    formats = [config["formats"]] if isinstance(config["formats"], str) else config["formats"]
+    request, options = read_options(config, Request), read_options(config["export"], Options, "export")
+    formats = [request.formats] if isinstance(request.formats, str) else request.formats
     _check(formats, options)
 
     from . import checkpoints
     from .reports import report_export
 
-    checkpoint = checkpoints.load(checkpoints.find(config["ckpt_path"], Path(config["paths"]["log_dir"])))
+    checkpoint = checkpoints.load(checkpoints.find(request.ckpt_path, Path(config["paths"]["log_dir"])))
     datamodule = checkpoint.datamodule(config["data"])
     bundle, parities = export(checkpoint, datamodule, formats, options, Path(config["paths"]["artifact_dir"]))
     report_export(bundle, parities)

@@ -33,6 +33,18 @@ QUIET = (
         "a run that goes on from another one's checkpoint keeps its own directory",
     ),
     Quiet(
+        UserWarning,
+        r"The '\w+' does not have many workers",
+        r"lightning\.pytorch\.trainer\.connectors\.data_connector",
+        "samples in memory are fetched faster without workers; for others, data.num_workers is an option",
+    ),
+    Quiet(
+        UserWarning,
+        r"GPU available but not used",
+        r"lightning\.pytorch\.trainer\.setup",
+        "trainer=cpu was asked for",
+    ),
+    Quiet(
         FutureWarning,
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
         r"lightning\.pytorch\.utilities\._pytree",

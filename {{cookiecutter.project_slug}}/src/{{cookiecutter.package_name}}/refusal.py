@@ -16,6 +16,8 @@ class Refusal(Exception):
 def nearest(word: str, known: Iterable[str], section: str = "") -> str:
     """The end of a refusal: the likeliest of the known words, with the section before it, or all of them."""
     words = sorted(known)
+    if not words:
+        return "there are none to set."
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     if close:
         return f"did you mean '{section}.{close[0]}'?" if section else f"did you mean '{close[0]}'?"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -47,8 +48,8 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Pat
     log.info("run         %s", _shown(run_dir))
     if best.is_file():
         log.info("checkpoint  %s", _shown(best))
-        log.info("next        python -m %s.evaluate ckpt_path=%s", PACKAGE, _shown(best))
-        log.info("            python -m %s.export ckpt_path=%s", PACKAGE, _shown(best))
+        log.info("next        %s -m %s.evaluate ckpt_path=%s", _python(), PACKAGE, _shown(best))
+        log.info("            %s -m %s.export ckpt_path=%s", _python(), PACKAGE, _shown(best))
 
 
 def report_evaluation(metrics: dict[str, float], model: Classifier, run_dir: Path) -> None:
@@ -91,5 +92,10 @@ def _write_json(metrics: dict[str, float], path: Path) -> None:
 
 def _shown(path: Path) -> str:
     """Relative to the working directory where it lies below it: shorter, and it can be copied into a command."""
-    path = path.resolve()
+    path = Path.cwd() / path
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _python() -> str:
+    """As it can be typed here: the environment's own, where that is not activated."""
+    return _shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"

@@ -36,13 +36,15 @@ class Options:
             raise Refusal(f"seed={self.seed} is out of range: give 0 to {2**32 - 1}.")
 
 
-@command("train")
+@command("train", needs=("data", "model", "trainer", "strategy", "paths"))
 def main(config: Config) -> None:
     from . import checkpoints
     from .checks import read_options
     from .strategies.launch import launch
 
     options = read_options(config, Options)
+    for section in ("data", "model"):  # else the checkpoint could not be loaded again
+        checkpoints.refuse_foreign_code(config[section], section)
     if options.ckpt_path is not None:
         checkpoints.load(Path(options.ckpt_path))  # refuses a bad file before any process is started
     launch(run, config, batch_size=config["data"].get("batch_size"))
@@ -51,9 +53,10 @@ def main(config: Config) -> None:
 def run(config: Config) -> dict[str, float]:
     """One process of a run: builds what the configuration names, trains it and reports."""
     import lightning.pytorch as pl
+    import torch
 
     from .build import build, build_callbacks, build_classifier, build_loggers, build_trainer
-    from .checkpoints import self_description
+    from .checkpoints import load, self_description
     from .checks import read_options
     from .reports import announce, report_training
     from .strategies.launch import devices_of
@@ -62,12 +65,15 @@ def run(config: Config) -> dict[str, float]:
     pl.seed_everything(options.seed, workers=True, verbose=False)
     datamodule = build(config["data"], "data")
     model = build_classifier(config["model"], datamodule.spec)
+    if options.ckpt_path is not None:
+        load(Path(options.ckpt_path)).load_weights_into(model)
     loggers = build_loggers(config.get("logger"))
     callbacks = build_callbacks(config.get("callbacks"), loggers, self_description(config, datamodule.spec))
     trainer = build_trainer(config, devices_of(config), callbacks, loggers)
     for logger in loggers:
         logger.log_hyperparams(config)
 
+    torch.manual_seed(options.seed + trainer.global_rank)  # each process draws its own dropout
     if trainer.is_global_zero:
         announce(config, devices_of(config), model)
     metrics = train(datamodule, model, trainer, options.ckpt_path, test=options.test)
@@ -88,10 +94,11 @@ def train(
     `ckpt_path` goes on from that checkpoint: weights, optimizer, scheduler and epoch.
     """
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
     if test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-        metrics.update(trainer.test(model, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)[0])
+        for figures in trainer.test(model, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False):
+            metrics.update(figures)
     return metrics
 
 

@@ -57,6 +57,35 @@ def test_training_prints_plain_lines_in_a_pipe_and_what_to_do_next(tmp_path: Pat
 def test_training_goes_on_from_a_checkpoint(tmp_path: Path, run_dir: Path) -> None:
     options = ("trainer=cpu", f"ckpt_path={run_dir / 'checkpoints/last.ckpt'}", "trainer.max_epochs=3")
     assert epochs(run_command("train", *options, cwd=tmp_path).stdout) == ["epoch 3/3"]
+    (gone_on,) = tmp_path.glob("logs/train/runs/*/checkpoints/last.ckpt")
+    before, after = (
+        torch.load(path, weights_only=True)["state_dict"] for path in (run_dir / "checkpoints/last.ckpt", gone_on)
+    )
+    assert not torch.equal(before["net.1.head.2.weight"], after["net.1.head.2.weight"])
+
+
+@pytest.mark.parametrize("option", ["debug=fdr", "debug=limit", "debug=overfit", "debug=profiler"])
+def test_debug_options_run_and_are_never_the_latest_run(option: str, tmp_path: Path) -> None:
+    run_command("train", option, "trainer=cpu", "trainer.max_epochs=2", cwd=tmp_path)
+    (debug_dir,) = (tmp_path / "logs/debug/runs").iterdir()
+    assert (debug_dir / "fit-profile.txt").is_file() == (option == "debug=profiler")
+    assert "finds no trained run" in run_command("evaluate", cwd=tmp_path, check=False).stderr
+
+
+def test_tensorboard_writes_events_beside_the_metrics(tmp_path: Path) -> None:
+    run_command("train", "logger=tensorboard", "trainer=cpu", "trainer.max_epochs=1", cwd=tmp_path)
+    (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
+    assert list(run_dir.glob("tensorboard/events.out.tfevents.*"))
+    assert (run_dir / "metrics.csv").is_file()
+    assert (run_dir / "curves.png").is_file()
+
+
+def test_runs_that_start_in_the_same_second_have_their_own_directories(tmp_path: Path) -> None:
+    options = ["trainer=cpu", "debug=fdr", "hydra.run.dir=$" + "{claim:same}"]
+    command = [sys.executable, "-m", f"{package.__name__}.train", *options]
+    together = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in together] == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["same", "same-2"]
 
 
 def test_evaluate_takes_the_latest_run_and_says_which(workplace: Path, run_dir: Path) -> None:

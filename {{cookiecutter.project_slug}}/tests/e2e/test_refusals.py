@@ -24,15 +24,22 @@ SLOW = [
     ("train", ["strategy=dp", "trainer=cpu", "trainer.devices=2"], "take strategy=ddp"),
     ("train", ["strategy=ddp", "trainer=cpu", "trainer.devices=3"], "the nearest that does is 63 or 66"),
     ("train", ["trainer=gpu", "trainer.devices=512"], "trainer."),
+    ("train", ["~model"], "'model' is needed"),
+    ("train", ["+trainer.strategy=ddp"], "'trainer.strategy' is set by the project itself"),
+    ("train", ["strategy=ddp", "strategy.static_graph=maybe"], "it takes true or false"),
+    ("train", ["model.net.num_groups=0"], "model cannot be built"),
+    ("train", ["model.net._target_=torch.hub.load"], "could run foreign code"),
     ("train", ["seed=abc"], "seed=abc does not fit: it takes a whole number."),
     ("train", ["data.batch_size=abc"], "data.batch_size=abc does not fit: it takes a whole number."),
     ("train", ["model.optimizer.lr=-1"], "Invalid learning rate: -1"),
     ("train", ["ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
+    ("evaluate", ["ckpt_path=null"], "ckpt_path=None does not fit"),
     ("evaluate", [], "finds no trained run"),
     ("evaluate", ["ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
     ("export", [], "finds no trained run"),
     ("export", ["ckpt_path=truncated.ckpt"], "cannot be read"),
     ("export", ["formats=[onxx]"], "formats=[onxx] is no format; did you mean 'onnx'?"),
+    ("export", ["formats=3"], "formats=3 does not fit"),
     ("export", ["formats=[]"], "formats=[] exports nothing"),
     ("export", ["export.name=../up"], "export.name=../up is no folder name"),
     ("export", ["export.max_batch_size=0"], "export.max_batch_size=0 is too small"),
@@ -56,9 +63,15 @@ def test_mistake_gets_one_sentence_and_leaves_nothing(
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_metric_that_is_never_logged_is_refused_when_it_is_looked_for(tmp_path: Path) -> None:
-    options = ("trainer=cpu", "trainer.max_epochs=1", "callbacks.best.monitor=val/nothing")
-    assert "could not find the monitored key" in only_line(run_command("train", *options, cwd=tmp_path, check=False))
+@pytest.mark.parametrize(
+    ("callback", "sentence"),
+    [("best", "could not find the monitored key"), ("early_stopping", "metric `val/nothing` which is not available")],
+)
+def test_metric_that_is_never_logged_is_refused_when_it_is_looked_for(
+    callback: str, sentence: str, tmp_path: Path
+) -> None:
+    options = ("trainer=cpu", "trainer.max_epochs=1", f"callbacks.{callback}.monitor=val/nothing")
+    assert sentence in only_line(run_command("train", *options, cwd=tmp_path, check=False))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -68,9 +67,15 @@ def test_evaluation_counts_every_sample_once(best_checkpoint: Path, tmp_path: Pa
 
 
 BOMB = """
+import os
+import pathlib
+
 from lightning.pytorch.callbacks import Callback
 
 class Bomb(Callback):
+    def on_train_start(self, trainer, pl_module):
+        pathlib.Path(f"rank{trainer.global_rank}.pid").write_text(str(os.getpid()))
+
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.global_rank == 1 and trainer.current_epoch == 1:
             raise RuntimeError("boom on purpose")
@@ -86,8 +91,31 @@ def test_error_in_one_rank_ends_the_job_with_one_error(tmp_path: Path, monkeypat
     assert "error: rank 1 raised an error: RuntimeError: boom on purpose" in failed.stderr
     assert failed.stderr.count("Traceback") == 1
     assert "bomb.py" in failed.stderr
-    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
-    assert not left
+    ranks = sorted(tmp_path.glob("rank*.pid"))
+    assert len(ranks) == 2
+    for rank in ranks:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(rank.read_text(encoding="utf-8")), 0)
+
+
+DRAW = """
+import pathlib
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+class Draw(Callback):
+    def on_train_start(self, trainer, pl_module):
+        pathlib.Path(f"rank{trainer.global_rank}.txt").write_text(str(torch.rand(3).tolist()))
+"""
+
+
+def test_processes_draw_their_own_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "draw.py").write_text(DRAW, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    options = ("trainer=cpu", *TWO_PROCESSES, "trainer.max_epochs=1", "+callbacks.draw._target_=draw.Draw")
+    run_command("train", *options, cwd=tmp_path)
+    assert len({path.read_text(encoding="utf-8") for path in tmp_path.glob("rank*.txt")}) == 2
 
 
 def test_sweep_leaves_its_job_folders_and_a_refused_job_stops_no_other(tmp_path: Path) -> None:

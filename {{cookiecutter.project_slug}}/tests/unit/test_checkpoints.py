@@ -89,6 +89,21 @@ def test_target_that_is_no_trusted_class_is_refused(target: str, best_checkpoint
         checkpoints.load(write(contents, tmp_path / "spoiled.ckpt"))
 
 
+def test_interpolation_in_a_checkpoint_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:
+    contents = read(best_checkpoint)
+    contents["project"]["config"]["model"]["net"] = "$" + "{oc.create:{_target_:torch.hub.load,_args_:[x]}}"
+    with pytest.raises(Refusal, match="holds the interpolation"):
+        checkpoints.load(write(contents, tmp_path / "spoiled.ckpt"))
+
+
+def test_network_that_was_changed_since_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:
+    contents = read(best_checkpoint)
+    contents["project"]["config"]["model"]["net"]["widths"] = [32, 64, 32]
+    checkpoint = checkpoints.load(write(contents, tmp_path / "other.ckpt"))
+    with pytest.raises(Refusal, match=r"does not fit the network as it is now: .*size mismatch"):
+        checkpoint.model()
+
+
 def test_latest_is_the_run_that_was_trained_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Refusal, match=f"python -m {package.__name__}.train"):
         checkpoints.find("latest", tmp_path)

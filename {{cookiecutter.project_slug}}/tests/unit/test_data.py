@@ -66,6 +66,13 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert len(np.unique(first)) == 96
 
 
+def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
+    sampler = samplers.TrainingBatchSampler(100, 12, seed=5, rank=0, world_size=1, reshuffle=False)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) == first
+
+
 def test_lightning_finds_the_sampler_to_set_the_epoch_on() -> None:
     sampler = samplers.TrainingBatchSampler(100, 12, seed=5, rank=0, world_size=1)
     assert sampler.sampler is sampler
@@ -91,6 +98,7 @@ def test_batch_that_does_not_divide_is_refused_with_the_nearest_that_do() -> Non
     ("options", "sentence"),
     [
         ({"batch_size": 0}, "data.batch_size=0"),
+        ({"num_workers": -1}, "data.num_workers=-1"),
         ({"batch_size": 5000}, "largest size that works is 1257"),
         ({"val_fraction": 0.0}, "leave a split empty"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave a split empty"),

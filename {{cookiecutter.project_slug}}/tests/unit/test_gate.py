@@ -193,6 +193,24 @@ def test_no_path_or_stack_trace_is_left_in_the_onnx_file(exported: Path) -> None
     assert [(entry.key, entry.value) for entry in model.metadata_props] == [("name", "made")]
 
 
+def test_difference_in_any_test_sample_is_caught(classifier: Classifier, samples: Samples, exported: Path) -> None:
+    """The batches of the gate hold the first samples only; the last one of the split is compared too."""
+    small = Gate(deployed(classifier), Signature.of(classifier.spec), samples, max_batch_size=2, tolerance=1e-5)
+    assert small.admit("onnx", exported, opset=OPSET).num_samples == 90
+    small.logits[-1, 0] += 0.01
+    with pytest.raises(GateFailure, match="in the logits of the test split"):
+        small.admit("onnx", exported, opset=OPSET)
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), 0.0])
+def test_tolerance_that_nothing_meets_lets_nothing_through(
+    classifier: Classifier, samples: Samples, exported: Path, tolerance: float
+) -> None:
+    gate = Gate(deployed(classifier), Signature.of(classifier.spec), samples, max_batch_size=7, tolerance=tolerance)
+    with pytest.raises(GateFailure, match="differs from the trained model"):
+        gate.admit("onnx", exported, opset=OPSET)
+
+
 def test_difference_is_absolute_for_small_and_relative_for_large_values() -> None:
     assert difference(np.array([0.5]), np.array([0.25])) == 0.25
     assert difference(np.array([110.0]), np.array([100.0])) == pytest.approx(0.1)

@@ -4,16 +4,16 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
-from {{ cookiecutter.package_name }}.data.samples import SamplesInMemory, evaluation_loader
+from {{ cookiecutter.package_name }}.data.samples import SamplesInMemory
 from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.models.cnn import CNN
 from {{ cookiecutter.package_name }}.models.mlp import MLP
 from {{ cookiecutter.package_name }}.models.normalize import Normalize
 from {{ cookiecutter.package_name }}.strategies.dp import DataParallelStrategy
+from {{ cookiecutter.package_name }}.strategies.samplers import EvaluationBatchSampler, TrainingBatchSampler
 
 
 def make_spec(shape: tuple[int, ...] = (1, 8, 8), num_labels: int = 3) -> DataSpec:
@@ -84,8 +84,8 @@ def test_test_figures_are_those_of_the_samples() -> None:
 def test_an_empty_batch_counts_nothing() -> None:
     spec = make_spec()
     samples = SamplesInMemory(torch.zeros(1, *spec.input_shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
-    second_of_two: DataLoader = evaluation_loader(samples, batch_size=4, rank=1, world_size=2)
-    (batch,) = second_of_two
+    (second_of_two,) = EvaluationBatchSampler(1, batch_size=4, rank=1, world_size=2)
+    batch = samples.__getitems__(second_of_two)
     assert batch[0].shape == (0, *spec.input_shape)
     model = make_classifier(spec)
     model.test_step(batch, 0)
@@ -106,6 +106,24 @@ def test_dp_on_one_device_changes_nothing_and_says_so(caplog: pytest.LogCaptureF
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_debug_overfit_reaches_the_sampler() -> None:
+    datamodule = DigitsDataModule()
+    datamodule.trainer = make_trainer(overfit_batches=3)
+    sampler = datamodule.train_dataloader().batch_sampler
+    assert isinstance(sampler, TrainingBatchSampler)
+    assert not sampler.reshuffle
+
+
+def test_many_cores_and_an_unused_gpu_are_no_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every warning is an error here; the machine of 16 cores and a GPU is a stand-in."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    datamodule = DigitsDataModule()
+    make_trainer(max_epochs=1).fit(make_classifier(datamodule.spec), datamodule=datamodule)
+    monkeypatch.setattr("lightning.pytorch.accelerators.CUDAAccelerator.is_available", staticmethod(lambda: True))
+    make_trainer(max_epochs=1)
+
+
 @pytest.mark.gpu
 def test_dp_on_a_gpu_gives_the_gradients_of_one_device() -> None:
     """Two replicas on one GPU: shows scatter, replicate and gather at work, not a speed."""
@@ -115,7 +133,14 @@ def test_dp_on_a_gpu_gives_the_gradients_of_one_device() -> None:
         datamodule = DigitsDataModule(batch_size=400)
         model = make_classifier(datamodule.spec)
         trainer = pl.Trainer(
-            accelerator="gpu", devices=[0], strategy=strategy, max_epochs=1, precision="64-true", logger=False
+            accelerator="gpu",
+            devices=[0],
+            strategy=strategy,
+            max_epochs=1,
+            precision="64-true",
+            logger=False,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
         )
         trainer.fit(model, datamodule=datamodule)
         weights.append(model.cpu().state_dict())

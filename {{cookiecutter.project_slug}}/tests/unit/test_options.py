@@ -98,7 +98,7 @@ def test_devices_on_the_cpu_are_processes(strategy: str, requested: object, expe
         ("dp", 2, "take strategy=ddp"),
         ("ddp", 0, "trainer.devices=0 names no set of devices"),
         ("ddp", [0, 1], "numbers GPUs"),
-        ("ddp", "many", "trainer.devices=many is no number"),
+        ("ddp", "many", "trainer.devices=many is no whole number"),
     ],
 )
 def test_impossible_devices_are_refused(strategy: str, requested: object, sentence: str) -> None:

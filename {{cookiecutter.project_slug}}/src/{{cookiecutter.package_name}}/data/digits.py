@@ -39,6 +39,8 @@ class DigitsDataModule(pl.LightningDataModule):
             )
         if batch_size < 1:
             raise Refusal(f"data.batch_size={batch_size} holds no sample: give 1 or more.")
+        if num_workers < 0:
+            raise Refusal(f"data.num_workers={num_workers} is no number of processes: give 0 or more.")
         self.batch_size = batch_size
         self.seed = seed
         self.loader_options = {
@@ -66,26 +68,13 @@ class DigitsDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        rank, world_size = self._place()
-        return training_loader(
-            self.samples["train"], self.batch_size, self.seed, rank, world_size, **self.loader_options
-        )
+        return training_loader(self.samples["train"], self.batch_size, self.seed, self.trainer, **self.loader_options)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation_loader("val")
+        return evaluation_loader(self.samples["val"], self.batch_size, self.trainer, **self.loader_options)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation_loader("test")
-
-    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
-        rank, world_size = self._place()
-        return evaluation_loader(self.samples[split], self.batch_size, rank, world_size, **self.loader_options)
-
-    def _place(self) -> tuple[int, int]:
-        """This process's rank and the number of processes; without a Trainer there is one process."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        return evaluation_loader(self.samples["test"], self.batch_size, self.trainer, **self.loader_options)
 
 
 def _split(val_fraction: float, test_fraction: float, seed: int) -> dict[str, SamplesInMemory]:

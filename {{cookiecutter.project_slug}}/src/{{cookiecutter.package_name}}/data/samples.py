@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -36,19 +37,26 @@ def _as_fetched(batch: Any) -> Any:
 
 
 def training_loader(
-    dataset: SamplesInMemory, batch_size: int, seed: int, rank: int, world_size: int, **options: Any
+    dataset: SamplesInMemory, batch_size: int, seed: int, trainer: pl.Trainer | None, **options: Any
 ) -> DataLoader[Batch]:
     """`batch_size` counts the samples of one optimiser step over all ranks; this loader yields this rank's part."""
-    sampler = TrainingBatchSampler(len(dataset), batch_size, seed, rank, world_size)
+    # `overfit_batches` means the same few batches again and again.
+    reshuffle = trainer is None or not trainer.overfit_batches  # type: ignore[attr-defined]
+    sampler = TrainingBatchSampler(len(dataset), batch_size, seed, *_place(trainer), reshuffle=reshuffle)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_fetched, **options)
 
 
 def evaluation_loader(
-    dataset: SamplesInMemory, batch_size: int, rank: int, world_size: int, **options: Any
+    dataset: SamplesInMemory, batch_size: int, trainer: pl.Trainer | None, **options: Any
 ) -> DataLoader[Batch]:
     """Every sample once over all ranks; a batch may hold zero samples where there are more ranks than samples."""
-    sampler = EvaluationBatchSampler(len(dataset), batch_size, rank, world_size)
+    sampler = EvaluationBatchSampler(len(dataset), batch_size, *_place(trainer))
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_fetched, **options)
+
+
+def _place(trainer: pl.Trainer | None) -> tuple[int, int]:
+    """This process's rank and the number of processes; without a Trainer there is one process."""
+    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 def pixel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from ..data.samples import Batch
 from ..data.spec import DataSpec
+from ..refusal import Refusal
 from .normalize import Normalize
 
 
@@ -34,6 +35,8 @@ class Classifier(pl.LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise Refusal(f"model.label_smoothing={label_smoothing} is out of range: give 0 or more, and less than 1.")
         self.spec = spec
         self.net = nn.Sequential(Normalize(spec), net(spec))
         self.make_optimizer = optimizer
@@ -92,8 +95,10 @@ class Classifier(pl.LightningModule):
         self.test_confusion.reset()
 
     def _log(self, figures: dict[str, Tensor]) -> None:
-        # All ranks hold the same figures already; sync_dist only tells Lightning so.
-        self.log_dict(figures, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
+        for name, figure in figures.items():
+            shown = not name.endswith("f1")  # the bar has no room for all
+            # All ranks hold the same figures already; sync_dist only tells Lightning so.
+            self.log(name, figure, prog_bar=shown, on_step=False, on_epoch=True, sync_dist=True)
 
     def _count(self, split: str, logits: Tensor, y: Tensor, loss: Tensor) -> None:
         """Adds to running sums on the device; a log call or `.item()` a step would cost more than a small network."""

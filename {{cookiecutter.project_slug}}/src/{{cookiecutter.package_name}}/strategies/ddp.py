@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -21,7 +22,7 @@ from .launch import refusing
 Result = TypeVar("Result")
 
 # The launcher's own handlers stay installed after it has ended.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 
 
 class WorkerFailure(Refusal):
@@ -48,6 +49,7 @@ def run_in_processes(task: Callable[[Config], Result], config: Config, num_proce
             run_id="ddp",
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",  # else the name of the host, which need not resolve
             max_restarts=0,
             start_method="spawn",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
@@ -68,6 +70,8 @@ def run_in_processes(task: Callable[[Config], Result], config: Config, num_proce
 def _worker(task: Callable[[Config], Any], config: Config, log_settings: dict[str, Any]) -> tuple[str | None, Any]:
     """Rank 0 alone writes the log; a refusal travels home as text, because it is no failure of the worker."""
     quieten(*QUIET)
+    if "OMP_NUM_THREADS" not in os.environ:  # each process would start a thread a core
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
     if os.environ["RANK"] == "0":
         logging.config.dictConfig(log_settings)
     else:

@@ -73,8 +73,9 @@ def _indices(requested: Any, available: int, accelerator: str, strategy: str) ->
     if isinstance(requested, list):
         if accelerator == "cpu":
             raise Refusal(f"trainer.devices={requested} numbers GPUs, but this run is on the CPU: give a number.")
-        return [int(index) for index in requested]
-    try:
-        return list(range(int(requested)))
-    except ValueError:
-        raise Refusal(f"trainer.devices={requested} is no number, list of numbers or 'auto'.") from None
+        if not all(isinstance(index, int) for index in requested):
+            raise Refusal(f"trainer.devices={requested} is no list of whole numbers, as in [0,2].")
+        return requested
+    if not str(requested).removeprefix("-").isdecimal():
+        raise Refusal(f"trainer.devices={requested} is no whole number, list of them or 'auto'.")
+    return list(range(int(requested)))

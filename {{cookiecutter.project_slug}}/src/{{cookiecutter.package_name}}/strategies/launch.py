@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from ..checks import check
+from ..checks import check, check_arguments
 from ..cli import Config
 from ..refusal import Refusal, nearest
 from .devices import Devices, resolve_devices
@@ -25,6 +25,7 @@ def launch(task: Callable[[Config], Result], config: Config, batch_size: int | N
     check(trainer_section(config, devices), "trainer")
     for name in ("data", "model"):
         check(config.get(name, {}), name)
+    build_strategy(config["strategy"], devices)
     if config["strategy"]["name"] != "ddp" or len(devices.indices) == 1:
         return refusing(task, config)
     if batch_size is not None:
@@ -39,6 +40,10 @@ def refusing(task: Callable[[Config], Result], config: Config) -> Result:
     try:
         return task(config)
     except MisconfigurationException as error:
+        raise Refusal(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on metric"):
+            raise
         raise Refusal(" ".join(str(error).split())) from error
 
 
@@ -55,10 +60,31 @@ def trainer_section(config: Config, devices: Devices) -> Config:
 def build_strategy(section: Mapping[str, Any], devices: Devices) -> Strategy | str:
     """The Lightning strategy of a process; the options of `configs/strategy/` beside `name` go to it."""
     name, options = section["name"], {key: value for key, value in section.items() if key != "name"}
-    if name == "dp":
-        return DataParallelStrategy(devices=devices.to_torch(), **options)
-    if name == "ddp" and len(devices.indices) > 1:
-        return DDPStrategy(**options)
-    if name in ("single", "ddp"):
+    if name not in STRATEGIES:
+        raise Refusal(f"strategy.name={name} is no option; {nearest(name, STRATEGIES)}")
+    check_arguments(STRATEGIES[name], options, "strategy", known={"devices": devices})
+    strategy: Strategy | str = STRATEGIES[name](devices, **options)
+    return strategy
+
+
+def _single(devices: Devices) -> str:
+    return "auto"
+
+
+def _dp(devices: Devices) -> Strategy:
+    return DataParallelStrategy(devices.to_torch())
+
+
+def _ddp(
+    devices: Devices, find_unused_parameters: bool, gradient_as_bucket_view: bool, static_graph: bool
+) -> Strategy | str:
+    if len(devices.indices) == 1:  # nothing to keep in step
         return "auto"
-    raise Refusal(f"strategy.name={name} is no option; {nearest(name, ['single', 'dp', 'ddp'])}")
+    return DDPStrategy(
+        find_unused_parameters=find_unused_parameters,
+        gradient_as_bucket_view=gradient_as_bucket_view,
+        static_graph=static_graph,
+    )
+
+
+STRATEGIES: dict[str, Callable[..., Strategy | str]] = {"single": _single, "dp": _dp, "ddp": _ddp}

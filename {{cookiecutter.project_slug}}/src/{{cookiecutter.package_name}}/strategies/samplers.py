@@ -28,19 +28,25 @@ class TrainingBatchSampler(Sampler[list[int]]):
     order brings its samples back.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, rank: int, world_size: int, reshuffle: bool = True
+    ) -> None:
         per_process(batch_size, world_size)
+        if seed < 0:
+            raise Refusal(f"data.seed={seed} is out of range: give 0 or more.")
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.reshuffle = reshuffle
         self.epoch = 0
         # Lightning calls set_epoch on `batch_sampler.sampler`, never on the batch sampler itself.
         self.sampler = self
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        if self.reshuffle:
+            self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_samples // self.batch_size
