@@ -5,26 +5,20 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .explain import explain
 from .quiet import QUIET, quieten
-from .refusal import Refusal, nearest
-
-CONFIGS = Path(__file__).parent / "configs"
-
-# Commands that start from a checkpoint take any option of its data; which there are is known once it is read.
-_from_checkpoint = OmegaConf.create({"data": {}})
-OmegaConf.set_struct(_from_checkpoint.data, False)
-ConfigStore.instance().store("from_checkpoint", _from_checkpoint)
+from .refusal import Refusal
 
 Config = dict[str, Any]
 
@@ -37,43 +31,46 @@ def command(name: str, needs: tuple[str, ...]) -> Callable[[Callable[[Config], N
     """
 
     def decorate(main: Callable[[Config], None]) -> Callable[[], None]:
-        exit_code = 0
-
-        @functools.wraps(main)
-        def job(cfg: DictConfig) -> None:
-            nonlocal exit_code
-            try:
-                main(_plain(cfg, needs))
-            except Refusal as refusal:  # in a sweep the other jobs go on
-                exit_code = refusal.exit_code
-                _print_refusal(refusal)
-                _remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
-
         @functools.wraps(main)
         def run() -> None:
+            exit_codes = [0]
+
+            @functools.wraps(main)
+            def job(cfg: DictConfig) -> None:
+                try:
+                    main(_plain(cfg, needs))
+                except Refusal as refusal:  # in a sweep the other jobs go on
+                    exit_codes.append(_print_refusal(refusal))
+                    _remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
+
             # Without it Hydra prints an error of its own and exits, and the sentence below would never be reached.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             quieten(*QUIET)
+            register_with_hydra()
             try:
                 hydra.main(version_base="1.3", config_path="configs", config_name=name)(job)()
-            except (HydraException, OmegaConfBaseException) as error:
-                _print_refusal(explain(error))
-                sys.exit(2)
-            except ValueError as error:
-                if "Config group override" not in str(error):
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                sentence = explain(error)
+                if sentence is None:
                     raise
-                _print_refusal(
-                    Refusal("a group cannot be null on the command line: leave it out with '~', as '~logger'.")
-                )
-                sys.exit(2)
+                exit_codes.append(_print_refusal(sentence))
             except KeyboardInterrupt:
-                sys.exit(130)
-            if exit_code:
-                sys.exit(exit_code)
+                exit_codes.append(130)
+            if max(exit_codes):
+                sys.exit(max(exit_codes))
 
         return run
 
     return decorate
+
+
+def register_with_hydra() -> None:
+    """What the files in `configs/` use beside Hydra's own: the node `from_checkpoint` and the resolver `claim`."""
+    # Commands that start from a checkpoint take any option of its data; which there are is known once it is read.
+    node = OmegaConf.create({"data": {}})
+    OmegaConf.set_struct(node.data, False)
+    ConfigStore.instance().store("from_checkpoint", node)
+    OmegaConf.register_new_resolver("claim", _claim, use_cache=True, replace=True)
 
 
 def job_logging() -> Config:
@@ -87,7 +84,7 @@ def _plain(cfg: DictConfig, needs: tuple[str, ...]) -> Config:
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise explain(error) from None
+        raise explain(error) or error from None
     assert isinstance(config, dict)
     for group in needs:
         if config.get(group) is None:
@@ -95,8 +92,9 @@ def _plain(cfg: DictConfig, needs: tuple[str, ...]) -> Config:
     return {str(key): value for key, value in config.items()}
 
 
-def _print_refusal(refusal: Refusal) -> None:
+def _print_refusal(refusal: Refusal) -> int:
     print(f"error: {refusal}", file=sys.stderr)
+    return refusal.exit_code
 
 
 def _claim(folder: str) -> str:
@@ -109,9 +107,8 @@ def _claim(folder: str) -> str:
             return str(path)
         except FileExistsError:
             number += 1
-
-
-OmegaConf.register_new_resolver("claim", _claim, use_cache=True)
+        except OSError as error:
+            raise Refusal(f"the run directory {path} cannot be made: {error.strerror}.") from error
 
 
 def _remove_empty_run(run_dir: Path, log_file: str) -> None:
@@ -121,31 +118,3 @@ def _remove_empty_run(run_dir: Path, log_file: str) -> None:
         shutil.rmtree(run_dir / ".hydra")
         (run_dir / log_file).unlink(missing_ok=True)
         run_dir.rmdir()
-
-
-def explain(error: Exception) -> Refusal:
-    """Hydra's and OmegaConf's errors in one sentence that names the nearest option instead of advising `+key`."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        return _explain_choice(Path(error.missing_cfg_file), error.options)
-    if isinstance(error, OverrideParseException):
-        return Refusal(f"'{error.override}' cannot be read: write an option as name=value, and quote it for the shell.")
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
-    if key and isinstance(parent, DictConfig) and key.rpartition(".")[2] not in parent:
-        return _explain_key(key, parent)
-    return Refusal(" ".join(str(error).split()))
-
-
-def _explain_key(key: str, parent: DictConfig) -> Refusal:
-    section, _, word = key.rpartition(".")
-    if (CONFIGS / word).is_dir() and word not in parent:
-        return Refusal(f"'{key}' is no option; '{word}' is a group of its own: choose one as '{word}=...'.")
-    return Refusal(f"'{key}' is no option; {nearest(word, map(str, parent), section)}")
-
-
-def _explain_choice(choice: Path, options: Sequence[str]) -> Refusal:
-    group, name = choice.parent.as_posix(), choice.stem
-    sentence = f"'{group}={name}' is no option; "
-    for elsewhere in sorted(CONFIGS.glob(f"*/{name}.yaml")):
-        return Refusal(f"{sentence}did you mean '{elsewhere.parent.name}={name}'?")
-    return Refusal(sentence + nearest(name, options))

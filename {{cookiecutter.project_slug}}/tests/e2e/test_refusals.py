@@ -24,6 +24,7 @@ SLOW = [
     ("train", ["strategy=dp", "trainer=cpu", "trainer.devices=2"], "take strategy=ddp"),
     ("train", ["strategy=ddp", "trainer=cpu", "trainer.devices=3"], "the nearest that does is 63 or 66"),
     ("train", ["trainer=gpu", "trainer.devices=512"], "trainer."),
+    ("train", ["paths.log_dir=truncated.ckpt"], "the run directory truncated.ckpt/train/runs/"),
     ("train", ["~model"], "'model' is needed"),
     ("train", ["+trainer.strategy=ddp"], "'trainer.strategy' is set by the project itself"),
     ("train", ["strategy=ddp", "strategy.static_graph=maybe"], "it takes true or false"),

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }} import build
 from {{ cookiecutter.package_name }}.checks import read_options
-from {{ cookiecutter.package_name }}.cli import CONFIGS
+from {{ cookiecutter.package_name }}.cli import register_with_hydra
+from {{ cookiecutter.package_name }}.explain import CONFIGS
 from {{ cookiecutter.package_name }}.export import Options as ExportOptions
 from {{ cookiecutter.package_name }}.strategies.launch import devices_of
 from {{ cookiecutter.package_name }}.train import Options as TrainOptions
@@ -23,6 +24,7 @@ CHOICES = sorted(
 
 
 def composed(command: str, run_dir: Path, *options: str) -> dict[str, Any]:
+    register_with_hydra()
     with initialize_config_module(f"{package.__name__}.configs", version_base="1.3"):
         config = compose(command, [*options, f"paths.output_dir={run_dir}"])
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

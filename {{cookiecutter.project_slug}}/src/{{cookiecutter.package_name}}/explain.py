@@ -1,0 +1,49 @@
+"""Hydra's and OmegaConf's errors in one sentence that names the nearest option instead of advising `+key`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from .refusal import Refusal, nearest
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def explain(error: Exception) -> Refusal | None:
+    """None for an error that no option caused."""
+    raised: BaseException | None = error
+    while raised is not None:  # a resolver's own refusal lies under two errors of OmegaConf
+        if isinstance(raised, Refusal):
+            return raised
+        raised = raised.__cause__ or raised.__context__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        return _explain_choice(Path(error.missing_cfg_file), error.options)
+    if isinstance(error, OverrideParseException):
+        return Refusal(f"'{error.override}' cannot be read: write an option as name=value, and quote it for the shell.")
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+        if "Config group override" not in str(error):
+            return None
+        return Refusal("a group cannot be null on the command line: leave it out with '~', as '~logger'.")
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
+    if key and isinstance(parent, DictConfig) and key.rpartition(".")[2] not in parent:
+        return _explain_key(key, parent)
+    return Refusal(" ".join(str(error).split()))
+
+
+def _explain_key(key: str, parent: DictConfig) -> Refusal:
+    section, _, word = key.rpartition(".")
+    if (CONFIGS / word).is_dir() and word not in parent:
+        return Refusal(f"'{key}' is no option; '{word}' is a group of its own: choose one as '{word}=...'.")
+    return Refusal(f"'{key}' is no option; {nearest(word, map(str, parent), section)}")
+
+
+def _explain_choice(choice: Path, options: Sequence[str]) -> Refusal:
+    group, name = choice.parent.as_posix(), choice.stem
+    sentence = f"'{group}={name}' is no option; "
+    for elsewhere in sorted(CONFIGS.glob(f"*/{name}.yaml")):
+        return Refusal(f"{sentence}did you mean '{elsewhere.parent.name}={name}'?")
+    return Refusal(sentence + nearest(name, options))
