@@ -24,7 +24,7 @@ def slug(name: str, reserved: list[str]) -> str:
 
 def package(project_slug: str, reserved: list[str]) -> str:
     """A Python identifier that hides no module and no dependency."""
-    name = re.sub(r"\W+", "_", project_slug.lower(), flags=re.ASCII)[:60].strip("_")
+    name = re.sub(r"\W+", "_", project_slug.lower(), flags=re.ASCII)[:40].strip("_")
     if not name or name[0].isdigit():
         name = f"project_{name}".rstrip("_")
     return f"{name}_project" if rules.is_taken(name, reserved) else name

@@ -15,7 +15,8 @@ WINDOWS_DEVICES = {
     *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)),
 }
 
-MAX_LENGTH = 100  # of a folder's name, well under what file systems allow
+MAX_SLUG = 100  # well under what file systems allow
+MAX_PACKAGE = 40  # the lines that import it stay within the project's line length
 # What Python's email package, and with it a wheel's metadata, takes for an address.
 EMAIL = re.compile(r"[A-Za-z0-9_%+-]+(\.[A-Za-z0-9_%+-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
@@ -39,8 +40,8 @@ def refusals(answers: dict) -> list[str]:
 def _slug_refusals(slug: str, reserved: list[str]) -> list[str]:
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", slug):
         return [f"project_slug={slug!r} is no folder name: take ASCII letters, digits and dashes, as in 'my-project'."]
-    if len(slug) > MAX_LENGTH:
-        return [f"project_slug={slug!r} has {len(slug)} characters: take {MAX_LENGTH} or less."]
+    if len(slug) > MAX_SLUG:
+        return [f"project_slug={slug!r} has {len(slug)} characters: take {MAX_SLUG} or less."]
     if slug.lower().split(".")[0] in WINDOWS_DEVICES:
         return [f"project_slug={slug!r} cannot be a folder on Windows: take '{slug}-project'."]
     if re.sub(r"[._-]+", "_", slug.lower()) in reserved:
@@ -54,8 +55,8 @@ def _package_refusals(package: str, reserved: list[str]) -> list[str]:
             f"package_name={package!r} is no name of a Python package: "
             "take small letters, digits and underscores, as in 'my_project'."
         ]
-    if len(package) > MAX_LENGTH:
-        return [f"package_name={package!r} has {len(package)} characters: take {MAX_LENGTH} or less."]
+    if len(package) > MAX_PACKAGE:
+        return [f"package_name={package!r} has {len(package)} characters: take {MAX_PACKAGE} or less."]
     if is_taken(package, reserved):
         return [f"package_name={package!r} is taken, Python would find another one under it: take '{package}_project'."]
     return []

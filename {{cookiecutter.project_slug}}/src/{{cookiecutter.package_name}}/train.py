@@ -53,7 +53,6 @@ def main(config: Config) -> None:
 def run(config: Config) -> dict[str, float]:
     """One process of a run: builds what the configuration names, trains it and reports."""
     import lightning.pytorch as pl
-    import torch
 
     from .build import build, build_callbacks, build_classifier, build_loggers, build_trainer
     from .checkpoints import load, self_description
@@ -73,7 +72,6 @@ def run(config: Config) -> dict[str, float]:
     for logger in loggers:
         logger.log_hyperparams(config)
 
-    torch.manual_seed(options.seed + trainer.global_rank)  # each process draws its own dropout
     if trainer.is_global_zero:
         announce(config, devices_of(config), model)
     metrics = train(datamodule, model, trainer, options.ckpt_path, test=options.test)

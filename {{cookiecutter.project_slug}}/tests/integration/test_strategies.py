@@ -105,7 +105,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 class Draw(Callback):
-    def on_train_start(self, trainer, pl_module):
+    def on_train_epoch_start(self, trainer, pl_module):
         pathlib.Path(f"rank{trainer.global_rank}.txt").write_text(str(torch.rand(3).tolist()))
 """
 

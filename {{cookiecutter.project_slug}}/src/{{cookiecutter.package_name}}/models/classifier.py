@@ -56,6 +56,10 @@ class Classifier(pl.LightningModule):
         logits: Tensor = self.net(x)
         return logits
 
+    def on_train_start(self) -> None:
+        if self.global_rank > 0:  # Lightning seeds all processes alike, and their dropout masks would be the same
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, y = batch
         logits = self(x)
