@@ -1,6 +1,7 @@
 """Removes what was not chosen, and makes the folder a git repository when asked."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def main(answers: dict) -> None:
     remove_unwanted(answers)
     if answers["git_init"]:
         init_repository()
-    print(f"Your project is in {Path.cwd()}\nnext: cd {Path.cwd().name} && make setup && make train")
+    print(f"next: cd {shlex.quote(str(Path.cwd()))} && make setup && make train")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def test_hooks_use_the_standard_library_alone_and_hold_one_line_of_jinja() -> No
             if isinstance(node, ast.Import)
             for alias in node.names
         }
-        assert imported <= {"json", "keyword", "re", "shutil", "subprocess", "sys", "unicodedata"}
+        assert imported <= {"json", "keyword", "re", "shlex", "shutil", "subprocess", "sys", "unicodedata"}
         assert not re.search(r"\binput\(|shell=True|urllib|socket", text)
 
 
