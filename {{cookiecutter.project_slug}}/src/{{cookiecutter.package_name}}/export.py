@@ -49,7 +49,7 @@ def main(config: Config) -> None:
     from .checks import read_options
 
     request, options = read_options(config, Request), read_options(config["export"], Options, "export")
-    formats = [request.formats] if isinstance(request.formats, str) else request.formats
+    formats = [request.formats] if isinstance(request.formats, str) else list(dict.fromkeys(request.formats))
     _check(formats, options)
 
     from . import checkpoints
@@ -78,21 +78,28 @@ def export(
     from .exporters import format_named
     from .exporters.bundle import incoming, publish, write_json
     from .exporters.card import card
+    from .exporters.fresh import first_samples
     from .exporters.gate import Gate
     from .exporters.manifest import manifest, summarise
     from .exporters.network import deployed
-    from .exporters.signature import Signature
+    from .exporters.signature import GateFailure, Signature
 
     signature = Signature.of(checkpoint.spec)
     network = deployed(checkpoint.model())
     samples = _test_samples(datamodule)
-    example = torch.from_numpy(samples.inputs[:2])
+    example = torch.from_numpy(first_samples(samples.inputs, 2))  # a batch of 1 would fix the axis
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with incoming(artifact_dir / options.name) as folder:
         summary = summarise(options.name, checkpoint, signature)
         for name in formats:
             log.info("exporting   %s", FILES[name])
-            format_named(name).export(network, example, folder / FILES[name], opset=options.opset, summary=summary)
+            try:
+                format_named(name).export(network, example, folder / FILES[name], opset=options.opset, summary=summary)
+            except Refusal:
+                raise
+            except Exception as error:  # what an exporter raises for an operator that it does not know is its own
+                reason = " ".join(str(error.__cause__ or error).split())[:300]
+                raise GateFailure(f"format '{name}' cannot express this network: {reason}") from error
         gate = Gate(network, signature, samples, max_batch_size=options.max_batch_size, tolerance=options.tolerance)
         parities = []
         for name in formats:

@@ -89,6 +89,32 @@ def test_answered_without_torch(verb: str, options: list[str], tmp_path: Path) -
     assert "torch was imported" not in answered.stderr
 
 
+def test_opset_that_onnx_does_not_know_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:
+    refused = run_command("export", f"ckpt_path={best_checkpoint}", "export.opset=99", cwd=tmp_path, check=False)
+    assert "export.opset=99 is out of range" in only_line(refused)
+    assert not (tmp_path / "artifacts").exists()
+
+
+NETWORK = """
+import PACKAGE.models.cnn as cnn
+from PACKAGE.export import main
+
+whole = cnn.CNN.forward
+cnn.CNN.forward = lambda self, x: whole(self, x if x.sum() > 0 else -x)
+main()
+"""
+
+
+def test_network_that_a_format_cannot_express_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:
+    code = NETWORK.replace("PACKAGE", package.__name__)
+    command = [sys.executable, "-c", code, f"ckpt_path={best_checkpoint}", "formats=onnx"]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1, refused.stderr
+    assert "error: format 'onnx' cannot express this network" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "artifacts").exists()
+
+
 def test_logger_that_is_not_installed_is_refused(tmp_path: Path) -> None:
     """Lightning is told that it did not find tensorboard; the refusal is the real one."""
     code = (

@@ -11,6 +11,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 
 from ..quiet import Quiet, quietly
+from ..refusal import Refusal
 from . import Array, Run
 from .signature import GateFailure, Signature, TensorSignature
 
@@ -30,6 +31,9 @@ QUIET = (
 def export(network: nn.Module, example: Tensor, path: Path, *, opset: int, summary: dict[str, str]) -> None:
     import torch
 
+    newest = onnx.defs.onnx_opset_version()
+    if not 1 <= opset <= newest:
+        raise Refusal(f"export.opset={opset} is out of range: the installed onnx knows 1 to {newest}.")
     with quietly(*QUIET):
         program = torch.onnx.export(
             network,
