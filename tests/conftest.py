@@ -56,9 +56,10 @@ def ruff(*arguments: str, cwd: Path) -> None:
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
-    """Runs to the end, showing what is printed when it fails."""
+    """Runs to the end, showing what is printed when it fails; knows nothing of the make that runs the tests."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("ARGS", "MAKEFLAGS", "MAKEOVERRIDES")}
     process = subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=cwd, env=clean | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.returncode == 0, process.stdout
     return process.stdout
