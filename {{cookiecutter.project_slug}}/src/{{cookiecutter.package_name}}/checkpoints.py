@@ -78,12 +78,14 @@ def find(ckpt_path: str, log_dir: Path) -> Path:
 
 def load(path: Path) -> Checkpoint:
     """Refuses what is missing, damaged, of another project, or names code from outside `TRUSTED`."""
+    if path.is_dir():
+        raise Refusal(f"ckpt_path={path} is a folder: give the file in it, as <run directory>/checkpoints/best.ckpt.")
     if not path.is_file():
         raise Refusal(f"ckpt_path={path} does not exist: give the path of a .ckpt file.")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise Refusal(f"ckpt_path={path} cannot be read, it is damaged or no checkpoint ({reason}).") from error
     project = contents.get("project") if isinstance(contents, dict) else None
     if not isinstance(project, dict) or project.get("package") != PACKAGE:

@@ -105,5 +105,6 @@ def _words(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
     origin = get_origin(hint) or hint
     if origin in (Union, types.UnionType, Literal):
-        return " or ".join(dict.fromkeys(str(a) if origin is Literal else _words(a) for a in get_args(hint)))
+        words = (str(arg) if origin is Literal else _words(arg) for arg in get_args(hint))
+        return " or ".join(dict.fromkeys(word for group in words for word in group.split(" or ")))
     return names.get(hint, "a list" if origin in (list, tuple) else getattr(hint, "__name__", str(hint)))

@@ -23,6 +23,12 @@ from .refusal import Refusal
 Config = dict[str, Any]
 
 
+class Interruption(Refusal):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
 def command(name: str, needs: tuple[str, ...]) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
     """Turns `main(config)` into a command whose options are `configs/<name>.yaml`; `needs` are groups that must stay.
 
@@ -55,7 +61,7 @@ def command(name: str, needs: tuple[str, ...]) -> Callable[[Callable[[Config], N
                     raise
                 exit_codes.append(_print_refusal(sentence))
             except KeyboardInterrupt:
-                exit_codes.append(130)
+                exit_codes.append(_print_refusal(Interruption("interrupted: what was saved until now stays.")))
             if max(exit_codes):
                 sys.exit(max(exit_codes))
 

@@ -1,5 +1,6 @@
 """Hydra's and OmegaConf's errors in one sentence that names the nearest option instead of advising `+key`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def explain(error: Exception) -> Refusal | None:
     key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
     if key and isinstance(parent, DictConfig) and key.rpartition(".")[2] not in parent:
         return _explain_key(key, parent)
+    if group := re.match(r"Could not override '([^']+)'\. No match in the defaults list", str(error)):
+        return Refusal(f"'{group[1]}' is no group of this command: what a checkpoint holds is taken from it.")
     return Refusal(" ".join(str(error).split()))
 
 

@@ -1,5 +1,6 @@
 """A user's mistake gets one sentence and exit code 2, without a traceback, and leaves nothing behind."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,8 @@ SLOW = [
     ("evaluate", ["ckpt_path=null"], "ckpt_path=None does not fit"),
     ("evaluate", [], "finds no trained run"),
     ("evaluate", ["ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
+    ("evaluate", ["ckpt_path=."], "is a folder: give the file in it"),
+    ("export", ["model=mlp"], "'model' is no group of this command"),
     ("export", [], "finds no trained run"),
     ("export", ["ckpt_path=truncated.ckpt"], "cannot be read"),
     ("export", ["formats=[onxx]"], "formats=[onxx] is no format; did you mean 'onnx'?"),
@@ -89,10 +92,27 @@ def test_answered_without_torch(verb: str, options: list[str], tmp_path: Path) -
     assert "torch was imported" not in answered.stderr
 
 
-def test_opset_that_onnx_does_not_know_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:
-    refused = run_command("export", f"ckpt_path={best_checkpoint}", "export.opset=99", cwd=tmp_path, check=False)
-    assert "export.opset=99 is out of range" in only_line(refused)
+@pytest.mark.parametrize("opset", [3, 99])
+def test_opset_out_of_range_is_refused(opset: int, best_checkpoint: Path, tmp_path: Path) -> None:
+    refused = run_command("export", f"ckpt_path={best_checkpoint}", f"export.opset={opset}", cwd=tmp_path, check=False)
+    assert f"export.opset={opset} is out of range" in only_line(refused)
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_interruption_says_so_and_keeps_what_was_saved(tmp_path: Path) -> None:
+    options = ["trainer=cpu", "trainer.max_epochs=5000", "callbacks.early_stopping=null"]
+    command = [sys.executable, "-m", f"{package.__name__}.train", *options]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 3/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "error: interrupted: what was saved until now stays." in errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.glob("logs/train/runs/*/checkpoints/last.ckpt"))
 
 
 NETWORK = """

@@ -18,6 +18,7 @@ from .signature import GateFailure, Signature, TensorSignature
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+OLDEST_OPSET = 18  # torch writes this one, and converts it to an older one for some networks only
 QUIET = (
     Quiet(
         FutureWarning,
@@ -32,8 +33,8 @@ def export(network: nn.Module, example: Tensor, path: Path, *, opset: int, summa
     import torch
 
     newest = onnx.defs.onnx_opset_version()
-    if not 1 <= opset <= newest:
-        raise Refusal(f"export.opset={opset} is out of range: the installed onnx knows 1 to {newest}.")
+    if not OLDEST_OPSET <= opset <= newest:
+        raise Refusal(f"export.opset={opset} is out of range: take {OLDEST_OPSET} to {newest}.")
     with quietly(*QUIET):
         program = torch.onnx.export(
             network,

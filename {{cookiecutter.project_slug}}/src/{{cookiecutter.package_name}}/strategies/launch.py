@@ -41,6 +41,10 @@ def refusing(task: Callable[[Config], Result], config: Config) -> Result:
         return task(config)
     except MisconfigurationException as error:
         raise Refusal(" ".join(str(error).split())) from error
+    except SystemExit as error:  # Lightning's way to end after Ctrl-C, with exit code 1
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     except RuntimeError as error:
         if not str(error).startswith("Early stopping conditioned on metric"):
             raise
