@@ -19,6 +19,7 @@ from .refusal import Refusal, nearest
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from torch import Tensor, nn
 
     from .checkpoints import Checkpoint
     from .exporters.gate import Parity, Samples
@@ -75,14 +76,13 @@ def export(
     import numpy as np
     import torch
 
-    from .exporters import format_named
     from .exporters.bundle import incoming, publish, write_json
     from .exporters.card import card
     from .exporters.fresh import first_samples
     from .exporters.gate import Gate
     from .exporters.manifest import manifest, summarise
     from .exporters.network import deployed
-    from .exporters.signature import GateFailure, Signature
+    from .exporters.signature import Signature
 
     signature = Signature.of(checkpoint.spec)
     network = deployed(checkpoint.model())
@@ -91,15 +91,7 @@ def export(
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with incoming(artifact_dir / options.name) as folder:
         summary = summarise(options.name, checkpoint, signature)
-        for name in formats:
-            log.info("exporting   %s", FILES[name])
-            try:
-                format_named(name).export(network, example, folder / FILES[name], opset=options.opset, summary=summary)
-            except Refusal:
-                raise
-            except Exception as error:  # what an exporter raises for an operator that it does not know is its own
-                reason = " ".join(str(error.__cause__ or error).split())[:300]
-                raise GateFailure(f"format '{name}' cannot express this network: {reason}") from error
+        _write_files(network, example, formats, options.opset, summary, folder)
         gate = Gate(network, signature, samples, max_batch_size=options.max_batch_size, tolerance=options.tolerance)
         parities = []
         for name in formats:
@@ -116,6 +108,23 @@ def export(
             write_json(contents, folder / "manifest.json")
 
         return publish(folder, seal), parities
+
+
+def _write_files(
+    network: nn.Module, example: Tensor, formats: list[str], opset: int, summary: dict[str, str], folder: Path
+) -> None:
+    from .exporters import format_named
+    from .exporters.signature import GateFailure
+
+    for name in formats:
+        log.info("exporting   %s", FILES[name])
+        try:
+            format_named(name).export(network, example, folder / FILES[name], opset=opset, summary=summary)
+        except Refusal:
+            raise
+        except Exception as error:  # what an exporter raises for an operator that it does not know is its own
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
+            raise GateFailure(f"format '{name}' cannot express this network: {reason}") from error
 
 
 def _test_samples(datamodule: pl.LightningDataModule) -> Samples:
