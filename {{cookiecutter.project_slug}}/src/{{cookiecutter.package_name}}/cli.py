@@ -121,6 +121,6 @@ def _remove_empty_run(run_dir: Path, log_file: str) -> None:
     """A refused job leaves no folder: Hydra made one, and nothing is in it but its own notes and the log."""
     if all(path.name in (".hydra", log_file) for path in run_dir.iterdir()):
         logging.shutdown()  # closes the log file, which some systems do not remove while it is open
-        shutil.rmtree(run_dir / ".hydra")
+        shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
         (run_dir / log_file).unlink(missing_ok=True)
         run_dir.rmdir()

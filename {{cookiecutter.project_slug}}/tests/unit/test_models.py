@@ -92,6 +92,13 @@ def test_an_empty_batch_counts_nothing() -> None:
     assert model.test_confusion.confmat.sum() == 0
 
 
+def test_rank_without_samples_sums_in_the_dtype_of_the_others() -> None:
+    """In 64-true the ranks would otherwise reduce float32 with float64."""
+    model = make_classifier(make_spec()).double()
+    model._count("test", torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.long), torch.zeros(()))
+    assert model._no_samples().dtype == model._totals["test"].dtype == torch.float64
+
+
 def test_dp_on_one_device_changes_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     weights = []
     for strategy in ("auto", DataParallelStrategy([torch.device("cpu")])):

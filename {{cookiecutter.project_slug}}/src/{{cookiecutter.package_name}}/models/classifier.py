@@ -107,17 +107,20 @@ class Classifier(pl.LightningModule):
     def _count(self, split: str, logits: Tensor, y: Tensor, loss: Tensor) -> None:
         """Adds to running sums on the device; a log call or `.item()` a step would cost more than a small network."""
         if split not in self._totals:
-            dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
-            self._totals[split] = torch.zeros(3, dtype=dtype, device=y.device)
+            self._totals[split] = self._no_samples()
         correct = (logits.argmax(dim=1) == y).sum()
         self._totals[split] += torch.stack([loss.detach() * len(y), correct, torch.tensor(len(y), device=y.device)])
 
     def _means(self, split: str) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy over the samples of all ranks since the last call."""
-        nothing = torch.zeros(3, device=self.device)
-        totals = self.trainer.strategy.reduce(self._totals.pop(split, nothing), reduce_op="sum")
-        loss, correct, count = totals.unbind()
+        totals = self._totals.pop(split) if split in self._totals else self._no_samples()
+        loss, correct, count = self.trainer.strategy.reduce(totals, reduce_op="sum").unbind()
         return loss / count, correct / count
+
+    def _no_samples(self) -> Tensor:
+        """Sums of loss, right answers and samples; of one dtype on all ranks, those without a sample included."""
+        dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
+        return torch.zeros(3, dtype=dtype, device=self.device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameters())
