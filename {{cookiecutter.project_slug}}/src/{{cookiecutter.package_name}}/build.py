@@ -8,15 +8,22 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from .callbacks import SelfContained
+from .callbacks import RandomState, SelfContained
 from .checks import check
 from .cli import Config
 from .data.spec import DataSpec
 from .models.classifier import Classifier
 from .refusal import Refusal
+from .strategies import ranks
+from .strategies.ddp import leave_signals_alone
 from .strategies.devices import Devices
 from .strategies.launch import build_strategy, trainer_section
 
@@ -44,8 +51,13 @@ def _one_line(error: BaseException) -> str:
     return f"{' '.join(str(error).split())} ({Path(raised.filename).name}:{raised.lineno})"
 
 
-def build_classifier(section: Mapping[str, Any], spec: DataSpec) -> Classifier:
+def build_classifier(section: Mapping[str, Any], spec: DataSpec, lr_factor: float = 1.0) -> Classifier:
     """The network sized by `spec`; its optimizer is tried once, so that a bad value is refused before the run."""
+    if lr_factor != 1:
+        if "lr" not in section["optimizer"]:
+            raise Refusal("lr_scaling needs a learning rate to scale: set model.optimizer.lr.")
+        optimizer = {**section["optimizer"], "lr": section["optimizer"]["lr"] * lr_factor}
+        section = {**section, "optimizer": optimizer}
     model: Classifier = build(section, "model", spec=spec)
     try:
         model.configure_optimizers()
@@ -73,14 +85,17 @@ def build_callbacks(
     built = [build(section, f"callbacks.{name}") for name, section in (sections or {}).items() if section]
     if not loggers:  # there is nowhere to write the learning rate, and the monitor refuses to start
         built = [callback for callback in built if not isinstance(callback, LearningRateMonitor)]
-    return [*built, SelfContained(contents)]
+    return [*built, RandomState(), SelfContained(contents)]
 
 
-def build_trainer(config: Config, devices: Devices, callbacks: list[Callback], loggers: list[Logger]) -> pl.Trainer:
+def build_trainer(
+    config: Config, devices: Devices, callbacks: list[Callback], loggers: list[Logger], num_steps: int = 1
+) -> pl.Trainer:
+    """`num_steps` is the number of micro-batches that a device makes of its part of a batch."""
     if not config["trainer"]["enable_progress_bar"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer: pl.Trainer = build(
-        trainer_section(config, devices),
+        trainer_section(config, devices, num_steps),
         "trainer",
         default_root_dir=config["paths"]["output_dir"],
         strategy=build_strategy(config["strategy"], devices),
@@ -88,5 +103,26 @@ def build_trainer(config: Config, devices: Devices, callbacks: list[Callback], l
         logger=loggers or False,
         # Lightning's own sampler pads, and would count samples twice.
         use_distributed_sampler=False,
+        plugins=[_environment(), WholeFiles()],
     )
+    if trainer.world_size > 1:
+        leave_signals_alone(trainer)
     return trainer
+
+
+def _environment() -> ClusterEnvironment:
+    """Who started the processes; left to itself Lightning takes any process of a SLURM job for one of several."""
+    started = ranks.started()
+    if started is None:
+        return LightningEnvironment()
+    # Its own way to requeue a job saves in the middle of a step; here the job's script does it.
+    return SLURMEnvironment(auto_requeue=False) if started.starter == "srun" else TorchElasticEnvironment()
+
+
+class WholeFiles(TorchCheckpointIO):
+    """A checkpoint takes the place of an earlier one only once it is written: a kill in between loses neither."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        incoming = Path(f"{path}.incoming")
+        super().save_checkpoint(checkpoint, incoming, storage_options)
+        incoming.replace(path)

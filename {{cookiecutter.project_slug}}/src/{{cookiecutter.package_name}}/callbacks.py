@@ -1,11 +1,24 @@
 """Lightning callbacks of this project's own; the others come from `configs/callbacks/`."""
 
+import logging
+import random
 import sys
 import time
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from .refusal import Refusal
+from .strategies.samplers import BatchSplit
+
+log = logging.getLogger(__name__)
 
 
 def progress_bar() -> ProgressBar:
@@ -50,3 +63,137 @@ class SelfContained(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["project"] = self.contents
+
+
+class SameWeights(Callback):
+    """Stops a run whose ranks no longer hold the same weights, to the bit; looked at after each epoch of ddp."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size == 1 or not isinstance(trainer.strategy, DDPStrategy):  # fsdp holds a part on each
+            return
+        names, weights = zip(*pl_module.named_parameters(), strict=True)
+        own = torch.stack([_bit_sum(weight) for weight in weights])
+        sums = [torch.empty_like(own) for _ in range(trainer.world_size)]
+        torch.distributed.all_gather(sums, own)
+        for rank, position in torch.nonzero(torch.stack(sums) != sums[0]).tolist():
+            raise RuntimeError(
+                f"rank {rank} and rank 0 hold different weights after epoch {trainer.current_epoch + 1}, "
+                f"first in '{names[position]}': something changes them on one rank alone, "
+                "or the ranks run different versions of the code or of torch."
+            )
+
+
+def _bit_sum(weight: Tensor) -> Tensor:
+    """The sum of the bit patterns, as whole numbers: no rounding, so the order of the sum does not matter."""
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    return weight.detach().contiguous().view(kind).sum(dtype=torch.int64)
+
+
+class RandomState(Callback):
+    """Gives each rank its own random numbers, and keeps in each checkpoint where they are on every rank."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rank = trainer.global_rank
+        if self.states is not None and rank < len(self.states):
+            _set_random_state(self.states[rank])
+        elif rank > 0:  # all ranks begin with the same seed, and their dropout masks would be the same
+            torch.manual_seed(torch.initial_seed() + rank)
+        self.states = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        states: list[Any] = [None] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, _random_state())
+        else:
+            states = [_random_state()]
+        checkpoint["random_states"] = states
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.states = checkpoint.get("random_states")
+
+
+def _random_state() -> dict[str, Any]:
+    """Numbers and words only, as in all of a checkpoint."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    version, numbers, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "python": [version, list(numbers), gauss],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([torch.tensor(cuda, dtype=torch.uint8) for cuda in state["cuda"]])
+    np.random.set_state(tuple(state["numpy"]))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+
+
+class LargestMicroBatch(Callback):
+    """`data.micro_batch_size=auto`: halves what a device holds at once until a training step fits, and accumulates.
+
+    The result does not change, because `BatchSplit` leaves nothing over. All ranks take the smallest that any found.
+    """
+
+    def __init__(self, split: BatchSplit) -> None:
+        self.split = split
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        states, training = _random_state(), pl_module.training
+        buffers = [buffer.clone() for buffer in pl_module.buffers()]
+        batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+        in_process = self.split.num_devices // trainer.world_size
+        sizes = _halves(self.split.micro_batch_size)
+        pl_module.train()
+        fitting = next((size for size in sizes if _fits(trainer, pl_module, batch, size * in_process)), 0)
+        pl_module.train(training)
+        _set_random_state(states)
+        for buffer, before in zip(pl_module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        fitting = int(trainer.strategy.reduce(torch.tensor(fitting, device=pl_module.device), reduce_op="min"))
+        if fitting == 0:
+            raise Refusal("data.micro_batch_size=auto: not even one sample fits a device; take a smaller network.")
+        split = BatchSplit.of(self.split.batch_size, self.split.num_devices, fitting)
+        trainer.accumulate_grad_batches = split.num_steps
+        if isinstance(trainer.limit_train_batches, int):  # the user counts whole batches
+            trainer.limit_train_batches *= split.num_steps
+        log.info("fits        %s", split)
+
+
+def _halves(size: int) -> list[int]:
+    """The size itself, then of its divisors the largest that is at most half of the one before."""
+    sizes = [size]
+    while sizes[-1] > 1:
+        sizes.append(next(part for part in range(sizes[-1] // 2, 0, -1) if size % part == 0))
+    return sizes
+
+
+def _fits(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, num_samples: int) -> bool:
+    """Tries forward and backward with what an optimizer such as Adam holds beside them: two figures a weight."""
+    try:
+        held = [torch.empty_like(weight) for weight in pl_module.parameters() for _ in range(2)]
+        part = trainer.strategy.batch_to_device(apply_to_collection(batch, Tensor, lambda x: x[:num_samples]))
+        with trainer.precision_plugin.train_step_context():
+            loss = pl_module.training_step(part, 0)
+        assert isinstance(loss, Tensor)
+        torch.autograd.backward(loss)
+        del held
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or is_oom_error(error)):
+            raise
+        return False
+    finally:
+        pl_module.zero_grad()
+        garbage_collection_cuda()
+    return True

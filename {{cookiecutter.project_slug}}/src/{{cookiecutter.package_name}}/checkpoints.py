@@ -16,6 +16,7 @@ from .cli import Config
 from .data.spec import DataSpec
 from .models.classifier import Classifier
 from .refusal import Refusal
+from .strategies import ranks
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Checkpoint:
 
     path: Path
     epoch: int
+    step: int
     config: Config
     spec: DataSpec
     state_dict: dict[str, torch.Tensor]
@@ -76,6 +78,15 @@ def find(ckpt_path: str, log_dir: Path) -> Path:
     return latest
 
 
+def last_of_lost_run(run_dir: Path) -> str | None:
+    """Where to go on, for processes that take the place of others that were lost; None for all others."""
+    last = run_dir / "checkpoints/last.ckpt"
+    if not ranks.is_restart() or not last.is_file():
+        return None
+    log.info("goes on     from %s, because a process was lost", last)
+    return str(last)
+
+
 def load(path: Path) -> Checkpoint:
     """Refuses what is missing, damaged, of another project, or names code from outside `TRUSTED`."""
     if path.is_dir():
@@ -94,6 +105,7 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(
         path=path,
         epoch=contents["epoch"],
+        step=contents["global_step"],
         config=project["config"],
         spec=DataSpec.from_dict(project["spec"]),
         state_dict=contents["state_dict"],

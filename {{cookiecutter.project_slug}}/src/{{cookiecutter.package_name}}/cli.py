@@ -4,7 +4,9 @@ import functools
 import logging
 import os
 import shutil
+import signal
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,55 +21,89 @@ from omegaconf.errors import OmegaConfBaseException
 from .explain import explain
 from .quiet import QUIET, quieten
 from .refusal import Refusal
+from .strategies import ranks
 
 Config = dict[str, Any]
 
 
-class Interruption(Refusal):
-    """Ctrl-C."""
+class Termination(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it."""
 
-    exit_code = 130
+
+class Interruption(Refusal):
+    """What was saved before Ctrl-C or SIGTERM stays."""
+
+    def __init__(self, cause: KeyboardInterrupt) -> None:
+        terminated = isinstance(cause, Termination)
+        super().__init__(f"{'ended by SIGTERM' if terminated else 'interrupted'}: what was saved until now stays.")
+        self.exit_code = 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
 def command(name: str, needs: tuple[str, ...]) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
     """Turns `main(config)` into a command whose options are `configs/<name>.yaml`; `needs` are groups that must stay.
 
     The wrapped function gets the composed and resolved configuration as plain dicts and lists: Hydra and OmegaConf
-    stop here.
+    stop here. Of several processes that `torchrun` or `srun` started, rank 0 composes it for all.
     """
 
     def decorate(main: Callable[[Config], None]) -> Callable[[], None]:
         @functools.wraps(main)
         def run() -> None:
-            exit_codes = [0]
-
-            @functools.wraps(main)
-            def job(cfg: DictConfig) -> None:
-                try:
-                    main(_plain(cfg, needs))
-                except Refusal as refusal:  # in a sweep the other jobs go on
-                    exit_codes.append(_print_refusal(refusal))
-                    _remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
-
-            # Without it Hydra prints an error of its own and exits, and the sentence below would never be reached.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
             quieten(*QUIET)
-            register_with_hydra()
-            try:
-                hydra.main(version_base="1.3", config_path="configs", config_name=name)(job)()
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                sentence = explain(error)
-                if sentence is None:
-                    raise
-                exit_codes.append(_print_refusal(sentence))
-            except KeyboardInterrupt:
-                exit_codes.append(_print_refusal(Interruption("interrupted: what was saved until now stays.")))
+            signal.signal(signal.SIGTERM, _terminate)
+            exit_codes = [0]
+            started = ranks.started()
+            if started is not None and started.rank > 0:
+                _follow(main, exit_codes)
+            else:
+                try:
+                    _compose_and_run(main, name, needs, exit_codes)
+                finally:
+                    if started is not None and started.world_size > 1:
+                        ranks.dismiss()
             if max(exit_codes):
                 sys.exit(max(exit_codes))
 
         return run
 
     return decorate
+
+
+def _compose_and_run(main: Callable[[Config], None], name: str, needs: tuple[str, ...], exit_codes: list[int]) -> None:
+    @functools.wraps(main)
+    def job(cfg: DictConfig) -> None:
+        try:
+            main(_plain(cfg, needs))
+        except Refusal as refusal:  # in a sweep the other jobs go on
+            exit_codes.append(_print_refusal(refusal))
+            _remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
+
+    # Without it Hydra prints an error of its own and exits, and the sentence below would never be reached.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register_with_hydra()
+    try:
+        hydra.main(version_base="1.3", config_path="configs", config_name=name)(job)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        exit_codes.append(_print_refusal(sentence))
+    except KeyboardInterrupt as interrupt:
+        exit_codes.append(_print_refusal(Interruption(interrupt)))
+
+
+def _follow(main: Callable[[Config], None], exit_codes: list[int]) -> None:
+    """Every rank but the first: no command line, no run directory, no log."""
+    logging.disable(logging.CRITICAL)
+    for config in ranks.jobs():
+        try:
+            main(config)
+        except Refusal as refusal:
+            exit_codes.append(_print_refusal(refusal))
+
+
+def _terminate(number: int, frame: types.FrameType | None) -> None:
+    raise Termination
 
 
 def register_with_hydra() -> None:
@@ -99,22 +135,35 @@ def _plain(cfg: DictConfig, needs: tuple[str, ...]) -> Config:
 
 
 def _print_refusal(refusal: Refusal) -> int:
-    print(f"error: {refusal}", file=sys.stderr)
+    if ranks.is_first_to_say(str(refusal)):
+        print(f"error: {refusal}", file=sys.stderr)
     return refusal.exit_code
 
 
 def _claim(folder: str) -> str:
-    """Makes the folder for this run alone: two that start in the same second get `<folder>` and `<folder>-2`."""
+    """Makes the folder for this run alone: two that start in the same second get `<folder>` and `<folder>-2`.
+
+    A job of SLURM has the folder of its number, and ranks that were started again have the one that was theirs.
+    """
+    parent = Path(folder).parent
+    standing = ranks.restarted_run(str(parent))
+    if standing is not None and Path(standing).is_dir():
+        return standing
+    started = ranks.started()
+    if started is not None and started.starter == "srun":
+        folder = str(parent / f"slurm-{os.environ['SLURM_JOB_ID']}")
     number = 1
     while True:
         path = Path(folder if number == 1 else f"{folder}-{number}")
         try:
             path.mkdir(parents=True)
-            return str(path)
         except FileExistsError:
             number += 1
         except OSError as error:
             raise Refusal(f"the run directory {path} cannot be made: {error.strerror}.") from error
+        else:
+            ranks.keep_run(str(parent), str(path))
+            return str(path)
 
 
 def _remove_empty_run(run_dir: Path, log_file: str) -> None:

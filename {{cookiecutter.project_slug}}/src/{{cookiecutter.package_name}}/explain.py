@@ -39,6 +39,8 @@ def explain(error: Exception) -> Refusal | None:
 
 def _explain_key(key: str, parent: DictConfig) -> Refusal:
     section, _, word = key.rpartition(".")
+    if key == "trainer.accumulate_grad_batches":
+        return Refusal(f"'{key}' follows from 'data.micro_batch_size': set that one.")
     if (CONFIGS / word).is_dir() and word not in parent:
         return Refusal(f"'{key}' is no option; '{word}' is a group of its own: choose one as '{word}=...'.")
     return Refusal(f"'{key}' is no option; {nearest(word, map(str, parent), section)}")

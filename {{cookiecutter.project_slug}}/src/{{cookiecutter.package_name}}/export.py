@@ -77,12 +77,10 @@ def export(
     import torch
 
     from .exporters.bundle import incoming, publish, write_json
-    from .exporters.card import card
     from .exporters.fresh import first_samples
     from .exporters.gate import Gate
-    from .exporters.manifest import manifest, summarise
-    from .exporters.network import deployed
-    from .exporters.signature import Signature
+    from .exporters.manifest import card, manifest, summarise
+    from .exporters.network import Signature, deployed
 
     signature = Signature.of(checkpoint.spec)
     network = deployed(checkpoint.model())
@@ -114,7 +112,7 @@ def _write_files(
     network: nn.Module, example: Tensor, formats: list[str], opset: int, summary: dict[str, str], folder: Path
 ) -> None:
     from .exporters import format_named
-    from .exporters.signature import GateFailure
+    from .exporters.network import GateFailure
 
     for name in formats:
         log.info("exporting   %s", FILES[name])

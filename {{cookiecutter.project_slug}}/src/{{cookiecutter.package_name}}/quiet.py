@@ -34,6 +34,12 @@ QUIET = (
     ),
     Quiet(
         UserWarning,
+        r"Checkpoint directory .* exists and is not empty",
+        r"lightning\.pytorch\.callbacks\.model_checkpoint",
+        "processes that take the place of lost ones go on in the directory of their run",
+    ),
+    Quiet(
+        UserWarning,
         r"The '\w+' does not have many workers",
         r"lightning\.pytorch\.trainer\.connectors\.data_connector",
         "samples in memory are fetched faster without workers; for others, data.num_workers is an option",

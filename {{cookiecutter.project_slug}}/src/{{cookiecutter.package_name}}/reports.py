@@ -1,41 +1,66 @@
-"""What a run says at its start and leaves behind at its end."""
+"""What a run says at its start and leaves behind at its end: lines, tables and pictures."""
 
+import csv
 import json
 import logging
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.loggers import CSVLogger, Logger
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from .cli import Config
 from .exporters.gate import Parity
 from .models.classifier import Classifier
-from .plots import plot_confusion_matrix, plot_curves
-from .strategies.devices import Devices
+from .strategies.samplers import BatchSplit
 
 log = logging.getLogger(__name__)
 
 PACKAGE = __name__.split(".")[0]
+# Okabe and Ito (2008): the colour-blind can tell them apart.
+COLOURS = {"train": "#0072B2", "val": "#D55E00"}
+NAMES = {"loss": "cross entropy (nats)", "acc": "accuracy", "f1": "macro F1"}
+
+Series = tuple[list[int], list[float]]
 
 
-def announce(config: Config, devices: Devices, model: pl.LightningModule) -> None:
-    """One line before the first step: what is trained, where, and how a batch is split."""
-    strategy, batch_size = config["strategy"]["name"], config["data"].get("batch_size")
-    num_devices = len(devices.indices)
-    num_weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    log.info(
-        "training    %s weights, strategy=%s on %s, batch %s = %d %s x %s",
-        f"{num_weights:,}",
-        strategy,
-        devices.accelerator,
-        batch_size,
-        num_devices,
-        "device" if num_devices == 1 else "devices",
-        batch_size // num_devices if batch_size else "?",
-    )
+def announce(config: Config, split: BatchSplit, model: Classifier) -> None:
+    """Before the first step: what is trained, where, how a batch is split, and the learning rate."""
+    num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    rates = sorted({group["lr"] for group in model.make_optimizer(model.parameters()).param_groups})
+    log.info("training    %s weights, strategy=%s", f"{num_weights:,}", config["strategy"]["name"])
+    auto = config["data"].get("micro_batch_size") == "auto"
+    log.info("            %s%s", split, ", or as much of it at once as fits" if auto else "")
+    rule, base = config["lr_scaling"], config["base_batch_size"]
+    scaled = "" if rule == "none" else f" ({rule}, from batch {base})"
+    log.info("            learning rate %s%s", ", ".join(f"{rate:g}" for rate in rates), scaled)
+
+
+def keep_metrics(metrics_csv: Path, loggers: list[Logger], step: int) -> None:
+    """A CSVLogger begins its file anew: what a lost run had logged before `step` is written into it once more."""
+    if not metrics_csv.is_file():
+        return
+    with metrics_csv.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            for row in rows:
+                figures: dict[str, Tensor | float] = {k: _number(v) for k, v in row.items() if v and k != "step"}
+                logger.log_metrics(figures, step=int(row["step"]))
+            logger.save()
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdecimal() else float(text)
 
 
 def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Path) -> None:
@@ -99,3 +124,55 @@ def _shown(path: Path) -> str:
 def _python() -> str:
     """As it can be typed here: the environment's own, where that is not activated."""
     return _shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+
+
+def plot_curves(metrics_csv: Path, picture: Path) -> None:
+    """One panel a metric, training and validation together, from the logger's `metrics.csv`."""
+    panels: dict[str, dict[str, Series]] = defaultdict(dict)
+    with metrics_csv.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for column, value in row.items():
+                split, _, metric = column.partition("/")
+                if split in COLOURS and value:
+                    epochs, values = panels[metric].setdefault(split, ([], []))
+                    epochs.append(int(row["epoch"]) + 1)
+                    values.append(float(value))
+    if not panels:  # a dry run logs nothing
+        return
+    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    for position, (metric, series) in enumerate(sorted(panels.items(), key=lambda panel: panel[0] != "loss")):
+        _plot_panel(figure.add_subplot(1, len(panels), position + 1), metric, series)
+    figure.savefig(picture, dpi=120)
+
+
+def _plot_panel(axes: Axes, metric: str, series: dict[str, Series]) -> None:
+    for split, (epochs, values) in sorted(series.items()):  # train before val
+        axes.plot(epochs, values, color=COLOURS[split], marker="o", markersize=3, label=split)
+    if metric == "loss":
+        axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(NAMES.get(metric, metric))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def plot_confusion_matrix(matrix: Tensor, labels: tuple[str, ...], picture: Path) -> None:
+    """`matrix` is `(K, K)`, counts of samples, rows the true labels; an empty cell is a zero."""
+    counts = matrix.cpu().numpy()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = max(4.0, 0.45 * len(labels) + 1.5)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true label", shrink=0.8)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
+    ticks = range(len(labels))
+    axes.set_xticks(ticks, labels, rotation=0 if max(map(len, labels)) <= 3 else 90)
+    axes.set_yticks(ticks, labels)
+    axes.set_xlabel("predicted label")
+    axes.set_ylabel("true label")
+    axes.set_title(f"{np.trace(counts)} of {counts.sum()} test samples right")
+    figure.savefig(picture, dpi=120)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .cli import Config, command
 from .refusal import Refusal
@@ -29,11 +29,20 @@ class Options:
     seed: int
     tags: list[str]
     ckpt_path: str | None
+    lr_scaling: Literal["none", "linear", "sqrt"]
+    base_batch_size: int
     test: bool
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise Refusal(f"seed={self.seed} is out of range: give 0 to {2**32 - 1}.")
+        if self.base_batch_size < 1:
+            raise Refusal(f"base_batch_size={self.base_batch_size} holds no sample: give 1 or more.")
+
+    def lr_factor(self, batch_size: int) -> float:
+        """`linear` as in Goyal et al. (2017, arXiv:1706.02677), `sqrt` as in Krizhevsky (2014, arXiv:1404.5997)."""
+        exponent = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[self.lr_scaling]
+        return float((batch_size / self.base_batch_size) ** exponent)
 
 
 @command("train", needs=("data", "model", "trainer", "strategy", "paths"))
@@ -47,7 +56,7 @@ def main(config: Config) -> None:
         checkpoints.refuse_foreign_code(config[section], section)
     if options.ckpt_path is not None:
         checkpoints.load(Path(options.ckpt_path))  # refuses a bad file before any process is started
-    launch(run, config, batch_size=config["data"].get("batch_size"))
+    launch(run, config)
 
 
 def run(config: Config) -> dict[str, float]:
@@ -55,26 +64,33 @@ def run(config: Config) -> dict[str, float]:
     import lightning.pytorch as pl
 
     from .build import build, build_callbacks, build_classifier, build_loggers, build_trainer
-    from .checkpoints import load, self_description
+    from .callbacks import LargestMicroBatch
+    from .checkpoints import last_of_lost_run, load, self_description
     from .checks import read_options
-    from .reports import announce, report_training
-    from .strategies.launch import devices_of
+    from .reports import announce, keep_metrics, report_training
+    from .strategies.launch import batch_split, devices_of
 
-    options = read_options(config, Options)
+    options, run_dir = read_options(config, Options), Path(config["paths"]["output_dir"])
     pl.seed_everything(options.seed, workers=True, verbose=False)
+    devices = devices_of(config)
+    split = batch_split(config["data"], devices)
     datamodule = build(config["data"], "data")
-    model = build_classifier(config["model"], datamodule.spec)
-    if options.ckpt_path is not None:
-        load(Path(options.ckpt_path)).load_weights_into(model)
+    model = build_classifier(config["model"], datamodule.spec, options.lr_factor(split.batch_size))
+    ckpt_path = last_of_lost_run(run_dir) or options.ckpt_path
     loggers = build_loggers(config.get("logger"))
+    if ckpt_path is not None:
+        (checkpoint := load(Path(ckpt_path))).load_weights_into(model)
+        keep_metrics(run_dir / "metrics.csv", loggers, checkpoint.step)
     callbacks = build_callbacks(config.get("callbacks"), loggers, self_description(config, datamodule.spec))
-    trainer = build_trainer(config, devices_of(config), callbacks, loggers)
+    if config["data"].get("micro_batch_size") == "auto":
+        callbacks.append(LargestMicroBatch(split))
+    trainer = build_trainer(config, devices, callbacks, loggers, split.num_steps)
     for logger in loggers:
         logger.log_hyperparams(config)
 
     if trainer.is_global_zero:
-        announce(config, devices_of(config), model)
-    metrics = train(datamodule, model, trainer, options.ckpt_path, test=options.test)
+        announce(config, split, model)
+    metrics = train(datamodule, model, trainer, ckpt_path, test=options.test)
     if trainer.is_global_zero:
         report_training(metrics, trainer, Path(config["paths"]["output_dir"]))
     return metrics

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from {{ cookiecutter.package_name }}.data.digits import SPLITS, DigitsDataModule
+from {{ cookiecutter.package_name }}.data.digits import SPLITS, DigitsDataModule, shifted
 from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.refusal import Refusal
 from {{ cookiecutter.package_name }}.strategies import samplers
@@ -45,14 +45,17 @@ def test_loader_yields_whole_batches_of_raw_pixels() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_training_step_sees_the_same_samples_however_many_processes(world_size: int) -> None:
-    alone = list(samplers.TrainingBatchSampler(100, 12, seed=5, rank=0, world_size=1))
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+def test_optimiser_step_sees_the_same_samples_however_they_are_split(world_size: int, num_steps: int) -> None:
+    alone = list(samplers.TrainingBatchSampler(100, 24, seed=5))
     ranks = [
-        samplers.TrainingBatchSampler(100, 12, seed=5, rank=rank, world_size=world_size) for rank in range(world_size)
+        list(samplers.TrainingBatchSampler(100, 24, seed=5, rank=rank, world_size=world_size, num_steps=num_steps))
+        for rank in range(world_size)
     ]
-    for batch, *parts in zip(alone, *ranks, strict=True):
-        assert sorted(batch) == sorted(index for part in parts for index in part)
-        assert len({len(part) for part in parts}) == 1
+    assert {len(part) for parts in ranks for part in parts} == {24 // (world_size * num_steps)}
+    for step, batch in enumerate(alone):
+        steps = slice(step * num_steps, (step + 1) * num_steps)
+        assert sorted(batch) == sorted(index for parts in ranks for part in parts[steps] for index in part)
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
@@ -86,12 +89,81 @@ def test_evaluation_counts_every_sample_once(num_samples: int, world_size: int) 
     assert sorted(index for batches in ranks for batch in batches for index in batch) == list(range(num_samples))
 
 
-def test_batch_that_does_not_divide_is_refused_with_the_nearest_that_do() -> None:
-    assert samplers.per_process(128, 4) == 32
-    with pytest.raises(Refusal, match="126 or 129"):
-        samplers.per_process(128, 3)
-    with pytest.raises(Refusal, match="nearest that does is 3"):
-        samplers.per_process(2, 3)
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ((64, 1, None), "batch 64 = 1 device x 64"),
+        ((128, 2, 32), "batch 128 = 2 devices x 2 steps x 32"),
+        ((64, 2, 500), "batch 64 = 2 devices x 32"),
+        ((64, 2, "auto"), "batch 64 = 2 devices x 32"),
+    ],
+)
+def test_split_of_a_batch_says_what_it_is(split: tuple[int, int, int | str | None], said: str) -> None:
+    assert str(samplers.BatchSplit.of(*split)) == said
+
+
+@pytest.mark.parametrize(
+    ("split", "sentence"),
+    [
+        ((128, 3, None), "data.batch_size=128 does not divide over 3 devices: the nearest that does is 126 or 129."),
+        ((2, 3, None), "the nearest that does is 3."),
+        ((64, 1, 48), "data.micro_batch_size=48 does not divide the 64 samples of a device: .* 32 or 64."),
+        ((64, 1, 0), "data.micro_batch_size=0 does not divide the 64 samples of a device: .* 1."),
+    ],
+)
+def test_split_that_leaves_something_over_is_refused(split: tuple[int, int, int | None], sentence: str) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        samplers.BatchSplit.of(*split)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"max_shift": 2}])
+def test_loader_goes_on_in_the_middle_of_an_epoch(options: dict[str, int]) -> None:
+    whole = DigitsDataModule(**options).train_dataloader()
+    whole.batch_sampler.sampler.set_epoch(3)
+    expected = [batch[0] for batch in whole]
+    iterator = iter(whole)
+    for _ in range(5):
+        next(iterator)
+    state = whole.state_dict()
+    assert state == {"epoch": 3, "num_handed_out": 5}, "batches that workers fetched ahead do not count"
+    resumed = DigitsDataModule(**options).train_dataloader()
+    resumed.load_state_dict(state)
+    resumed.batch_sampler.sampler.set_epoch(3)
+    rest = [batch[0] for batch in resumed]
+    assert len(rest) == len(expected) - 5
+    assert all(torch.equal(found, sought) for found, sought in zip(rest, expected[5:], strict=True))
+    assert len(list(resumed)) == len(expected), "the next pass is a whole one"
+
+
+def test_loader_begins_the_epoch_after_the_one_that_was_finished() -> None:
+    loader = DigitsDataModule().train_dataloader()
+    loader.load_state_dict({"epoch": 3, "num_handed_out": len(loader)})
+    loader.batch_sampler.sampler.set_epoch(4)
+    assert len(list(loader)) == len(loader)
+
+
+def test_change_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
+    def changed(epoch: int, seed: int = 1, rank: int = 0, world_size: int = 1) -> dict[int, torch.Tensor]:
+        samples = DigitsDataModule(seed=seed, max_shift=2).train_dataloader().dataset
+        sampler = samplers.TrainingBatchSampler(1257, 64, seed=9, rank=rank, world_size=world_size)
+        sampler.set_epoch(epoch)
+        batches = [(batch, samples.__getitems__(batch)[0]) for batch in samplers.WithEpoch(sampler)]
+        return {index: x for batch, inputs in batches for (_, index), x in zip(batch, inputs, strict=True)}
+
+    alone, again, other_seed = changed(1), changed(2), changed(1, seed=2)
+    second_rank = changed(1, rank=1, world_size=2)
+    assert all(torch.equal(alone[index], second_rank[index]) for index in second_rank)
+    common = alone.keys() & again.keys()
+    assert sum(torch.equal(alone[index], again[index]) for index in common) < len(common) / 5
+    assert sum(torch.equal(alone[index], other_seed[index]) for index in alone) < len(alone) / 5
+
+
+def test_shifted_picture_keeps_its_size_and_loses_what_leaves_it() -> None:
+    picture = torch.arange(1, 17, dtype=torch.uint8).view(1, 4, 4)
+    moved = {tuple(shifted(picture, samplers.seeded(draw), most=1).flatten().tolist()) for draw in range(50)}
+    assert len(moved) == 9, "three places along each axis"
+    assert tuple(picture.flatten().tolist()) in moved
+    assert (0, 0, 0, 0, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11) in moved
 
 
 @pytest.mark.parametrize(
@@ -99,6 +171,7 @@ def test_batch_that_does_not_divide_is_refused_with_the_nearest_that_do() -> Non
     [
         ({"batch_size": 0}, "data.batch_size=0"),
         ({"num_workers": -1}, "data.num_workers=-1"),
+        ({"max_shift": 9}, "data.max_shift=9 pixels"),
         ({"batch_size": 5000}, "largest size that works is 1257"),
         ({"val_fraction": 0.0}, "leave a split empty"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave a split empty"),

@@ -12,8 +12,7 @@ from torch import nn
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.exporters import FILES, format_named
 from {{ cookiecutter.package_name }}.exporters.gate import Gate, Samples, difference
-from {{ cookiecutter.package_name }}.exporters.network import deployed
-from {{ cookiecutter.package_name }}.exporters.signature import GateFailure, Signature
+from {{ cookiecutter.package_name }}.exporters.network import GateFailure, Signature, deployed
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.models.cnn import CNN
 

@@ -1,17 +1,26 @@
 """The networks and the LightningModule around them."""
 
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import run_command
 from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR
 
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.data.samples import SamplesInMemory
 from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.models.cnn import CNN
+from {{ cookiecutter.package_name }}.models.layers import Normalize
 from {{ cookiecutter.package_name }}.models.mlp import MLP
-from {{ cookiecutter.package_name }}.models.normalize import Normalize
+from {{ cookiecutter.package_name }}.refusal import Refusal
 from {{ cookiecutter.package_name }}.strategies.dp import DataParallelStrategy
 from {{ cookiecutter.package_name }}.strategies.samplers import EvaluationBatchSampler, TrainingBatchSampler
 
@@ -30,11 +39,12 @@ def make_spec(shape: tuple[int, ...] = (1, 8, 8), num_labels: int = 3) -> DataSp
     )
 
 
-def make_classifier(spec: DataSpec) -> Classifier:
+def make_classifier(spec: DataSpec, **options: Any) -> Classifier:
     return Classifier(
         spec,
         net=lambda spec: MLP(spec, widths=[8], dropout=0.0),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        **options,
     )
 
 
@@ -99,18 +109,68 @@ def test_rank_without_samples_sums_in_the_dtype_of_the_others() -> None:
     assert model._no_samples().dtype == model._totals["test"].dtype == torch.float64
 
 
-def test_dp_on_one_device_changes_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    weights = []
-    for strategy in ("auto", DataParallelStrategy([torch.device("cpu")])):
-        pl.seed_everything(3, verbose=False)
-        datamodule = DigitsDataModule(batch_size=400)
-        model = make_classifier(datamodule.spec)
-        make_trainer(strategy=strategy, max_epochs=1).fit(model, datamodule=datamodule)
-        weights.append(model.state_dict())
-    assert [record.message for record in caplog.records if "dp" in record.message] == [
-        "strategy=dp has one device (cpu) and changes nothing there."
-    ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+@pytest.mark.parametrize("make", [partial(CNN, widths=[8, 8, 8], num_groups=4), partial(MLP, widths=[8, 8])])
+def test_activation_checkpointing_changes_neither_gradients_nor_names(make: Callable[..., nn.Module]) -> None:
+    """Dropout included: its mask is drawn again."""
+    found = {}
+    for num_segments in (0, 3):
+        torch.manual_seed(3)
+        net = make(make_spec(), dropout=0.5, checkpoint_segments=num_segments)
+        net(torch.randn(6, 1, 8, 8)).square().sum().backward()
+        found[num_segments] = {name: weight.grad for name, weight in net.named_parameters()}
+    assert list(found[3]) == list(found[0])
+    assert all(torch.equal(found[3][name], found[0][name]) for name in found[0])
+    with pytest.raises(Refusal, match=r"model.net.checkpoint_segments=99 is out of range: give 0"):
+        make(make_spec(), dropout=0.0, checkpoint_segments=99)
+
+
+def test_activation_checkpointing_computes_its_layers_twice() -> None:
+    net = MLP(make_spec(), widths=[8, 8], dropout=0.0, checkpoint_segments=2)
+    calls: list[int] = []
+    net.layers[1].register_forward_hook(lambda *_: calls.append(1))
+    net(torch.randn(6, 1, 8, 8)).sum().backward()
+    assert len(calls) == 2
+    net.eval()(torch.randn(6, 1, 8, 8))
+    assert len(calls) == 3, "evaluation keeps nothing, and has nothing to compute again"
+
+
+def test_warm_up_rises_to_the_learning_rate_step_by_step() -> None:
+    rates: list[float] = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    datamodule = DigitsDataModule(batch_size=300)  # four steps an epoch
+    model = make_classifier(datamodule.spec, warmup_steps=4, scheduler=partial(ExponentialLR, gamma=0.5))
+    make_trainer(max_epochs=3, callbacks=[Rates()]).fit(model, datamodule=datamodule)
+    assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, *[0.05] * 4, *[0.025] * 4])
+    with pytest.raises(Refusal, match=r"model.warmup_steps=-1"):
+        make_classifier(datamodule.spec, warmup_steps=-1)
+
+
+@pytest.mark.slow
+def test_compiled_network_trains_the_same_and_keeps_its_names(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("not run: torch.compile needs a C++ compiler on the CPU (package g++)")
+    states = {}
+    for compiled in ("false", "true"):
+        folder = tmp_path / compiled
+        folder.mkdir()
+        options = (
+            "trainer=cpu",
+            "trainer.max_epochs=2",
+            "model=mlp",
+            "model.net.dropout=0",
+            f"model.compile={compiled}",
+        )
+        run_command("train", *options, cwd=folder)
+        (path,) = folder.glob("logs/train/runs/*/checkpoints/last.ckpt")
+        states[compiled] = torch.load(path, weights_only=True)["state_dict"]
+        run_command("export", "formats=onnx", cwd=folder)
+    assert list(states["true"]) == list(states["false"])
+    for name in states["true"]:
+        torch.testing.assert_close(states["true"][name], states["false"][name], rtol=0, atol=1e-3)
 
 
 def test_debug_overfit_reaches_the_sampler() -> None:

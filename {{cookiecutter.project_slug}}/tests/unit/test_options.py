@@ -56,9 +56,16 @@ def test_mistake_in_a_constructor_names_the_line() -> None:
 
 
 def test_plain_sections_are_checked_against_their_dataclass() -> None:
-    good = {"seed": 1, "tags": ["a"], "ckpt_path": None, "test": True}
+    good = {"seed": 1, "tags": ["a"], "ckpt_path": None, "test": True, "lr_scaling": "none", "base_batch_size": 64}
     assert read_options(good, Options) == Options(**good)
-    for wrong in ({"seed": "abc"}, {"seed": -1}, {"tags": "a"}, {"test": "yes"}, {"ckpt_path": 3}):
+    for wrong in (
+        {"seed": "abc"},
+        {"seed": -1},
+        {"tags": "a"},
+        {"test": "yes"},
+        {"ckpt_path": 3},
+        {"lr_scaling": "cubic"},
+    ):
         (name,) = wrong
         with pytest.raises(Refusal, match=f"^{name}="):
             read_options(good | wrong, Options)
@@ -116,3 +123,43 @@ def test_more_gpus_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         resolve_devices("gpu", 4, "ddp")
     with pytest.raises(Refusal, match="names no set"):
         resolve_devices("gpu", [0, 0], "ddp")
+
+
+def started_by_torchrun(monkeypatch: pytest.MonkeyPatch, world_size: int, per_node: int) -> None:
+    places = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(per_node)}
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_torchrun_says_how_many_devices_and_nodes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    started_by_torchrun(monkeypatch, world_size=4, per_node=2)
+    assert resolve_devices("cpu", None, "ddp") == Devices("cpu", (0, 1), num_nodes=2)
+    assert resolve_devices("cpu", 2, "ddp", num_nodes=2).num_devices == 4
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "num_nodes", "sentence"),
+    [
+        ("single", None, None, "strategy=single is one process, but torchrun started 4: take strategy=ddp"),
+        ("dp", None, None, "strategy=dp is one process, but torchrun started 4"),
+        ("ddp", 3, None, "trainer.devices=3, but torchrun started 2 processes on each machine: leave"),
+        ("ddp", None, 3, "trainer.num_nodes=3, but torchrun started processes on 2: leave"),
+    ],
+)
+def test_option_that_contradicts_torchrun_is_refused(
+    strategy: str, devices: int | None, num_nodes: int | None, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_by_torchrun(monkeypatch, world_size=4, per_node=2)
+    with pytest.raises(Refusal, match=sentence):
+        resolve_devices("cpu", devices, strategy, num_nodes)
+
+
+def test_several_nodes_need_someone_to_start_them() -> None:
+    with pytest.raises(Refusal, match=r"trainer.num_nodes=2 needs a process on each machine: .*torchrun --nnodes 2"):
+        resolve_devices("cpu", 1, "ddp", num_nodes=2)
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
+def test_learning_rate_grows_with_the_batch_by_its_rule(rule: str, factor: float) -> None:
+    options = {"seed": 1, "tags": [], "ckpt_path": None, "lr_scaling": rule, "base_batch_size": 64, "test": True}
+    assert read_options(options, Options).lr_factor(256) == factor

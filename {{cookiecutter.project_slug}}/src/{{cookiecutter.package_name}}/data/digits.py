@@ -1,14 +1,19 @@
 """`data=digits`: 1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, so nothing is downloaded."""
 
+from functools import partial
+from typing import Literal
+
 import lightning.pytorch as pl
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..refusal import Refusal
-from .samples import Batch, SamplesInMemory, evaluation_loader, pixel_statistics, training_loader
+from .samples import Augmented, Batch, SamplesInMemory, evaluation_loader, pixel_statistics, training_loader
 from .spec import DataSpec
 
 SPLITS = ("train", "val", "test")
@@ -24,6 +29,8 @@ class DigitsDataModule(pl.LightningDataModule):
     def __init__(
         self,
         batch_size: int = 64,
+        micro_batch_size: int | Literal["auto"] | None = None,
+        max_shift: int = 0,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 42,
@@ -41,7 +48,11 @@ class DigitsDataModule(pl.LightningDataModule):
             raise Refusal(f"data.batch_size={batch_size} holds no sample: give 1 or more.")
         if num_workers < 0:
             raise Refusal(f"data.num_workers={num_workers} is no number of processes: give 0 or more.")
+        if not 0 <= max_shift <= 8:
+            raise Refusal(f"data.max_shift={max_shift} pixels is out of range: give 0 (no change) to 8.")
         self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.max_shift = max_shift
         self.seed = seed
         self.loader_options = {
             "num_workers": num_workers,
@@ -68,13 +79,23 @@ class DigitsDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return training_loader(self.samples["train"], self.batch_size, self.seed, self.trainer, **self.loader_options)
+        samples: SamplesInMemory | Augmented = self.samples["train"]
+        if self.max_shift:
+            samples = Augmented(self.samples["train"], partial(shifted, most=self.max_shift), self.seed)
+        return training_loader(samples, self.batch_size, self.seed, self.trainer, **self.loader_options)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return evaluation_loader(self.samples["val"], self.batch_size, self.trainer, **self.loader_options)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         return evaluation_loader(self.samples["test"], self.batch_size, self.trainer, **self.loader_options)
+
+
+def shifted(picture: Tensor, generator: torch.Generator, most: int) -> Tensor:
+    """`(C, H, W)` moved by up to `most` pixels along each axis; what comes in at the edge is 0."""
+    height, width = picture.shape[-2:]
+    down, right = torch.randint(2 * most + 1, (2,), generator=generator).tolist()
+    return F.pad(picture, (most, most, most, most))[..., down : down + height, right : right + width]
 
 
 def _split(val_fraction: float, test_fraction: float, seed: int) -> dict[str, SamplesInMemory]:

@@ -1,6 +1,7 @@
 """Samples in memory, and the two loaders that every strategy reads them through."""
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..strategies.samplers import EvaluationBatchSampler, TrainingBatchSampler
+from ..strategies.samplers import EvaluationBatchSampler, TrainingBatchSampler, WithEpoch, seeded
 
 Batch = tuple[Tensor, Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class SamplesInMemory(Dataset[Batch]):
@@ -31,32 +33,86 @@ class SamplesInMemory(Dataset[Batch]):
         return self.inputs[rows], self.labels[rows]
 
 
+class Augmented(Dataset[Batch]):
+    """Samples changed at random, anew each epoch.
+
+    What happens to one depends on the seed, the epoch and its index alone: not on the rank, the worker process or the
+    samples before it. `augment` draws from the generator that it is given, and from nothing else.
+    """
+
+    def __init__(self, samples: SamplesInMemory, augment: Augment, seed: int) -> None:
+        self.samples = samples
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
+        inputs, labels = self.samples.__getitems__([index for _, index in places])
+        pairs = zip(inputs, places, strict=True)
+        return torch.stack([self.augment(sample, seeded(self.seed, *place)) for sample, place in pairs]), labels
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """Lightning keeps its state in each checkpoint: a run that goes on from the middle of an epoch goes on there."""
+
+    def __init__(self, dataset: Dataset[Batch], sampler: TrainingBatchSampler, **options: Any) -> None:
+        batches = WithEpoch(sampler) if isinstance(dataset, Augmented) else sampler
+        super().__init__(dataset, batch_sampler=batches, collate_fn=_as_fetched, **options)
+        self.position = sampler
+        self.num_handed_out = 0  # not those that worker processes have fetched ahead
+        self.resumed: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        state, self.resumed = self.resumed, None
+        in_this_epoch = state is not None and state["epoch"] == self.position.epoch
+        self.num_handed_out = state["num_handed_out"] if state and in_this_epoch else 0
+        self.position.first = self.num_handed_out
+        for batch in super().__iter__():
+            self.num_handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.position.epoch, "num_handed_out": self.num_handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.resumed = state
+
+
 def _as_fetched(batch: Any) -> Any:
     """`__getitems__` returns a finished batch: there is nothing left to collate."""
     return batch
 
 
 def training_loader(
-    dataset: SamplesInMemory, batch_size: int, seed: int, trainer: pl.Trainer | None, **options: Any
+    dataset: SamplesInMemory | Augmented, batch_size: int, seed: int, trainer: pl.Trainer | None, **options: Any
 ) -> DataLoader[Batch]:
-    """`batch_size` counts the samples of one optimiser step over all ranks; this loader yields this rank's part."""
+    """`batch_size` counts the samples of one optimiser step over all ranks; a batch here is this rank's micro-batch."""
     # `overfit_batches` means the same few batches again and again.
     reshuffle = trainer is None or not trainer.overfit_batches  # type: ignore[attr-defined]
-    sampler = TrainingBatchSampler(len(dataset), batch_size, seed, *_place(trainer), reshuffle=reshuffle)
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_fetched, **options)
+    sampler = TrainingBatchSampler(len(dataset), batch_size, seed, *_place(trainer), _num_steps(trainer), reshuffle)
+    # Its own generator: the loader would draw from the one that dropout uses.
+    return ResumableLoader(dataset, sampler, generator=seeded(seed), **options)
 
 
 def evaluation_loader(
     dataset: SamplesInMemory, batch_size: int, trainer: pl.Trainer | None, **options: Any
 ) -> DataLoader[Batch]:
     """Every sample once over all ranks; a batch may hold zero samples where there are more ranks than samples."""
-    sampler = EvaluationBatchSampler(len(dataset), batch_size, *_place(trainer))
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_fetched, **options)
+    size = -(-batch_size // _num_steps(trainer))  # what is too much at once in training may be so here
+    sampler = EvaluationBatchSampler(len(dataset), size, *_place(trainer))
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_fetched, generator=torch.Generator(), **options)
 
 
 def _place(trainer: pl.Trainer | None) -> tuple[int, int]:
     """This process's rank and the number of processes; without a Trainer there is one process."""
     return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+def _num_steps(trainer: pl.Trainer | None) -> int:
+    """Micro-batches of an optimiser step, as `data.micro_batch_size` came to."""
+    return 1 if trainer is None else trainer.accumulate_grad_batches
 
 
 def pixel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

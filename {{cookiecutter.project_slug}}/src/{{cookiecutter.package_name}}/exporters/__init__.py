@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy.typing as npt
 
-from .signature import Signature
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from .network import Signature
 
 Array = npt.NDArray[Any]
 
@@ -29,7 +29,7 @@ class Format(Protocol):
     ) -> None:
         """Writes the file; `example` is a batch of 2 or more, `summary` is kept inside the file."""
 
-    def check(self, path: Path, signature: Signature, *, opset: int) -> None:
+    def check(self, path: Path, signature: "Signature", *, opset: int) -> None:
         """Raises `GateFailure` for a file that is not what it should be, without running it."""
 
     def load(self, path: Path, *, optimize: bool = True) -> Run:

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import FILES, Array, format_named
 from .fresh import first_samples, median_latency_ms
-from .signature import GateFailure, Signature
+from .network import GateFailure, Signature
 
 
 @dataclass(frozen=True)

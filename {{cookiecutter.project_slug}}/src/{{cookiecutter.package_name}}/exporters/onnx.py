@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from ..quiet import Quiet, quietly
 from ..refusal import Refusal
 from . import Array, Run
-from .signature import GateFailure, Signature, TensorSignature
+from .network import GateFailure, Signature, TensorSignature
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

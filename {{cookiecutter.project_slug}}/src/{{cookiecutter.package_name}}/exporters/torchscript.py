@@ -9,7 +9,7 @@ from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from ..quiet import Quiet, quietly
 from . import Array, Run
-from .signature import GateFailure, Signature
+from .network import GateFailure, Signature
 
 QUIET = (
     Quiet(

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from ..data.samples import Batch
 from ..data.spec import DataSpec
 from ..refusal import Refusal
-from .normalize import Normalize
+from .layers import Normalize
 
 
 class Classifier(pl.LightningModule):
@@ -33,8 +33,12 @@ class Classifier(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         label_smoothing: float = 0.0,
+        warmup_steps: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
+        if warmup_steps < 0:
+            raise Refusal(f"model.warmup_steps={warmup_steps} is out of range: give 0 (none) or more.")
         if not 0 <= label_smoothing < 1:
             raise Refusal(f"model.label_smoothing={label_smoothing} is out of range: give 0 or more, and less than 1.")
         self.spec = spec
@@ -42,6 +46,8 @@ class Classifier(pl.LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.label_smoothing = label_smoothing
+        self.warmup_steps = warmup_steps
+        self.compiled = compile
         scores: dict[str, Metric | MetricCollection] = {
             "acc": MulticlassAccuracy(spec.num_classes, average="micro"),
             "f1": MulticlassF1Score(spec.num_classes, average="macro"),
@@ -56,9 +62,12 @@ class Classifier(pl.LightningModule):
         logits: Tensor = self.net(x)
         return logits
 
+    def on_fit_start(self) -> None:
+        if self.compiled:  # in place, so the names in a checkpoint stay; evaluation and export run the plain network
+            self.net.compile()
+
     def on_train_start(self) -> None:
-        if self.global_rank > 0:  # Lightning seeds all processes alike, and their dropout masks would be the same
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
+        self._totals.clear()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, y = batch
@@ -124,7 +133,11 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameters())
-        if self.make_scheduler is None:
-            return {"optimizer": optimizer}
-        scheduler = self.make_scheduler(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+        schedulers: list[Any] = []
+        if self.make_scheduler is not None:
+            schedulers.append({"scheduler": self.make_scheduler(optimizer), "monitor": "val/loss"})
+        if self.warmup_steps:  # a factor that grows from step to step, on top of what the scheduler does
+            first = 1 / (self.warmup_steps + 1)
+            warmup = LinearLR(optimizer, start_factor=first, total_iters=self.warmup_steps)
+            schedulers.append({"scheduler": warmup, "interval": "step", "name": "warmup"})
+        return [optimizer], schedulers

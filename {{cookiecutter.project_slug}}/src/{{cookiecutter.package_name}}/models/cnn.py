@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ..data.spec import DataSpec
+from .layers import Segments
 
 
 class CNN(nn.Module):
@@ -14,7 +15,9 @@ class CNN(nn.Module):
     The picture is halved after every layer but the first, down to a side of 4.
     """
 
-    def __init__(self, spec: DataSpec, widths: list[int], num_groups: int, dropout: float) -> None:
+    def __init__(
+        self, spec: DataSpec, widths: list[int], num_groups: int, dropout: float, checkpoint_segments: int = 0
+    ) -> None:
         super().__init__()
         channels, *sides = spec.input_shape
         layers: list[nn.Module] = []
@@ -28,7 +31,7 @@ class CNN(nn.Module):
                 layers.append(nn.MaxPool2d(2))
                 sides = [side // 2 for side in sides]
             channels = width
-        self.features = nn.Sequential(*layers)
+        self.features = Segments(layers, checkpoint_segments)
         self.head = nn.Sequential(
             nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels * sides[0] * sides[1], spec.num_classes)
         )

@@ -5,12 +5,13 @@ import math
 from torch import Tensor, nn
 
 from ..data.spec import DataSpec
+from .layers import Segments
 
 
 class MLP(nn.Module):
     """Normalised input `(B, ...)`, flattened, to logits `(B, K)`."""
 
-    def __init__(self, spec: DataSpec, widths: list[int], dropout: float) -> None:
+    def __init__(self, spec: DataSpec, widths: list[int], dropout: float, checkpoint_segments: int = 0) -> None:
         super().__init__()
         features = math.prod(spec.input_shape)
         layers: list[nn.Module] = [nn.Flatten()]
@@ -18,7 +19,7 @@ class MLP(nn.Module):
             layers += [nn.Linear(features, width), nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout)]
             features = width
         layers.append(nn.Linear(features, spec.num_classes))
-        self.layers = nn.Sequential(*layers)
+        self.layers = Segments(layers, checkpoint_segments)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layers(x)

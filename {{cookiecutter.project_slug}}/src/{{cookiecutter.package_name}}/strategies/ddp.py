@@ -1,92 +1,58 @@
-"""`strategy=ddp`: one process a device. The configuration is composed once, here, and handed to the workers."""
+"""`strategy=ddp` and `strategy=fsdp` as Lightning strategies, for the processes that are already there."""
 
-import logging
-import logging.config
-import os
-import signal
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, Literal
 
-import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+from torch.nn.parallel import DistributedDataParallel
 
-from ..cli import Config, job_logging
-from ..quiet import QUIET, quieten
-from ..refusal import Refusal
-from .launch import refusing
-
-Result = TypeVar("Result")
-
-# The launcher's own handlers stay installed after it has ended.
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+Compression = Literal["none", "fp16", "bf16", "powersgd"]
 
 
-class WorkerFailure(Refusal):
-    """One error for the whole job: that of the rank that failed first."""
+class DistributedDataParallelStrategy(DDPStrategy):
+    """DistributedDataParallel, with gradients compressed on their way between the ranks where that is asked for.
 
-    def __init__(self, failure: ProcessFailure) -> None:
-        killed = failure.exitcode < 0
-        reason = f"was killed by signal {-failure.exitcode}" if killed else "raised an error"
-        message = failure.message.get("message", "") if isinstance(failure.message, dict) else failure.message
-        stack = failure.error_file_data.get("message", {}) if failure.error_file_data else {}
-        trace = stack.get("extraInfo", {}).get("py_callstack", "") if isinstance(stack, dict) else ""
-        super().__init__(f"rank {failure.local_rank} {reason}: {message}\n{trace}".strip())
-        self.exit_code = 128 - failure.exitcode if killed else 1
+    PowerSGD (Vogels et al., 2019, arXiv:1905.13727) sends a low-rank approximation and keeps what it left out for the
+    next step; torch begins with it after `start_step` steps.
+    """
 
+    restore_checkpoint_after_setup = True  # before it, weights in double precision would pass through single
 
-def run_in_processes(task: Callable[[Config], Result], config: Config, num_processes: int) -> Result:
-    """Runs `task(config)` on every rank and returns what rank 0 returned; ends all ranks when one fails."""
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # else a traceback a rank
-    with tempfile.TemporaryDirectory(prefix="ddp-") as folder, _signal_handlers_kept():
-        launch = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=num_processes,
-            run_id="ddp",
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            local_addr="127.0.0.1",  # else the name of the host, which need not resolve
-            max_restarts=0,
-            start_method="spawn",
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-            shutdown_timeout=15,
+    def __init__(self, compression: Compression, powersgd_rank: int, start_step: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.compression = compression
+        self.powersgd = partial(
+            PowerSGDState, process_group=None, matrix_approximation_rank=powersgd_rank, start_powerSGD_iter=start_step
         )
-        try:
-            results = elastic_launch(launch, _worker)(task, config, job_logging())
-        except ChildFailedError as error:
-            raise WorkerFailure(min(error.failures.values(), key=lambda failure: failure.timestamp)) from None
-        except SignalException as error:
-            raise SystemExit(128 + error.sigval.value) from None
-    refusal, result = results[0]
-    if refusal is not None:
-        raise Refusal(refusal)
-    return cast(Result, result)
+
+    def configure_ddp(self) -> None:
+        super().configure_ddp()
+        assert isinstance(self.model, DistributedDataParallel)
+        # Not by Lightning's own option, which leaves the hook out on the CPU without a word.
+        if self.compression == "fp16":
+            self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+        elif self.compression == "bf16":
+            self.model.register_comm_hook(None, default_hooks.bf16_compress_hook)
+        elif self.compression == "powersgd":
+            self.model.register_comm_hook(self.powersgd(), powerSGD_hook)
 
 
-def _worker(task: Callable[[Config], Any], config: Config, log_settings: dict[str, Any]) -> tuple[str | None, Any]:
-    """Rank 0 alone writes the log; a refusal travels home as text, because it is no failure of the worker."""
-    quieten(*QUIET)
-    if "OMP_NUM_THREADS" not in os.environ:  # each process would start a thread a core
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
-    if os.environ["RANK"] == "0":
-        logging.config.dictConfig(log_settings)
-    else:
-        logging.disable(logging.CRITICAL)
-    try:
-        return None, refusing(task, config)
-    except Refusal as refusal:
-        return str(refusal), None
+class FullyShardedStrategy(FSDPStrategy):
+    """Weights, gradients and optimizer state cut over the devices; a checkpoint holds the whole model, as always."""
+
+    def __init__(self, min_num_weights: int, cpu_offload: bool) -> None:
+        policy = partial(size_based_auto_wrap_policy, min_num_params=min_num_weights)
+        super().__init__(auto_wrap_policy=policy, cpu_offload=cpu_offload, state_dict_type="full")
 
 
-@contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+def leave_signals_alone(trainer: pl.Trainer) -> None:
+    """Lightning's handler for SIGTERM waits for all ranks, and a rank alone would wait for ever.
+
+    Signals end a rank at once instead, and with that no step has to ask the others whether they were signalled.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

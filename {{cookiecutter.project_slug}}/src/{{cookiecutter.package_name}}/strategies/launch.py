@@ -1,38 +1,87 @@
 """Runs a task on the devices that the configuration chose, under the strategy that it chose."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 
-from ..checks import check, check_arguments
+from ..checks import check, read_options
 from ..cli import Config
 from ..refusal import Refusal, nearest
+from . import ranks
+from .ddp import Compression, DistributedDataParallelStrategy, FullyShardedStrategy
 from .devices import Devices, resolve_devices
-from .dp import DataParallelStrategy
-from .samplers import per_process
+from .dp import DataParallelStrategy, OneDeviceStrategy
+from .samplers import BatchSplit
 
 Result = TypeVar("Result")
 
+COUNTS_OF_BATCHES = ("limit_train_batches", "overfit_batches", "val_check_interval")
 
-def launch(task: Callable[[Config], Result], config: Config, batch_size: int | None = None) -> Result:
-    """`task(config)` in this process, or for ddp on several devices in one process each.
 
-    `batch_size` is what must divide over the processes; evaluation splits any batch.
-    """
+@dataclass(frozen=True)
+class OneProcess:
+    """`strategy=single` and `strategy=dp` have nothing to set."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Ddp:
+    """The options of `configs/strategy/ddp.yaml`."""
+
+    name: str
+    find_unused_parameters: bool
+    gradient_as_bucket_view: bool
+    static_graph: bool
+    bucket_cap_mb: int
+    compression: Compression
+    powersgd_rank: int
+    powersgd_start_step: int
+    max_restarts: int
+
+    def __post_init__(self) -> None:
+        least_values = {"bucket_cap_mb": 1, "powersgd_rank": 1, "powersgd_start_step": 2, "max_restarts": 0}
+        for option, least in least_values.items():
+            if getattr(self, option) < least:
+                raise Refusal(f"strategy.{option}={getattr(self, option)} is out of range: give {least} or more.")
+
+
+@dataclass(frozen=True)
+class Fsdp:
+    """The options of `configs/strategy/fsdp.yaml`."""
+
+    name: str
+    min_num_weights: int
+    cpu_offload: bool
+    max_restarts: int
+
+
+OPTIONS: dict[str, type] = {"single": OneProcess, "dp": OneProcess, "ddp": Ddp, "fsdp": Fsdp}
+
+
+def launch(task: Callable[[Config], Result], config: Config) -> Result:
+    """`task(config)` in this process, or in one process a device; everything that cannot work is refused before."""
     devices = devices_of(config)
-    check(trainer_section(config, devices), "trainer")
+    options = strategy_options(config["strategy"])
+    check(trainer_section(config, devices, num_steps=1), "trainer")
     for name in ("data", "model"):
         check(config.get(name, {}), name)
-    build_strategy(config["strategy"], devices)
-    if config["strategy"]["name"] != "ddp" or len(devices.indices) == 1:
+    _refuse_pairs(config, devices)
+    started = ranks.started()
+    if started is None and (isinstance(options, OneProcess) or devices.num_devices == 1):
         return refusing(task, config)
-    if batch_size is not None:
-        per_process(batch_size, len(devices.indices))
-    from .ddp import run_in_processes
+    from .processes import become_rank, run_in_processes
 
-    return run_in_processes(task, config, len(devices.indices))
+    if started is None:
+        return run_in_processes(task, config, devices.num_devices, options.max_restarts)
+    if started.world_size > 1:
+        become_rank()
+        if started.rank == 0:
+            ranks.tell(config)
+    return refusing(task, config)
 
 
 def refusing(task: Callable[[Config], Result], config: Config) -> Result:
@@ -43,7 +92,7 @@ def refusing(task: Callable[[Config], Result], config: Config) -> Result:
         raise Refusal(" ".join(str(error).split())) from error
     except SystemExit as error:  # Lightning's way to end after Ctrl-C, with exit code 1
         if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
+            raise error.__context__ from None
         raise
     except RuntimeError as error:
         if not str(error).startswith("Early stopping conditioned on metric"):
@@ -53,42 +102,77 @@ def refusing(task: Callable[[Config], Result], config: Config) -> Result:
 
 def devices_of(config: Config) -> Devices:
     trainer = config["trainer"]
-    return resolve_devices(trainer["accelerator"], trainer["devices"], config["strategy"]["name"])
+    name = config["strategy"].get("name")
+    if name not in OPTIONS:
+        raise Refusal(f"strategy.name={name} is no option; {nearest(str(name), OPTIONS)}")
+    return resolve_devices(trainer["accelerator"], trainer["devices"], name, trainer["num_nodes"])
 
 
-def trainer_section(config: Config, devices: Devices) -> Config:
-    """The options of Lightning's Trainer, with the devices that `auto` and null came to."""
-    return {**config["trainer"], "accelerator": devices.accelerator, "devices": devices.for_trainer()}
+def strategy_options(section: Mapping[str, Any]) -> Any:
+    """The options of the strategy, unknown keys and wrong types refused."""
+    schema = OPTIONS[section["name"]]
+    for key in section.keys() - schema.__annotations__.keys():
+        raise Refusal(f"'strategy.{key}' is no option; {nearest(key, schema.__annotations__, 'strategy')}")
+    return read_options(dict(section), schema, "strategy")
 
 
-def build_strategy(section: Mapping[str, Any], devices: Devices) -> Strategy | str:
-    """The Lightning strategy of a process; the options of `configs/strategy/` beside `name` go to it."""
-    name, options = section["name"], {key: value for key, value in section.items() if key != "name"}
-    if name not in STRATEGIES:
-        raise Refusal(f"strategy.name={name} is no option; {nearest(name, STRATEGIES)}")
-    check_arguments(STRATEGIES[name], options, "strategy", known={"devices": devices})
-    strategy: Strategy | str = STRATEGIES[name](devices, **options)
-    return strategy
+def trainer_section(config: Config, devices: Devices, num_steps: int) -> Config:
+    """The options of Lightning's Trainer, with what was derived from others.
+
+    `num_steps` is the number of micro-batches of a batch: what counts batches for the user, counts those for Lightning.
+    """
+    section = dict(config["trainer"])
+    if "accumulate_grad_batches" in section:
+        raise Refusal("'trainer.accumulate_grad_batches' follows from 'data.micro_batch_size': set that one.")
+    for name in COUNTS_OF_BATCHES:
+        if isinstance(section.get(name), int):
+            section[name] *= num_steps
+        elif section.get(name) and num_steps > 1:
+            raise Refusal(f"trainer.{name}={section[name]} may cut a batch in two with micro-batches: give a number.")
+    derived = {"accelerator": devices.accelerator, "devices": devices.for_trainer(), "num_nodes": devices.num_nodes}
+    return {**section, **derived, "accumulate_grad_batches": num_steps}
 
 
-def _single(devices: Devices) -> str:
-    return "auto"
+def batch_split(data: Mapping[str, Any], devices: Devices) -> BatchSplit:
+    return BatchSplit.of(data["batch_size"], devices.num_devices, data.get("micro_batch_size"))
 
 
-def _dp(devices: Devices) -> Strategy:
-    return DataParallelStrategy(devices.to_torch())
+def _refuse_pairs(config: Config, devices: Devices) -> None:
+    """What cannot go together, before any process is started."""
+    strategy, precision = config["strategy"], str(config["trainer"].get("precision"))
+    started = ranks.started()
+    if strategy["name"] == "dp" and config.get("model", {}).get("compile"):
+        raise Refusal("model.compile=true cannot follow strategy=dp, which copies the network at each step: take ddp.")
+    if strategy["name"] == "fsdp" and devices.accelerator != "gpu":
+        raise Refusal(f"strategy=fsdp needs GPUs, and this run is on the {devices.accelerator}: take strategy=ddp.")
+    if config["trainer"].get("sync_batchnorm") and devices.accelerator != "gpu":
+        raise Refusal(f"trainer.sync_batchnorm=true needs GPUs, and this run is on the {devices.accelerator}.")
+    if precision.startswith("16-") and devices.accelerator == "cpu":
+        raise Refusal(f"trainer.precision={precision} needs a GPU: take bf16-mixed on the CPU.")
+    if started is not None and strategy.get("max_restarts"):
+        raise Refusal(
+            f"strategy.max_restarts={strategy['max_restarts']} is for processes that the command starts itself: "
+            f"here {started.starter} does."
+        )
+    if "batch_size" in config.get("data", {}) and "model" in config:  # evaluation splits any batch
+        trainer_section(config, devices, batch_split(config["data"], devices).num_steps)
 
 
-def _ddp(
-    devices: Devices, find_unused_parameters: bool, gradient_as_bucket_view: bool, static_graph: bool
-) -> Strategy | str:
-    if len(devices.indices) == 1:  # nothing to keep in step
-        return "auto"
-    return DDPStrategy(
-        find_unused_parameters=find_unused_parameters,
-        gradient_as_bucket_view=gradient_as_bucket_view,
-        static_graph=static_graph,
+def build_strategy(section: Mapping[str, Any], devices: Devices) -> Strategy:
+    """The Lightning strategy of a process."""
+    options = strategy_options(section)
+    if isinstance(options, OneProcess) and options.name == "dp":
+        return DataParallelStrategy(devices.to_torch())
+    if isinstance(options, OneProcess) or devices.num_devices == 1:
+        return OneDeviceStrategy(devices.to_torch()[0])
+    if isinstance(options, Fsdp):
+        return FullyShardedStrategy(options.min_num_weights, options.cpu_offload)
+    return DistributedDataParallelStrategy(
+        options.compression,
+        options.powersgd_rank,
+        options.powersgd_start_step,
+        find_unused_parameters=options.find_unused_parameters,
+        gradient_as_bucket_view=options.gradient_as_bucket_view,
+        static_graph=options.static_graph,
+        bucket_cap_mb=options.bucket_cap_mb,
     )
-
-
-STRATEGIES: dict[str, Callable[..., Strategy | str]] = {"single": _single, "dp": _dp, "ddp": _ddp}

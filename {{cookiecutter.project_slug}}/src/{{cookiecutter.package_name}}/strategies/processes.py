@@ -1,0 +1,157 @@
+"""Starts one process a device on this machine. The configuration is composed once, here, and handed to them."""
+
+import logging
+import logging.config
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.multiprocessing import SimpleQueue, get_context
+
+from ..cli import Config, Termination, job_logging
+from ..quiet import QUIET, quieten
+from ..refusal import Refusal
+from .launch import refusing
+
+Result = TypeVar("Result")
+
+# The launcher's own handlers stay installed after it has ended.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+LONGEST = 3000  # characters of a traceback that travel home: a pipe that is full would keep its writer
+
+
+class Report(NamedTuple):
+    """What a worker says before it ends: its own error, or the refusal of a value."""
+
+    attempt: int
+    when: float
+    rank: int
+    text: str
+    refused: bool
+
+
+class WorkerFailure(Refusal):
+    """One error for the whole job: that of the rank that failed first."""
+
+    def __init__(self, failures: dict[int, ProcessFailure], reports: list[Report]) -> None:
+        killed = [failure for failure in failures.values() if failure.exitcode < 0]
+        if killed:  # the others only miss it
+            number = -killed[0].exitcode
+            text = f"rank {killed[0].local_rank} was ended by {signal.Signals(number).name}."
+            self.exit_code = 128 + number
+        elif reports:
+            text = f"rank {reports[0].rank} raised an error: {reports[0].text}"
+            self.exit_code = 1
+        else:
+            failure = next(iter(failures.values()))
+            text = f"rank {failure.local_rank} ended with exit code {failure.exitcode}."
+            self.exit_code = failure.exitcode
+        super().__init__(text)
+
+
+def run_in_processes(
+    task: Callable[[Config], Result], config: Config, num_processes: int, max_restarts: int = 0
+) -> Result:
+    """Runs `task(config)` on every rank and returns what rank 0 returned; ends all ranks when one fails.
+
+    After a failure all ranks start again, up to `max_restarts` times; the task finds its last checkpoint by itself.
+    """
+    for name in logging.root.manager.loggerDict:  # torch would say the same in its own words, once a rank
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Ranks that share the launcher's store find what the lost ones have left there, and wait for them.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    queue: SimpleQueue[Report] = get_context("spawn").SimpleQueue()
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id="ddp",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",  # else the name of the host, which need not resolve
+        max_restarts=max_restarts,
+        start_method="spawn",
+        # Nothing on disk, which a killed launcher could not remove: errors come through the queue.
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+        shutdown_timeout=15,
+    )
+    with _signal_handlers_kept():
+        try:
+            results = elastic_launch(launch, _worker)(task, config, job_logging(), queue)
+        except ChildFailedError as error:
+            raise _first_cause(error.failures, _drained(queue)) from None
+        except SignalException as error:
+            raise KeyboardInterrupt if error.sigval == signal.SIGINT else Termination from None
+    for report in _drained(queue):
+        if report.refused:
+            raise Refusal(report.text)
+    return cast(Result, results[0])
+
+
+def become_rank() -> None:
+    """Signals end a rank at once, whatever it waits for; whoever started it ends the others and says so."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    if "OMP_NUM_THREADS" not in os.environ:  # each process would start a thread a core
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def _worker(
+    task: Callable[[Config], Any], config: Config, log_settings: dict[str, Any], queue: "SimpleQueue[Report]"
+) -> Any:
+    """Rank 0 alone writes the log; a refusal travels home as text, because it is no failure of the worker."""
+    become_rank()
+    quieten(*QUIET)
+    rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if rank == 0:
+        logging.config.dictConfig(log_settings)
+    else:
+        logging.disable(logging.CRITICAL)
+    try:
+        return refusing(task, config)
+    except Refusal as refusal:
+        queue.put(Report(attempt, time.time(), rank, str(refusal), refused=True))
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}".strip()
+        queue.put(Report(attempt, time.time(), rank, _shortened(text), refused=False))
+        raise SystemExit(1) from None  # torch would keep what is raised in a file, and leave it behind
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 3]}\n...\n{text[-LONGEST * 2 // 3 :]}"
+
+
+def _drained(queue: "SimpleQueue[Report]") -> list[Report]:
+    """Of the last attempt, the earliest first."""
+    reports = []
+    while not queue.empty():
+        reports.append(queue.get())
+    last = max((report.attempt for report in reports), default=0)
+    return sorted(report for report in reports if report.attempt == last)
+
+
+def _first_cause(failures: dict[int, ProcessFailure], reports: list[Report]) -> Refusal:
+    """A rank that refuses a value ends without failure, and leaves the others to fail."""
+    for report in reports:
+        if report.refused:
+            return Refusal(report.text)
+    return WorkerFailure(failures, reports)
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,125 @@
+"""Processes that `torchrun` or `srun` started: rank 0 reads the command line, the others do what it tells them.
+
+So Hydra runs once here too: there is one run directory, one log, and a sweep starts each job on all ranks.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+FOREVER = timedelta(days=365)  # whoever started the ranks ends them all when one is lost
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among those that `starter` started."""
+
+    starter: str
+    rank: int
+    world_size: int
+    num_nodes: int
+
+    @property
+    def per_node(self) -> int:
+        return self.world_size // self.num_nodes
+
+
+def started() -> Ranks | None:
+    """None for a process that was started by hand, or by `python -m <package>...` in a batch script."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        world_size = int(env["WORLD_SIZE"])
+        return Ranks("torchrun", int(env["RANK"]), world_size, world_size // int(env["LOCAL_WORLD_SIZE"]))
+    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        num_nodes = int(env.get("SLURM_STEP_NUM_NODES", env["SLURM_NNODES"]))
+        return Ranks("srun", int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), num_nodes)
+    return None
+
+
+def is_restart() -> bool:
+    """Whether these ranks take the place of others that were lost."""
+    return any(int(os.environ.get(name, 0)) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def restarted_run(parent: str) -> str | None:
+    """The run directory below `parent` that those ranks had."""
+    if not is_restart():
+        return None
+    if "SLURM_JOB_ID" in os.environ:
+        return f"{parent}/slurm-{os.environ['SLURM_JOB_ID']}"
+    store = _store()
+    return store.get(f"run/{parent}").decode() if store.check([f"run/{parent}"]) else None
+
+
+def keep_run(parent: str, run_dir: str) -> None:
+    """For `restarted_run`, should these ranks be lost."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        _store().set(f"run/{parent}", run_dir)
+
+
+def tell(config: dict[str, Any]) -> None:
+    """From rank 0 to all others: the next job."""
+    number = _store().add(_key("jobs"), 1)
+    _store().set(_key(f"job/{number}"), json.dumps(config))
+
+
+def dismiss() -> None:
+    """From rank 0 to all others: there is no further job. Waits until they have heard it: rank 0 may be the store."""
+    from torch.distributed import DistStoreError
+
+    ranks = started()
+    assert ranks is not None
+    tell({})
+    with suppress(DistStoreError):  # a rank that was lost hears nothing
+        _store().wait([_key(f"heard/{rank}") for rank in range(1, ranks.world_size)], timedelta(seconds=10))
+
+
+def jobs() -> Iterator[dict[str, Any]]:
+    """What rank 0 tells this rank to do, until it is dismissed."""
+    ranks = started()
+    assert ranks is not None
+    number = 0
+    while True:
+        number += 1
+        _store().wait([_key(f"job/{number}")], FOREVER)
+        config = json.loads(_store().get(_key(f"job/{number}")))
+        if not config:
+            _store().set(_key(f"heard/{ranks.rank}"), "")
+            return
+        yield config
+
+
+def is_first_to_say(sentence: str) -> bool:
+    """True for one rank: what all would say is said once."""
+    ranks = started()
+    return ranks is None or ranks.world_size == 1 or _store().add(_key(f"said/{sentence}"), 1) == 1
+
+
+def _key(name: str) -> str:
+    return f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{name}"
+
+
+@cache
+def _store() -> "TCPStore":
+    """The one that torch's process group will use too: torchrun's own, or one that rank 0 holds."""
+    from torch.distributed import TCPStore
+
+    ranks = started()
+    assert ranks is not None
+    if ranks.starter == "torchrun":
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        holds_it = ranks.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    else:
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        cluster = SLURMEnvironment(auto_requeue=False)
+        address, port, holds_it = cluster.main_address, cluster.main_port, ranks.rank == 0
+    return TCPStore(address, port, is_master=holds_it, wait_for_workers=False, multi_tenant=True)
