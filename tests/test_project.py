@@ -41,12 +41,13 @@ def other_project(default_project: Path, tmp_path_factory: pytest.TempPathFactor
     return bake_into(tmp_path_factory.mktemp("other"), **EVERYTHING_OFF)
 
 
-def run_suite(python: str, project: Path) -> None:
+def run_suite(python: str, project: Path, *tests: str) -> None:
     """Two at a time: most of a test is the start of a process."""
     before = files_of(project / "src") | files_of(project / "tests")
-    printed = run(python, "-m", "pytest", "-q", "-n", "2", "-rs", cwd=project, PYTHONPATH=str(project / "src"))
+    command = (python, "-m", "pytest", "-q", "-n", "2", "-rs", "--durations=10", *tests)
+    printed = run(*command, cwd=project, PYTHONPATH=str(project / "src"))
     print(printed)
-    assert re.search(r"\d{3} passed", printed)
+    assert re.search(r"\d+ passed", printed)
     assert set(re.findall(r"^SKIPPED .*: (.*)$", printed, re.MULTILINE)) <= {"there is no GPU here"}
     after = files_of(project / "src") | files_of(project / "tests")
     assert {path for path in after - before if "__pycache__" not in path} == set()
@@ -57,6 +58,23 @@ def test_default_project_passes_its_own_tests(python: str, default_project: Path
     run("git", "add", "--all", cwd=default_project)
     known = set(run("git", "diff", "--cached", "--name-only", cwd=default_project).splitlines())
     assert known == files_of(bake_into(tmp_path)), "what the commands wrote is ignored by git"
+
+
+@pytest.fixture(scope="session")
+def examined_project(default_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the tests in it that only its makers need; it borrows the environment of the default one."""
+    project = bake_into(tmp_path_factory.mktemp("examined"))
+    shutil.copytree(TEMPLATE / "tests/in_project", project / "tests/in_project")
+    return project
+
+
+def test_default_project_keeps_its_promises(python: str, examined_project: Path) -> None:
+    run_suite(python, examined_project, *(f"tests/in_project/test_{name}.py" for name in ("dp", "faults", "ranks")))
+
+
+@pytest.mark.story
+def test_default_project_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
+    run_suite(python, examined_project, "tests/in_project/test_slow.py")
 
 
 def test_project_with_everything_off_passes_its_own_tests(python: str, other_project: Path) -> None:

@@ -1,5 +1,6 @@
 """What the tests share: commands run as a user runs them, in processes of their own."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -13,6 +14,10 @@ import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.quiet import QUIET
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+# In double precision and without dropout the strategies agree but for the last digits.
+EXACT = ("trainer=cpu", "trainer.precision=64-true", "trainer.max_epochs=3", "model.net.dropout=0")
+TWO_PROCESSES = ("strategy=ddp", "trainer.devices=2")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,3 +59,37 @@ def run_dir(workplace: Path) -> Path:
 @pytest.fixture(scope="session")
 def best_checkpoint(run_dir: Path) -> Path:
     return run_dir / "checkpoints/best.ckpt"
+
+
+def torchrun(folder: Path, *arguments: str) -> str:
+    """What its processes printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+def trained(folder: Path, *options: str) -> Path:
+    run_command("train", *options, cwd=folder)
+    (run_dir,) = (folder / "logs/train/runs").iterdir()
+    return run_dir
+
+
+def weights(run_dir: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run_dir / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def curves(run_dir: Path) -> list[float]:
+    with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [float(row[name]) for row in rows for name in ("train/loss", "val/loss", "test/loss") if row[name]]
+
+
+def assert_same_result(found: Path, expected: Path, tolerance: float = 1e-10) -> None:
+    assert list(weights(found)) == list(weights(expected))
+    for name, weight in weights(expected).items():
+        torch.testing.assert_close(weights(found)[name], weight, rtol=0, atol=tolerance)
+    assert curves(found) == pytest.approx(curves(expected), abs=tolerance)
+    assert len(curves(expected)) == 7

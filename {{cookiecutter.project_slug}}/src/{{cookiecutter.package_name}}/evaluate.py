@@ -44,11 +44,12 @@ def run(config: Config) -> dict[str, float]:
     from .build import build_trainer
     from .callbacks import progress_bar
     from .reports import report_evaluation
-    from .strategies.launch import devices_of
+    from .strategies.launch import devices_of, evaluation_steps
 
     checkpoint = checkpoints.load(Path(config["ckpt_path"]))
     model = checkpoint.model()
-    trainer = build_trainer(config, devices_of(config), [progress_bar()], loggers=[])
+    devices, data = devices_of(config), {**checkpoint.config["data"], **config["data"]}
+    trainer = build_trainer(config, devices, [progress_bar()], loggers=[], num_steps=evaluation_steps(data, devices))
     metrics = evaluate(checkpoint.datamodule(config["data"]), model, trainer)
     if trainer.is_global_zero:
         report_evaluation(metrics, model, Path(config["paths"]["output_dir"]))

@@ -76,10 +76,9 @@ def export(
     import numpy as np
     import torch
 
-    from .exporters.bundle import incoming, publish, write_json
+    from .exporters.bundle import card, incoming, manifest, publish, summarise, write_json
     from .exporters.fresh import first_samples
     from .exporters.gate import Gate
-    from .exporters.manifest import card, manifest, summarise
     from .exporters.network import Signature, deployed
 
     signature = Signature.of(checkpoint.spec)

@@ -1,15 +1,12 @@
 """The networks and the LightningModule around them."""
 
-import shutil
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import run_command
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
@@ -147,30 +144,6 @@ def test_warm_up_rises_to_the_learning_rate_step_by_step() -> None:
     assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, *[0.05] * 4, *[0.025] * 4])
     with pytest.raises(Refusal, match=r"model.warmup_steps=-1"):
         make_classifier(datamodule.spec, warmup_steps=-1)
-
-
-@pytest.mark.slow
-def test_compiled_network_trains_the_same_and_keeps_its_names(tmp_path: Path) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("not run: torch.compile needs a C++ compiler on the CPU (package g++)")
-    states = {}
-    for compiled in ("false", "true"):
-        folder = tmp_path / compiled
-        folder.mkdir()
-        options = (
-            "trainer=cpu",
-            "trainer.max_epochs=2",
-            "model=mlp",
-            "model.net.dropout=0",
-            f"model.compile={compiled}",
-        )
-        run_command("train", *options, cwd=folder)
-        (path,) = folder.glob("logs/train/runs/*/checkpoints/last.ckpt")
-        states[compiled] = torch.load(path, weights_only=True)["state_dict"]
-        run_command("export", "formats=onnx", cwd=folder)
-    assert list(states["true"]) == list(states["false"])
-    for name in states["true"]:
-        torch.testing.assert_close(states["true"][name], states["false"][name], rtol=0, atol=1e-3)
 
 
 def test_debug_overfit_reaches_the_sampler() -> None:

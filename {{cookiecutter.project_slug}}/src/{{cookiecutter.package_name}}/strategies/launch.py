@@ -81,7 +81,19 @@ def launch(task: Callable[[Config], Result], config: Config) -> Result:
         become_rank()
         if started.rank == 0:
             ranks.tell(config)
-    return refusing(task, config)
+    return _one_error(task, config)
+
+
+def _one_error(task: Callable[[Config], Result], config: Config) -> Result:
+    """Of ranks that others started: the one that fails first says why, those that miss it then say nothing."""
+    try:
+        return refusing(task, config)
+    except Refusal:
+        raise
+    except Exception:
+        if ranks.is_first_to_say("what went wrong"):
+            raise
+        raise SystemExit(1) from None
 
 
 def refusing(task: Callable[[Config], Result], config: Config) -> Result:
@@ -135,6 +147,12 @@ def trainer_section(config: Config, devices: Devices, num_steps: int) -> Config:
 
 def batch_split(data: Mapping[str, Any], devices: Devices) -> BatchSplit:
     return BatchSplit.of(data["batch_size"], devices.num_devices, data.get("micro_batch_size"))
+
+
+def evaluation_steps(data: Mapping[str, Any], devices: Devices) -> int:
+    """Parts of a batch that no device finds too large; evaluation splits any batch, whatever it leaves over."""
+    most = data.get("micro_batch_size")
+    return -(-data["batch_size"] // (most * devices.num_devices)) if isinstance(most, int) else 1
 
 
 def _refuse_pairs(config: Config, devices: Devices) -> None:

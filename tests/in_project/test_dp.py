@@ -14,17 +14,16 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
+from digit_classifier.data.digits import DigitsDataModule
+from digit_classifier.data.samples import Batch
+from digit_classifier.models.classifier import Classifier
+from digit_classifier.models.mlp import MLP
+from digit_classifier.strategies.dp import DataParallelStrategy
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torch.nn.parallel import _functions, comm, scatter_gather
 from torch.utils.data import DataLoader
-
-from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
-from {{ cookiecutter.package_name }}.data.samples import Batch
-from {{ cookiecutter.package_name }}.models.classifier import Classifier
-from {{ cookiecutter.package_name }}.models.mlp import MLP
-from {{ cookiecutter.package_name }}.strategies.dp import DataParallelStrategy
 
 DIGITS = DigitsDataModule()
 
