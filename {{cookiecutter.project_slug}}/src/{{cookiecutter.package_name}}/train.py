@@ -92,7 +92,7 @@ def run(config: Config) -> dict[str, float]:
         announce(config, split, model)
     metrics = train(datamodule, model, trainer, ckpt_path, test=options.test)
     if trainer.is_global_zero:
-        report_training(metrics, trainer, Path(config["paths"]["output_dir"]))
+        report_training(metrics, trainer, run_dir)
     return metrics
 
 

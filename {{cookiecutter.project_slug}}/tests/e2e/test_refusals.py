@@ -1,5 +1,6 @@
 """A user's mistake gets one sentence and exit code 2, without a traceback, and leaves nothing behind."""
 
+import importlib
 import signal
 import subprocess
 import sys
@@ -71,12 +72,33 @@ def only_line(refused: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize(("verb", "options", "sentence"), FAST + SLOW)
+@pytest.mark.parametrize(("verb", "options", "sentence"), [*FAST, SLOW[0]])
 def test_mistake_gets_one_sentence_and_leaves_nothing(
     verb: str, options: list[str], sentence: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "truncated.ckpt").write_bytes(b"PK\x03\x04 and no more")
     assert sentence in only_line(run_command(verb, *options, cwd=tmp_path, check=False))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("verb", "options", "sentence"), SLOW)
+def test_mistake_that_needs_torch_to_be_seen_is_told_alike(
+    verb: str,
+    options: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, because a new one would first import torch for seconds."""
+    (tmp_path / "truncated.ckpt").write_bytes(b"PK\x03\x04 and no more")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [verb, *options])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"{package.__name__}.{verb}").main()
+    signal.signal(signal.SIGTERM, before)
+    refused = subprocess.CompletedProcess(options, ended.value.code, stderr=capfd.readouterr().err)  # type: ignore[arg-type]
+    assert sentence in only_line(refused)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["truncated.ckpt"]
     assert not (tmp_path / "artifacts").exists()
 

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import set_start_method
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -110,6 +111,7 @@ def _worker(
 ) -> Any:
     """Rank 0 alone writes the log; a refusal travels home as text, because it is no failure of the worker."""
     become_rank()
+    set_start_method(None, force=True)  # the loader's workers start as they do everywhere, not as this one did
     quieten(*QUIET)
     rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if rank == 0:
