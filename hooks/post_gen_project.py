@@ -10,14 +10,17 @@ from pathlib import Path
 # (question, answer) -> what the project does not need then.
 UNWANTED = {
     ("license", "Proprietary"): ["LICENSE"],
+    ("cluster", "none"): ["deploy", "tests/e2e/test_cluster.py"],
+    ("cluster", "slurm"): ["deploy/trainjob.yaml"],
+    ("cluster", "kubernetes"): ["deploy/slurm.sh"],
 }
 
 
 def remove_unwanted(answers: dict) -> None:
     for (question, answer), paths in UNWANTED.items():
         if answers[question] == answer:
-            for path in paths:
-                Path(path).unlink()
+            for path in map(Path, paths):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def init_repository() -> None:

@@ -87,6 +87,11 @@ def test_types_are_clean(python: str, tmp_path: Path, package: str) -> None:
     assert "Success: no issues found" in run(python, "-m", "mypy", "--cache-dir", str(HOME / "mypy"), cwd=project)
 
 
+@pytest.mark.parametrize("cluster", ["slurm", "kubernetes"])
+def test_job_files_do_what_they_say(python: str, tmp_path: Path, cluster: str) -> None:
+    run_suite(python, bake_into(tmp_path, cluster=cluster), "tests/e2e/test_cluster.py")
+
+
 def test_check_passes(default_project: Path) -> None:
     run("make", "check", cwd=default_project)
 

@@ -1,5 +1,6 @@
 """Ranks that torchrun or srun started, and gradients that travel compressed: run inside a generated project."""
 
+import json
 import os
 import socket
 import subprocess
@@ -7,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import EXACT, TWO_PROCESSES, assert_same_result, curves, trained
+from conftest import EXACT, TWO_PROCESSES, assert_same_result, trained
 
 PACKAGE = "digit_classifier"
 
@@ -114,8 +115,7 @@ def assert_trains_compressed(compression: str, folder: Path, *options: str) -> N
     """The callback `same_weights` holds the ranks against each other meanwhile."""
     sent = (f"strategy.compression={compression}", "strategy.powersgd_start_step=2", "strategy.bucket_cap_mb=1")
     run_dir = trained(folder, "trainer=cpu", *TWO_PROCESSES, "trainer.max_epochs=3", *sent, *options)
-    figures = curves(run_dir)
-    assert figures[-2] < 0.7 * figures[0], "the loss does not fall"
+    assert json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["test/acc"] > 0.85
 
 
 BOMB = """

@@ -50,9 +50,10 @@ def command(name: str, needs: tuple[str, ...]) -> Callable[[Callable[[Config], N
         @functools.wraps(main)
         def run() -> None:
             quieten(*QUIET)
-            signal.signal(signal.SIGTERM, _terminate)
             exit_codes = [0]
             started = ranks.started()
+            if started is None or started.world_size == 1:  # else it ends a rank at once
+                signal.signal(signal.SIGTERM, _terminate)
             if started is not None and started.rank > 0:
                 _follow(main, exit_codes)
             else:
@@ -143,15 +144,13 @@ def _print_refusal(refusal: Refusal) -> int:
 def _claim(folder: str) -> str:
     """Makes the folder for this run alone: two that start in the same second get `<folder>` and `<folder>-2`.
 
-    A job of SLURM has the folder of its number, and ranks that were started again have the one that was theirs.
+    A job of a cluster has the folder of its name, and ranks that were started again have the one that was theirs.
     """
     parent = Path(folder).parent
     standing = ranks.restarted_run(str(parent))
     if standing is not None and Path(standing).is_dir():
         return standing
-    started = ranks.started()
-    if started is not None and started.starter == "srun":
-        folder = str(parent / f"slurm-{os.environ['SLURM_JOB_ID']}")
+    folder = str(parent / (ranks.job_name() or Path(folder).name))
     number = 1
     while True:
         path = Path(folder if number == 1 else f"{folder}-{number}")

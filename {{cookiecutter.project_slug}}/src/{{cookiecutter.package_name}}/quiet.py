@@ -57,6 +57,12 @@ QUIET = (
         "Lightning 2.6 calls a torch function that torch 2.13 has renamed",
     ),
     Quiet(
+        DeprecationWarning,
+        r"`torch\.jit\.script_method` is deprecated",
+        r"torch\.jit\._script",
+        "torch.compile imports a module of torch that uses what torch has deprecated",
+    ),
+    Quiet(
         UserWarning,
         r"Grad strides do not match bucket view strides",
         r"torch\.autograd\.graph",

@@ -37,6 +37,7 @@ SLOW = [
     ("train", ["trainer=cpu", "trainer.precision=16-mixed"], "take bf16-mixed on the CPU"),
     ("train", ["trainer=cpu", "trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true needs GPUs"),
     ("train", ["strategy=ddp", "strategy.compression=zip"], "it takes none or fp16 or bf16 or powersgd"),
+    ("train", ["strategy=ddp", "trainer=cpu", "strategy.compression=bf16"], "strategy.compression=bf16 needs GPUs"),
     ("train", ["strategy=ddp", "strategy.bucket_cap_mb=0"], "strategy.bucket_cap_mb=0 is out of range"),
     ("train", ["lr_scaling=cubic"], "lr_scaling=cubic does not fit: it takes none or linear or sqrt."),
     ("train", ["base_batch_size=0"], "base_batch_size=0 holds no sample"),

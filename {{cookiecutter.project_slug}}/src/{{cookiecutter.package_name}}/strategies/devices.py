@@ -55,9 +55,11 @@ def resolve_devices(
     if not indices or len(set(indices)) != len(indices) or min(indices) < 0:
         raise Refusal(f"trainer.devices={requested} names no set of devices: give a number of 1 or more, or a list.")
     if accelerator != "cpu" and max(indices) >= available:
+        remedy = f"give trainer.devices={available} or less"
+        if ranks is not None:
+            remedy = f"{ranks.starter} must start as many processes as each of them sees (not --gpus-per-task)"
         raise Refusal(
-            f"trainer.devices={requested} asks for more than this machine has ({available} {accelerator}): "
-            f"give trainer.devices={available} or less."
+            f"trainer.devices={requested} asks for more than this machine has ({available} {accelerator}): {remedy}."
         )
     if strategy == "single" and len(indices) > 1:
         raise Refusal(

@@ -161,6 +161,8 @@ def _refuse_pairs(config: Config, devices: Devices) -> None:
     started = ranks.started()
     if strategy["name"] == "dp" and config.get("model", {}).get("compile"):
         raise Refusal("model.compile=true cannot follow strategy=dp, which copies the network at each step: take ddp.")
+    if strategy.get("compression") == "bf16" and devices.accelerator != "gpu":
+        raise Refusal("strategy.compression=bf16 needs GPUs, which add such numbers on their way: take fp16.")
     if strategy["name"] == "fsdp" and devices.accelerator != "gpu":
         raise Refusal(f"strategy=fsdp needs GPUs, and this run is on the {devices.accelerator}: take strategy=ddp.")
     if config["trainer"].get("sync_batchnorm") and devices.accelerator != "gpu":

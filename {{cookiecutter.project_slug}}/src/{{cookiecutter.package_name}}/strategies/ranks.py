@@ -44,17 +44,31 @@ def started() -> Ranks | None:
     return None
 
 
+def job_name() -> str | None:
+    """Of a job that a cluster starts again under the same name: `TRAIN_RUN_NAME` says it, or SLURM by its numbers."""
+    env = os.environ
+    if "TRAIN_RUN_NAME" in env:
+        return env["TRAIN_RUN_NAME"]
+    ranks = started()
+    if ranks is None or ranks.starter != "srun":
+        return None
+    step = "" if env["SLURM_STEP_ID"] == "0" else f".{env['SLURM_STEP_ID']}"  # a script may hold several `srun`
+    return f"slurm-{env['SLURM_JOB_ID']}{step}"
+
+
 def is_restart() -> bool:
-    """Whether these ranks take the place of others that were lost."""
-    return any(int(os.environ.get(name, 0)) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    """Whether these processes may take the place of others that were lost."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return "TRAIN_RUN_NAME" in os.environ or any(int(os.environ.get(name, 0)) > 0 for name in counts)
 
 
 def restarted_run(parent: str) -> str | None:
-    """The run directory below `parent` that those ranks had."""
+    """The run directory below `parent` that those processes had."""
     if not is_restart():
         return None
-    if "SLURM_JOB_ID" in os.environ:
-        return f"{parent}/slurm-{os.environ['SLURM_JOB_ID']}"
+    name = job_name()
+    if name is not None:
+        return f"{parent}/{name}"
     store = _store()
     return store.get(f"run/{parent}").decode() if store.check([f"run/{parent}"]) else None
 
