@@ -36,7 +36,7 @@ check: .venv/ready ## lint and format check of the template as it lies
 test: .venv/ready ## rules, every combination of answers, refusals and the generated project's own tests
 	$(BIN)/python -m pytest -m "not story" $(ARGS)
 
-test-all: .venv/ready ## all tests: also this README's commands in a fresh clone
+test-all: .venv/ready ## all tests: also each case of the strategies, and this README's commands in a fresh clone
 	$(BIN)/python -m pytest $(ARGS)
 
 clean: ## remove what the commands above made

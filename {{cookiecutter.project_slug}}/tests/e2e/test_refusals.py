@@ -33,6 +33,7 @@ SLOW = [
     ("train", ["data.micro_batch_size=many"], "data.micro_batch_size=many does not fit"),
     ("train", ["data.micro_batch_size=16", "trainer.limit_train_batches=0.5"], "may cut a batch in two"),
     ("train", ["strategy=dp", "model.compile=true"], "model.compile=true cannot follow strategy=dp"),
+    ("train", ["strategy=fsdp", "strategy.cpu_offload=2"], "strategy.cpu_offload=2 does not fit"),
     ("train", ["strategy=fsdp", "trainer=cpu"], "strategy=fsdp needs GPUs"),
     ("train", ["trainer=cpu", "trainer.precision=16-mixed"], "take bf16-mixed on the CPU"),
     ("train", ["trainer=cpu", "trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true needs GPUs"),

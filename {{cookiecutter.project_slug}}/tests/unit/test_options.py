@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 import pytest
+from lightning.pytorch.strategies import FSDPStrategy
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.build import build, build_loggers
 from {{ cookiecutter.package_name }}.checks import check, read_options
 from {{ cookiecutter.package_name }}.refusal import Refusal
 from {{ cookiecutter.package_name }}.strategies.devices import Devices, resolve_devices
+from {{ cookiecutter.package_name }}.strategies.dp import OneDeviceStrategy
+from {{ cookiecutter.package_name }}.strategies.launch import build_strategy
 from {{ cookiecutter.package_name }}.train import Options
 
 DIGITS = f"{package.__name__}.data.digits.DigitsDataModule"
@@ -163,3 +166,14 @@ def test_several_nodes_need_someone_to_start_them() -> None:
 def test_learning_rate_grows_with_the_batch_by_its_rule(rule: str, factor: float) -> None:
     options = {"seed": 1, "tags": [], "ckpt_path": None, "lr_scaling": rule, "base_batch_size": 64, "test": True}
     assert read_options(options, Options).lr_factor(256) == factor
+
+
+def test_fsdp_is_built_for_several_gpus_and_plain_for_one() -> None:
+    """Built, not run: fsdp is not measured."""
+    section = {"name": "fsdp", "min_num_weights": 1000, "cpu_offload": False, "max_restarts": 0}
+    strategy = build_strategy(section, Devices("gpu", (0, 1)))
+    assert isinstance(strategy, FSDPStrategy)
+    assert strategy._state_dict_type == "full", "a checkpoint holds the whole model"
+    assert isinstance(build_strategy(section, Devices("cpu", (0,))), OneDeviceStrategy)
+    with pytest.raises(Refusal, match=r"'strategy.min_weights' is no option; did you mean 'strategy.min_num_weights'"):
+        build_strategy(section | {"min_weights": 1}, Devices("cpu", (0,)))

@@ -1,5 +1,6 @@
 """`strategy=ddp` and `strategy=fsdp` as Lightning strategies, for the processes that are already there."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -10,7 +11,40 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 
+from ..refusal import Refusal
+
 Compression = Literal["none", "fp16", "bf16", "powersgd"]
+
+
+@dataclass(frozen=True)
+class Ddp:
+    """The options of `configs/strategy/ddp.yaml`."""
+
+    name: str
+    find_unused_parameters: bool
+    gradient_as_bucket_view: bool
+    static_graph: bool
+    bucket_cap_mb: int
+    compression: Compression
+    powersgd_rank: int
+    powersgd_start_step: int
+    max_restarts: int
+
+    def __post_init__(self) -> None:
+        least_values = {"bucket_cap_mb": 1, "powersgd_rank": 1, "powersgd_start_step": 2, "max_restarts": 0}
+        for option, least in least_values.items():
+            if getattr(self, option) < least:
+                raise Refusal(f"strategy.{option}={getattr(self, option)} is out of range: give {least} or more.")
+
+
+@dataclass(frozen=True)
+class Fsdp:
+    """The options of `configs/strategy/fsdp.yaml`."""
+
+    name: str
+    min_num_weights: int
+    cpu_offload: bool
+    max_restarts: int
 
 
 class DistributedDataParallelStrategy(DDPStrategy):

@@ -11,7 +11,7 @@ from ..checks import check, read_options
 from ..cli import Config
 from ..refusal import Refusal, nearest
 from . import ranks
-from .ddp import Compression, DistributedDataParallelStrategy, FullyShardedStrategy
+from .ddp import Ddp, DistributedDataParallelStrategy, Fsdp, FullyShardedStrategy
 from .devices import Devices, resolve_devices
 from .dp import DataParallelStrategy, OneDeviceStrategy
 from .samplers import BatchSplit
@@ -26,37 +26,6 @@ class OneProcess:
     """`strategy=single` and `strategy=dp` have nothing to set."""
 
     name: str
-
-
-@dataclass(frozen=True)
-class Ddp:
-    """The options of `configs/strategy/ddp.yaml`."""
-
-    name: str
-    find_unused_parameters: bool
-    gradient_as_bucket_view: bool
-    static_graph: bool
-    bucket_cap_mb: int
-    compression: Compression
-    powersgd_rank: int
-    powersgd_start_step: int
-    max_restarts: int
-
-    def __post_init__(self) -> None:
-        least_values = {"bucket_cap_mb": 1, "powersgd_rank": 1, "powersgd_start_step": 2, "max_restarts": 0}
-        for option, least in least_values.items():
-            if getattr(self, option) < least:
-                raise Refusal(f"strategy.{option}={getattr(self, option)} is out of range: give {least} or more.")
-
-
-@dataclass(frozen=True)
-class Fsdp:
-    """The options of `configs/strategy/fsdp.yaml`."""
-
-    name: str
-    min_num_weights: int
-    cpu_offload: bool
-    max_restarts: int
 
 
 OPTIONS: dict[str, type] = {"single": OneProcess, "dp": OneProcess, "ddp": Ddp, "fsdp": Fsdp}
@@ -117,7 +86,7 @@ def devices_of(config: Config) -> Devices:
     name = config["strategy"].get("name")
     if name not in OPTIONS:
         raise Refusal(f"strategy.name={name} is no option; {nearest(str(name), OPTIONS)}")
-    return resolve_devices(trainer["accelerator"], trainer["devices"], name, trainer["num_nodes"])
+    return resolve_devices(trainer["accelerator"], trainer["devices"], name, trainer.get("num_nodes"))
 
 
 def strategy_options(section: Mapping[str, Any]) -> Any:
@@ -165,6 +134,8 @@ def _refuse_pairs(config: Config, devices: Devices) -> None:
         raise Refusal("strategy.compression=bf16 needs GPUs, which add such numbers on their way: take fp16.")
     if strategy["name"] == "fsdp" and devices.accelerator != "gpu":
         raise Refusal(f"strategy=fsdp needs GPUs, and this run is on the {devices.accelerator}: take strategy=ddp.")
+    if strategy["name"] == "fsdp" and config.get("data", {}).get("micro_batch_size") == "auto":
+        raise Refusal("data.micro_batch_size=auto cannot try a network that strategy=fsdp has cut: give a number.")
     if config["trainer"].get("sync_batchnorm") and devices.accelerator != "gpu":
         raise Refusal(f"trainer.sync_batchnorm=true needs GPUs, and this run is on the {devices.accelerator}.")
     if precision.startswith("16-") and devices.accelerator == "cpu":
