@@ -78,7 +78,8 @@ def test_default_project_keeps_its_promises_case_by_case(python: str, examined_p
 
 
 def test_project_with_everything_off_passes_its_own_tests(python: str, other_project: Path) -> None:
-    run_suite(python, other_project)
+    """But for those of options and processes, which no answer changes: they take minutes."""
+    run_suite(python, other_project, "tests/unit", "tests/integration/test_configs.py", "tests/e2e/test_commands.py")
 
 
 @pytest.mark.parametrize("package", [SHORT, LONG, "digit_classifier"], ids=["2 letters", "40 letters", "default"])

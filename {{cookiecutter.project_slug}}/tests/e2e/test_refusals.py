@@ -1,9 +1,11 @@
 """A user's mistake gets one sentence and exit code 2, without a traceback, and leaves nothing behind."""
 
 import importlib
+import logging
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,20 @@ def test_mistake_gets_one_sentence_and_leaves_nothing(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.fixture
+def process_kept() -> Iterator[None]:
+    """What a command changes in its process: where logs go, and what SIGTERM does."""
+    root, before = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    handlers, level = list(root.handlers), root.level
+    yield
+    signal.signal(signal.SIGTERM, before)
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("process_kept")
 @pytest.mark.parametrize(("verb", "options", "sentence"), SLOW)
 def test_mistake_that_needs_torch_to_be_seen_is_told_alike(
     verb: str,
@@ -95,10 +111,8 @@ def test_mistake_that_needs_torch_to_be_seen_is_told_alike(
     (tmp_path / "truncated.ckpt").write_bytes(b"PK\x03\x04 and no more")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [verb, *options])
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"{package.__name__}.{verb}").main()
-    signal.signal(signal.SIGTERM, before)
     refused = subprocess.CompletedProcess(options, ended.value.code, stderr=capfd.readouterr().err)  # type: ignore[arg-type]
     assert sentence in only_line(refused)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["truncated.ckpt"]
