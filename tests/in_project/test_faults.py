@@ -19,6 +19,7 @@ import os
 import pathlib
 import signal
 
+from digit_classifier.refusal import Refusal
 from lightning.pytorch.callbacks import Callback
 
 class Fault(Callback):
@@ -29,6 +30,8 @@ class Fault(Callback):
         kind, epoch, index = os.environ.get("FAULT", "none 0 0").split()
         if (rank, trainer.current_epoch, batch_idx) != (1, int(epoch), int(index)):
             return
+        if kind == "refuse":
+            raise Refusal("this rank alone")
         if kind == "raise":
             raise RuntimeError("boom on purpose")
         if kind == "die" and not pathlib.Path("died").exists():
@@ -116,6 +119,14 @@ def test_error_ends_the_run_with_one_traceback(
     assert failed.stderr.startswith("error: ")
     assert error in failed.stderr
     assert failed.stderr.count("Traceback") == 1
+    assert_nothing_is_left(folder)
+
+
+def test_refusal_of_one_rank_ends_the_others_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAULT", "refuse 1 3")
+    options = (*ENDLESS, "trainer.max_epochs=3", "+callbacks.fault._target_=fault.Fault")
+    refused = run_command("train", *options, cwd=folder, check=False)
+    assert (refused.returncode, refused.stderr) == (2, "error: this rank alone\n")
     assert_nothing_is_left(folder)
 
 

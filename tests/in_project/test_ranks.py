@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import EXACT, TWO_PROCESSES, assert_same_result, trained
+from conftest import EXACT, TWO_PROCESSES, assert_same_result, curves, trained
 
 PACKAGE = "digit_classifier"
 
@@ -137,3 +137,35 @@ def test_error_in_one_rank_of_torchrun_is_told_once(tmp_path: Path, monkeypatch:
     assert failed.returncode == 1
     assert failed.stderr.count("RuntimeError: boom on purpose") == 1
     assert failed.stderr.count("Traceback") == 2, "that of the error, and torchrun's own"
+
+
+DIES = """
+import os
+import pathlib
+import signal
+
+from lightning.pytorch.callbacks import Callback
+
+class Dies(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.global_rank == 1 and trainer.current_epoch == 2 and not pathlib.Path("died").exists():
+            pathlib.Path("died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_torchrun_restarts_a_run_that_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dies.py").write_text(DIES, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    options = ["strategy=ddp", "trainer=cpu", "trainer.max_epochs=4", "+callbacks.dies._target_=dies.Dies"]
+    command = [*agent, "-m", f"{PACKAGE}.train", *options]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert "needs TRAIN_RUN_NAME=<name> to find the run again" in refused.stderr
+    named = {"TRAIN_RUN_NAME": "mine", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    (printed,) = together(tmp_path, [command], [named])
+    assert (tmp_path / "died").exists()
+    (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
+    assert run_dir.name == "mine"
+    assert "goes on     from logs/train/runs/mine/checkpoints/last.ckpt" in printed
+    assert len(curves(run_dir)) == 9, "each epoch is in metrics.csv once"

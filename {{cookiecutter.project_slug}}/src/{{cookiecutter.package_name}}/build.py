@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressB
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from .callbacks import RandomState, SelfContained
+from .callbacks import LargestMicroBatch, RandomState, SelfContained
 from .checks import check
 from .cli import Config
 from .data.spec import DataSpec
@@ -26,6 +26,7 @@ from .strategies import ranks
 from .strategies.ddp import leave_signals_alone
 from .strategies.devices import Devices
 from .strategies.launch import build_strategy, trainer_section
+from .strategies.samplers import BatchSplit
 
 
 def build(section: Mapping[str, Any], path: str, **given: Any) -> Any:
@@ -79,12 +80,18 @@ def build_loggers(sections: Mapping[str, Any] | None) -> list[Logger]:
 
 
 def build_callbacks(
-    sections: Mapping[str, Any] | None, loggers: list[Logger], contents: dict[str, Any]
+    config: Config, loggers: list[Logger], contents: dict[str, Any], split: BatchSplit | None = None
 ) -> list[Callback]:
     """Those of `configs/callbacks/`; an entry set to null is left out. `contents` goes into every checkpoint."""
-    built = [build(section, f"callbacks.{name}") for name, section in (sections or {}).items() if section]
+    sections = {name: section for name, section in (config.get("callbacks") or {}).items() if section}
+    for name, section in sections.items():
+        if section.get("save_weights_only"):
+            raise Refusal(f"callbacks.{name}.save_weights_only=true leaves out what evaluate and export need.")
+    built = [build(section, f"callbacks.{name}") for name, section in sections.items()]
     if not loggers:  # there is nowhere to write the learning rate, and the monitor refuses to start
         built = [callback for callback in built if not isinstance(callback, LearningRateMonitor)]
+    if split is not None and config["data"].get("micro_batch_size") == "auto":
+        built.append(LargestMicroBatch(split))
     return [*built, RandomState(), SelfContained(contents)]
 
 

@@ -16,6 +16,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from .refusal import Refusal
+from .strategies.launch import COUNTS_OF_BATCHES
 from .strategies.samplers import BatchSplit
 
 log = logging.getLogger(__name__)
@@ -29,25 +30,20 @@ def progress_bar() -> ProgressBar:
 class EpochLines(ProgressBar):
     """Prints `epoch 3/30  1.2 s  train/loss 0.1234  val/acc 0.9778` at the end of each epoch."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._enabled = True
-        self._start = 0.0
+    start = 0.0
 
     def disable(self) -> None:
-        """Called by Lightning on every rank but the first."""
-        self._enabled = False
+        """Lightning asks for it; here the first rank alone prints."""
 
-    def enable(self) -> None:
-        self._enabled = True
+    enable = disable
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = time.perf_counter()
+        self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._enabled:
+        if not trainer.is_global_zero:
             return
-        seconds = time.perf_counter() - self._start
+        seconds = time.perf_counter() - self.start
         figures = "  ".join(f"{name} {value:.4f}" for name, value in sorted(trainer.callback_metrics.items()))
         last = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
         print(f"epoch {trainer.current_epoch + 1}{last}  {seconds:.1f} s  {figures}", flush=True)
@@ -75,7 +71,9 @@ class SameWeights(Callback):
         own = torch.stack([_bit_sum(weight) for weight in weights])
         sums = [torch.empty_like(own) for _ in range(trainer.world_size)]
         torch.distributed.all_gather(sums, own)
-        for rank, position in torch.nonzero(torch.stack(sums) != sums[0]).tolist():
+        differing = torch.nonzero(torch.stack(sums) != sums[0]).tolist()
+        if differing:
+            rank, position = differing[0]
             raise RuntimeError(
                 f"rank {rank} and rank 0 hold different weights after epoch {trainer.current_epoch + 1}, "
                 f"first in '{names[position]}': something changes them on one rank alone, "
@@ -144,6 +142,7 @@ class LargestMicroBatch(Callback):
     """`data.micro_batch_size=auto`: halves what a device holds at once until a training step fits, and accumulates.
 
     The result does not change, because `BatchSplit` leaves nothing over. All ranks take the smallest that any found.
+    `training_step` is called outside of the loop: it must not call `self.log`.
     """
 
     def __init__(self, split: BatchSplit) -> None:
@@ -166,8 +165,9 @@ class LargestMicroBatch(Callback):
             raise Refusal("data.micro_batch_size=auto: not even one sample fits a device; take a smaller network.")
         split = BatchSplit.of(self.split.batch_size, self.split.num_devices, fitting)
         trainer.accumulate_grad_batches = split.num_steps
-        if isinstance(trainer.limit_train_batches, int):  # the user counts whole batches
-            trainer.limit_train_batches *= split.num_steps
+        for name in COUNTS_OF_BATCHES:  # the user counts whole batches
+            if isinstance(getattr(trainer, name), int):
+                setattr(trainer, name, getattr(trainer, name) * split.num_steps)
         log.info("fits        %s", split)
 
 
@@ -184,13 +184,15 @@ def _fits(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, num_sa
     try:
         held = [torch.empty_like(weight) for weight in pl_module.parameters() for _ in range(2)]
         part = trainer.strategy.batch_to_device(apply_to_collection(batch, Tensor, lambda x: x[:num_samples]))
+        part = trainer.precision_plugin.convert_input(part)
         with trainer.precision_plugin.train_step_context():
             loss = pl_module.training_step(part, 0)
         assert isinstance(loss, Tensor)
         torch.autograd.backward(loss)
         del held
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or is_oom_error(error)):
+        # The last: of cuBLAS and cuDNN, at the edge of memory.
+        if not (isinstance(error, torch.OutOfMemoryError) or is_oom_error(error) or "ALLOC_FAILED" in str(error)):
             raise
         return False
     finally:

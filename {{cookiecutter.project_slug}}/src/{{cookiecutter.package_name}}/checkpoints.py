@@ -16,7 +16,6 @@ from .cli import Config
 from .data.spec import DataSpec
 from .models.classifier import Classifier
 from .refusal import Refusal
-from .strategies import ranks
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +75,6 @@ def find(ckpt_path: str, log_dir: Path) -> Path:
     latest = max(best, key=lambda path: path.stat().st_mtime)
     log.info("checkpoint  %s (the latest run)", latest)
     return latest
-
-
-def last_of_lost_run(run_dir: Path) -> str | None:
-    """Where to go on, for processes that take the place of others that were lost; None for all others."""
-    last = run_dir / "checkpoints/last.ckpt"
-    if not ranks.is_restart() or not last.is_file():
-        return None
-    log.info("goes on     from %s, because a process was lost", last)
-    return str(last)
 
 
 def load(path: Path) -> Checkpoint:

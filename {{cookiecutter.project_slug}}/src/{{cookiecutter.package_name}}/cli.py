@@ -8,6 +8,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def command(name: str, needs: tuple[str, ...]) -> Callable[[Callable[[Config], N
             started = ranks.started()
             if started is None or started.world_size == 1:  # else it ends a rank at once
                 signal.signal(signal.SIGTERM, _terminate)
-            if started is not None and started.rank > 0:
+            if ranks.follows():
                 _follow(main, exit_codes)
             else:
                 try:
@@ -96,11 +97,14 @@ def _compose_and_run(main: Callable[[Config], None], name: str, needs: tuple[str
 def _follow(main: Callable[[Config], None], exit_codes: list[int]) -> None:
     """Every rank but the first: no command line, no run directory, no log."""
     logging.disable(logging.CRITICAL)
-    for config in ranks.jobs():
+    number, patience = 1, ranks.FOREVER
+    while (config := ranks.job(number, patience)) is not None:
+        number, patience = number + 1, ranks.FOREVER
         try:
             main(config)
         except Refusal as refusal:
             exit_codes.append(_print_refusal(refusal))
+            patience = timedelta(minutes=1)  # rank 0 goes on with the next job by then, or waits for this rank
 
 
 def _terminate(number: int, frame: types.FrameType | None) -> None:
@@ -146,11 +150,11 @@ def _claim(folder: str) -> str:
 
     A job of a cluster has the folder of its name, and ranks that were started again have the one that was theirs.
     """
-    parent = Path(folder).parent
-    standing = ranks.restarted_run(str(parent))
-    if standing is not None and Path(standing).is_dir():
-        return standing
-    folder = str(parent / (ranks.job_name() or Path(folder).name))
+    name = ranks.job_name()
+    if name is not None:
+        folder = str(Path(folder).parent / name)
+        if ranks.is_restart() and Path(folder).is_dir():
+            return folder
     number = 1
     while True:
         path = Path(folder if number == 1 else f"{folder}-{number}")
@@ -161,7 +165,6 @@ def _claim(folder: str) -> str:
         except OSError as error:
             raise Refusal(f"the run directory {path} cannot be made: {error.strerror}.") from error
         else:
-            ranks.keep_run(str(parent), str(path))
             return str(path)
 
 

@@ -48,9 +48,10 @@ def run(config: Config) -> dict[str, float]:
 
     checkpoint = checkpoints.load(Path(config["ckpt_path"]))
     model = checkpoint.model()
+    datamodule = checkpoint.datamodule(config["data"])
     devices, data = devices_of(config), {**checkpoint.config["data"], **config["data"]}
     trainer = build_trainer(config, devices, [progress_bar()], loggers=[], num_steps=evaluation_steps(data, devices))
-    metrics = evaluate(checkpoint.datamodule(config["data"]), model, trainer)
+    metrics = evaluate(datamodule, model, trainer)
     if trainer.is_global_zero:
         report_evaluation(metrics, model, Path(config["paths"]["output_dir"]))
     return metrics

@@ -42,7 +42,10 @@ def announce(config: Config, split: BatchSplit, model: Classifier) -> None:
     log.info("            %s%s", split, ", or as much of it at once as fits" if auto else "")
     rule, base = config["lr_scaling"], config["base_batch_size"]
     scaled = "" if rule == "none" else f" ({rule}, from batch {base})"
-    log.info("            learning rate %s%s", ", ".join(f"{rate:g}" for rate in rates), scaled)
+    if config["ckpt_path"] is None:
+        log.info("            learning rate %s%s", ", ".join(f"{rate:g}" for rate in rates), scaled)
+    else:
+        log.info("goes on     from %s, with its learning rate", _shown(Path(config["ckpt_path"])))
 
 
 def keep_metrics(metrics_csv: Path, loggers: list[Logger], step: int) -> None:

@@ -2,7 +2,6 @@
 
     python -m <package>.train
     python -m <package>.train model=mlp trainer.max_epochs=5
-    python -m <package>.train strategy=ddp trainer.devices=4
     python -m <package>.train trainer=cpu strategy=ddp trainer.devices=2
     python -m <package>.train -m model.optimizer.lr=0.01,0.001
 
@@ -49,6 +48,7 @@ class Options:
 def main(config: Config) -> None:
     from . import checkpoints
     from .checks import read_options
+    from .strategies import ranks
     from .strategies.launch import launch
 
     options = read_options(config, Options)
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
         checkpoints.refuse_foreign_code(config[section], section)
     if options.ckpt_path is not None:
         checkpoints.load(Path(options.ckpt_path))  # refuses a bad file before any process is started
-    launch(run, config)
+    launch(run, config if ranks.follows() else ranks.going_on(config))
 
 
 def run(config: Config) -> dict[str, float]:
@@ -64,8 +64,7 @@ def run(config: Config) -> dict[str, float]:
     import lightning.pytorch as pl
 
     from .build import build, build_callbacks, build_classifier, build_loggers, build_trainer
-    from .callbacks import LargestMicroBatch
-    from .checkpoints import last_of_lost_run, load, self_description
+    from .checkpoints import load, self_description
     from .checks import read_options
     from .reports import announce, keep_metrics, report_training
     from .strategies.launch import batch_split, devices_of
@@ -76,21 +75,21 @@ def run(config: Config) -> dict[str, float]:
     split = batch_split(config["data"], devices)
     datamodule = build(config["data"], "data")
     model = build_classifier(config["model"], datamodule.spec, options.lr_factor(split.batch_size))
-    ckpt_path = last_of_lost_run(run_dir) or options.ckpt_path
+    checkpoint = None if options.ckpt_path is None else load(Path(options.ckpt_path))
+    if checkpoint is not None:
+        checkpoint.load_weights_into(model)
     loggers = build_loggers(config.get("logger"))
-    if ckpt_path is not None:
-        (checkpoint := load(Path(ckpt_path))).load_weights_into(model)
-        keep_metrics(run_dir / "metrics.csv", loggers, checkpoint.step)
-    callbacks = build_callbacks(config.get("callbacks"), loggers, self_description(config, datamodule.spec))
-    if config["data"].get("micro_batch_size") == "auto":
-        callbacks.append(LargestMicroBatch(split))
+    callbacks = build_callbacks(config, loggers, self_description(config, datamodule.spec), split)
     trainer = build_trainer(config, devices, callbacks, loggers, split.num_steps)
-    for logger in loggers:
-        logger.log_hyperparams(config)
-
     if trainer.is_global_zero:
         announce(config, split, model)
-    metrics = train(datamodule, model, trainer, ckpt_path, test=options.test)
+        if checkpoint is not None:
+            keep_metrics(run_dir / "metrics.csv", loggers, checkpoint.step)
+    for logger in loggers:
+        logger.log_hyperparams(config)
+    # fsdp leaves a part of the network on each device: its test is the command `evaluate`.
+    test = options.test and config["strategy"]["name"] != "fsdp"
+    metrics = train(datamodule, model, trainer, options.ckpt_path, test=test)
     if trainer.is_global_zero:
         report_training(metrics, trainer, run_dir)
     return metrics

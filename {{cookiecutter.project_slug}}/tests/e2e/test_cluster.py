@@ -168,7 +168,7 @@ def test_job_that_was_ended_by_its_time_limit_goes_on_where_it_was(
     with submitted(folder, *options) as job:
         printed, said = job.communicate(timeout=90)
     assert job.returncode == 0, said
-    assert f"goes on     from {run_dir}/checkpoints/last.ckpt" in printed
+    assert "goes on     from logs/train/runs/slurm-7/checkpoints/last.ckpt" in printed
     assert [path.name for path in run_dir.parent.iterdir()] == ["slurm-7"]
     assert figures(run_dir, "val/loss") == list(range(12))
     assert requeued(folder) == ["requeue 7"]

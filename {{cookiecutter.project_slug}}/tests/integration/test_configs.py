@@ -41,7 +41,7 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
     datamodule = build.build(config["data"], "data")
     model = build.build_classifier(config["model"], datamodule.spec)
     loggers = build.build_loggers(config["logger"])
-    callbacks = build.build_callbacks(config["callbacks"], loggers, {})
+    callbacks = build.build_callbacks(config, loggers, {})
     assert isinstance(build.build_trainer(config, devices_of(config), callbacks, loggers), pl.Trainer)
     inputs, _ = next(iter(datamodule.test_dataloader()))
     with torch.inference_mode():
@@ -70,13 +70,13 @@ def test_export_options_fit(tmp_path: Path) -> None:
 
 
 def test_learning_rate_monitor_is_left_out_without_a_logger(tmp_path: Path) -> None:
-    sections = composed("train", tmp_path)["callbacks"]
+    config = composed("train", tmp_path)
     loggers = build.build_loggers(composed("train", tmp_path)["logger"])
-    assert len(build.build_callbacks(sections, [], {})) == len(build.build_callbacks(sections, loggers, {})) - 1
+    assert len(build.build_callbacks(config, [], {})) == len(build.build_callbacks(config, loggers, {})) - 1
 
 
 def test_callback_set_to_null_is_left_out(tmp_path: Path) -> None:
-    sections = composed("train", tmp_path, "callbacks.early_stopping=null")["callbacks"]
-    names = [type(callback).__name__ for callback in build.build_callbacks(sections, [], {})]
+    config = composed("train", tmp_path, "callbacks.early_stopping=null")
+    names = [type(callback).__name__ for callback in build.build_callbacks(config, [], {})]
     assert "EarlyStopping" not in names
     assert "ModelCheckpoint" in names

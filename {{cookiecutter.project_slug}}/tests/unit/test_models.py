@@ -146,6 +146,16 @@ def test_warm_up_rises_to_the_learning_rate_step_by_step() -> None:
         make_classifier(datamodule.spec, warmup_steps=-1)
 
 
+def test_totals_are_exact_in_half_precision() -> None:
+    """997 of 999: bfloat16 knows neither number."""
+    model = make_classifier(make_spec()).bfloat16()
+    y = torch.zeros(999, dtype=torch.long)
+    logits = torch.tensor([[1.0, 0.0, 0.0]]).repeat(999, 1).bfloat16()
+    logits[:2] = torch.tensor([0.0, 1.0, 0.0])
+    model._count("test", logits, y, torch.ones((), dtype=torch.bfloat16))
+    assert model._totals["test"].tolist() == [999, 997, 999]
+
+
 def test_debug_overfit_reaches_the_sampler() -> None:
     datamodule = DigitsDataModule()
     datamodule.trainer = make_trainer(overfit_batches=3)

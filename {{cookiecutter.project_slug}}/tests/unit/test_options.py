@@ -11,7 +11,7 @@ from {{ cookiecutter.package_name }}.checks import check, read_options
 from {{ cookiecutter.package_name }}.refusal import Refusal
 from {{ cookiecutter.package_name }}.strategies.devices import Devices, resolve_devices
 from {{ cookiecutter.package_name }}.strategies.dp import OneDeviceStrategy
-from {{ cookiecutter.package_name }}.strategies.launch import build_strategy
+from {{ cookiecutter.package_name }}.strategies.launch import build_strategy, evaluation_steps, trainer_section
 from {{ cookiecutter.package_name }}.train import Options
 
 DIGITS = f"{package.__name__}.data.digits.DigitsDataModule"
@@ -177,3 +177,19 @@ def test_fsdp_is_built_for_several_gpus_and_plain_for_one() -> None:
     assert isinstance(build_strategy(section, Devices("cpu", (0,))), OneDeviceStrategy)
     with pytest.raises(Refusal, match=r"'strategy.min_weights' is no option; did you mean 'strategy.min_num_weights'"):
         build_strategy(section | {"min_weights": 1}, Devices("cpu", (0,)))
+
+
+@pytest.mark.parametrize("name", ["limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches"])
+def test_what_counts_batches_counts_whole_ones(name: str) -> None:
+    config = {"trainer": {name: 3}, "data": {}}
+    assert trainer_section(config, Devices("cpu", (0,)), num_steps=4)[name] == 12
+    whole = {"trainer": {name: 1.0}, "data": {}}
+    assert trainer_section(whole, Devices("cpu", (0,)), num_steps=4)[name] == 1.0
+
+
+def test_evaluation_takes_no_more_at_once_than_a_device_holds() -> None:
+    data = {"batch_size": 64, "micro_batch_size": 24}
+    assert evaluation_steps(data, Devices("cpu", (0,))) == 3
+    assert evaluation_steps(data, Devices("cpu", (0, 1, 2))) == 1
+    with pytest.raises(Refusal, match=r"data.micro_batch_size=0 holds no sample"):
+        evaluation_steps(data | {"micro_batch_size": 0}, Devices("cpu", (0,)))

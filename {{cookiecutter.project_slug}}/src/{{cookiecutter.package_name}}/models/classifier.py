@@ -63,7 +63,7 @@ class Classifier(pl.LightningModule):
         return logits
 
     def on_fit_start(self) -> None:
-        if self.compiled:  # in place, so the names in a checkpoint stay; evaluation and export run the plain network
+        if self.compiled:  # in place, so the names in a checkpoint stay; `evaluate` and `export` run the plain network
             self.net.compile()
 
     def on_train_start(self) -> None:
@@ -118,7 +118,8 @@ class Classifier(pl.LightningModule):
         if split not in self._totals:
             self._totals[split] = self._no_samples()
         correct = (logits.argmax(dim=1) == y).sum()
-        self._totals[split] += torch.stack([loss.detach() * len(y), correct, torch.tensor(len(y), device=y.device)])
+        totals, count = self._totals[split], torch.full_like(correct, len(y))
+        totals += torch.stack([loss.detach().to(totals.dtype) * len(y), correct, count])
 
     def _means(self, split: str) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy over the samples of all ranks since the last call."""

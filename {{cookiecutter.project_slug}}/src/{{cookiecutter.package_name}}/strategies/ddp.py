@@ -31,10 +31,7 @@ class Ddp:
     max_restarts: int
 
     def __post_init__(self) -> None:
-        least_values = {"bucket_cap_mb": 1, "powersgd_rank": 1, "powersgd_start_step": 2, "max_restarts": 0}
-        for option, least in least_values.items():
-            if getattr(self, option) < least:
-                raise Refusal(f"strategy.{option}={getattr(self, option)} is out of range: give {least} or more.")
+        _check_least(self, bucket_cap_mb=1, powersgd_rank=1, powersgd_start_step=2, max_restarts=0)
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,15 @@ class Fsdp:
     min_num_weights: int
     cpu_offload: bool
     max_restarts: int
+
+    def __post_init__(self) -> None:
+        _check_least(self, min_num_weights=1, max_restarts=0)
+
+
+def _check_least(options: object, **least_values: int) -> None:
+    for name, least in least_values.items():
+        if getattr(options, name) < least:
+            raise Refusal(f"strategy.{name}={getattr(options, name)} is out of range: give {least} or more.")
 
 
 class DistributedDataParallelStrategy(DDPStrategy):

@@ -18,7 +18,13 @@ from .samplers import BatchSplit
 
 Result = TypeVar("Result")
 
-COUNTS_OF_BATCHES = ("limit_train_batches", "overfit_batches", "val_check_interval")
+COUNTS_OF_BATCHES = (
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "overfit_batches",
+    "val_check_interval",
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ OPTIONS: dict[str, type] = {"single": OneProcess, "dp": OneProcess, "ddp": Ddp, 
 
 def launch(task: Callable[[Config], Result], config: Config) -> Result:
     """`task(config)` in this process, or in one process a device; everything that cannot work is refused before."""
+    ranks.refuse_restarts_that_hang()
     devices = devices_of(config)
     options = strategy_options(config["strategy"])
     check(trainer_section(config, devices, num_steps=1), "trainer")
@@ -47,7 +54,7 @@ def launch(task: Callable[[Config], Result], config: Config) -> Result:
     if started is None:
         return run_in_processes(task, config, devices.num_devices, options.max_restarts)
     if started.world_size > 1:
-        become_rank()
+        become_rank(started.per_node)
         if started.rank == 0:
             ranks.tell(config)
     return _one_error(task, config)
@@ -105,10 +112,11 @@ def trainer_section(config: Config, devices: Devices, num_steps: int) -> Config:
     section = dict(config["trainer"])
     if "accumulate_grad_batches" in section:
         raise Refusal("'trainer.accumulate_grad_batches' follows from 'data.micro_batch_size': set that one.")
+    splits = num_steps > 1 or config.get("data", {}).get("micro_batch_size") == "auto"
     for name in COUNTS_OF_BATCHES:
         if isinstance(section.get(name), int):
             section[name] *= num_steps
-        elif section.get(name) and num_steps > 1:
+        elif section.get(name) not in (None, 0.0, 1.0) and splits:
             raise Refusal(f"trainer.{name}={section[name]} may cut a batch in two with micro-batches: give a number.")
     derived = {"accelerator": devices.accelerator, "devices": devices.for_trainer(), "num_nodes": devices.num_nodes}
     return {**section, **derived, "accumulate_grad_batches": num_steps}
@@ -121,32 +129,55 @@ def batch_split(data: Mapping[str, Any], devices: Devices) -> BatchSplit:
 def evaluation_steps(data: Mapping[str, Any], devices: Devices) -> int:
     """Parts of a batch that no device finds too large; evaluation splits any batch, whatever it leaves over."""
     most = data.get("micro_batch_size")
+    if isinstance(most, int) and most < 1:
+        raise Refusal(f"data.micro_batch_size={most} holds no sample: give 1 or more.")
     return -(-data["batch_size"] // (most * devices.num_devices)) if isinstance(most, int) else 1
 
 
 def _refuse_pairs(config: Config, devices: Devices) -> None:
     """What cannot go together, before any process is started."""
-    strategy, precision = config["strategy"], str(config["trainer"].get("precision"))
-    started = ranks.started()
-    if strategy["name"] == "dp" and config.get("model", {}).get("compile"):
-        raise Refusal("model.compile=true cannot follow strategy=dp, which copies the network at each step: take ddp.")
-    if strategy.get("compression") == "bf16" and devices.accelerator != "gpu":
-        raise Refusal("strategy.compression=bf16 needs GPUs, which add such numbers on their way: take fp16.")
-    if strategy["name"] == "fsdp" and devices.accelerator != "gpu":
-        raise Refusal(f"strategy=fsdp needs GPUs, and this run is on the {devices.accelerator}: take strategy=ddp.")
-    if strategy["name"] == "fsdp" and config.get("data", {}).get("micro_batch_size") == "auto":
-        raise Refusal("data.micro_batch_size=auto cannot try a network that strategy=fsdp has cut: give a number.")
-    if config["trainer"].get("sync_batchnorm") and devices.accelerator != "gpu":
-        raise Refusal(f"trainer.sync_batchnorm=true needs GPUs, and this run is on the {devices.accelerator}.")
-    if precision.startswith("16-") and devices.accelerator == "cpu":
-        raise Refusal(f"trainer.precision={precision} needs a GPU: take bf16-mixed on the CPU.")
-    if started is not None and strategy.get("max_restarts"):
-        raise Refusal(
-            f"strategy.max_restarts={strategy['max_restarts']} is for processes that the command starts itself: "
-            f"here {started.starter} does."
-        )
-    if "batch_size" in config.get("data", {}) and "model" in config:  # evaluation splits any batch
-        trainer_section(config, devices, batch_split(config["data"], devices).num_steps)
+    strategy, trainer, data = config["strategy"], config["trainer"], config.get("data", {})
+    name, micro_batch_size = strategy["name"], data.get("micro_batch_size")
+    precision, started = str(trainer.get("precision")), ranks.started()
+    where = f"and this run is on the {devices.accelerator}"
+    pairs = {
+        "model.compile=true cannot follow strategy=dp, which copies the network at each step: take ddp.": (
+            name == "dp" and config.get("model", {}).get("compile")
+        ),
+        "trainer.sync_batchnorm=true is for several processes: take strategy=ddp.": (
+            name in ("single", "dp") and trainer.get("sync_batchnorm")
+        ),
+        "data.micro_batch_size=auto cannot try a network whose ranks wait for each other: give a number.": (
+            micro_batch_size == "auto" and (name == "fsdp" or trainer.get("sync_batchnorm"))
+        ),
+        "strategy.static_graph=true cannot go with data.micro_batch_size: torch would stop averaging gradients.": (
+            strategy.get("static_graph") and micro_batch_size is not None
+        ),
+        "trainer.gradient_clip_val cannot go with strategy=fsdp: no device has the whole gradient.": (
+            name == "fsdp" and trainer.get("gradient_clip_val") is not None
+        ),
+        "strategy.compression=powersgd keeps an overflow of trainer.precision=16-mixed for ever: take bf16-mixed.": (
+            strategy.get("compression") == "powersgd" and precision.startswith("16-")
+        ),
+        "strategy.max_restarts is for processes that the command starts itself: here others did.": (
+            started is not None and strategy.get("max_restarts")
+        ),
+        f"strategy=fsdp needs GPUs, {where}: take strategy=ddp.": name == "fsdp" and devices.accelerator != "gpu",
+        f"trainer.sync_batchnorm=true needs GPUs, {where}.": (
+            trainer.get("sync_batchnorm") and devices.accelerator != "gpu"
+        ),
+        f"strategy.compression=bf16 needs GPUs, {where}: take fp16.": (
+            strategy.get("compression") == "bf16" and devices.accelerator != "gpu"
+        ),
+        f"trainer.precision={precision} needs a GPU, {where}: take bf16-mixed.": (
+            precision.startswith("16-") and devices.accelerator == "cpu"
+        ),
+    }
+    for sentence, is_so in pairs.items():
+        if is_so:
+            raise Refusal(sentence)
+    if "batch_size" in data and "model" in config:  # evaluation splits any batch
+        trainer_section(config, devices, batch_split(data, devices).num_steps)
 
 
 def build_strategy(section: Mapping[str, Any], devices: Devices) -> Strategy:

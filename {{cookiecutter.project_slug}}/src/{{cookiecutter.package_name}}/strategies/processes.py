@@ -20,13 +20,15 @@ from torch.multiprocessing import SimpleQueue, get_context
 from ..cli import Config, Termination, job_logging
 from ..quiet import QUIET, quieten
 from ..refusal import Refusal
+from . import ranks
 from .launch import refusing
 
 Result = TypeVar("Result")
 
 # The launcher's own handlers stay installed after it has ended.
+ENDED_BY_OTHERS = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGKILL", signal.SIGTERM))
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
-LONGEST = 3000  # characters of a traceback that travel home: a pipe that is full would keep its writer
+ROOM = 60_000  # characters for what all workers say: a pipe that is full would keep its writer
 
 
 class Report(NamedTuple):
@@ -44,8 +46,8 @@ class WorkerFailure(Refusal):
 
     def __init__(self, failures: dict[int, ProcessFailure], reports: list[Report]) -> None:
         killed = [failure for failure in failures.values() if failure.exitcode < 0]
-        if killed:  # the others only miss it
-            number = -killed[0].exitcode
+        number = -killed[0].exitcode if killed else 0
+        if number in ENDED_BY_OTHERS or (killed and not reports):  # the other ranks only miss it
             text = f"rank {killed[0].local_rank} was ended by {signal.Signals(number).name}."
             self.exit_code = 128 + number
         elif reports:
@@ -87,30 +89,28 @@ def run_in_processes(
     )
     with _signal_handlers_kept():
         try:
-            results = elastic_launch(launch, _worker)(task, config, job_logging(), queue)
+            room = ROOM // (num_processes * (max_restarts + 1))
+            results = elastic_launch(launch, _worker)(task, config, job_logging(), queue, room)
         except ChildFailedError as error:
             raise _first_cause(error.failures, _drained(queue)) from None
         except SignalException as error:
             raise KeyboardInterrupt if error.sigval == signal.SIGINT else Termination from None
-    for report in _drained(queue):
-        if report.refused:
-            raise Refusal(report.text)
     return cast(Result, results[0])
 
 
-def become_rank() -> None:
+def become_rank(num_on_machine: int) -> None:
     """Signals end a rank at once, whatever it waits for; whoever started it ends the others and says so."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     if "OMP_NUM_THREADS" not in os.environ:  # each process would start a thread a core
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_on_machine))
 
 
 def _worker(
-    task: Callable[[Config], Any], config: Config, log_settings: dict[str, Any], queue: "SimpleQueue[Report]"
+    task: Callable[[Config], Any], config: Config, log_settings: dict[str, Any], queue: "SimpleQueue[Report]", room: int
 ) -> Any:
     """Rank 0 alone writes the log; a refusal travels home as text, because it is no failure of the worker."""
-    become_rank()
+    become_rank(int(os.environ["LOCAL_WORLD_SIZE"]))
     set_start_method(None, force=True)  # the loader's workers start as they do everywhere, not as this one did
     quieten(*QUIET)
     rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -119,17 +119,18 @@ def _worker(
     else:
         logging.disable(logging.CRITICAL)
     try:
-        return refusing(task, config)
+        return refusing(task, ranks.going_on(config))
     except Refusal as refusal:
         queue.put(Report(attempt, time.time(), rank, str(refusal), refused=True))
+        raise SystemExit(refusal.exit_code) from None  # the other ranks may not have refused, and would wait
     except Exception as error:
         text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}".strip()
-        queue.put(Report(attempt, time.time(), rank, _shortened(text), refused=False))
+        queue.put(Report(attempt, time.time(), rank, _shortened(text, room), refused=False))
         raise SystemExit(1) from None  # torch would keep what is raised in a file, and leave it behind
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 3]}\n...\n{text[-LONGEST * 2 // 3 :]}"
+def _shortened(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room // 3]}\n...\n{text[-room * 2 // 3 :]}"
 
 
 def _drained(queue: "SimpleQueue[Report]") -> list[Report]:

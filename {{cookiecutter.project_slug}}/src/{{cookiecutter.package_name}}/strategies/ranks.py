@@ -5,17 +5,19 @@ So Hydra runs once here too: there is one run directory, one log, and a sweep st
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..refusal import Refusal
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-FOREVER = timedelta(days=365)  # whoever started the ranks ends them all when one is lost
+FOREVER = timedelta(days=365)  # whoever started the ranks ends them all when one is lost (srun --kill-on-bad-exit=1)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ def started() -> Ranks | None:
     return None
 
 
+def follows() -> bool:
+    """Whether rank 0 is another process."""
+    ranks = started()
+    return ranks is not None and ranks.rank > 0
+
+
 def job_name() -> str | None:
     """Of a job that a cluster starts again under the same name: `TRAIN_RUN_NAME` says it, or SLURM by its numbers."""
     env = os.environ
@@ -62,21 +70,27 @@ def is_restart() -> bool:
     return "TRAIN_RUN_NAME" in os.environ or any(int(os.environ.get(name, 0)) > 0 for name in counts)
 
 
-def restarted_run(parent: str) -> str | None:
-    """The run directory below `parent` that those processes had."""
-    if not is_restart():
-        return None
-    name = job_name()
-    if name is not None:
-        return f"{parent}/{name}"
-    store = _store()
-    return store.get(f"run/{parent}").decode() if store.check([f"run/{parent}"]) else None
+def going_on(config: dict[str, Any]) -> dict[str, Any]:
+    """The same job from the last checkpoint of the lost processes, where they have left one."""
+    last = Path(config["paths"]["output_dir"]) / "checkpoints/last.ckpt"
+    return {**config, "ckpt_path": str(last)} if is_restart() and last.is_file() else config
 
 
-def keep_run(parent: str, run_dir: str) -> None:
-    """For `restarted_run`, should these ranks be lost."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        _store().set(f"run/{parent}", run_dir)
+def refuse_restarts_that_hang() -> None:
+    """Those of torchrun: its agents count for themselves, and ranks that share its store meet what lost ones left."""
+    ranks, env = started(), os.environ
+    if ranks is None or int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)) == 0 or ranks.starter != "torchrun":
+        return
+    if ranks.num_nodes > 1:
+        raise Refusal(
+            "torchrun --max-restarts on several machines does not count alike on all of them: leave it out, set "
+            "TRAIN_RUN_NAME=<name>, and start the command again to go on."
+        )
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or "TRAIN_RUN_NAME" not in env:
+        raise Refusal(
+            "torchrun --max-restarts needs TRAIN_RUN_NAME=<name> to find the run again, and "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 with --standalone, without which restarts hang."
+        )
 
 
 def tell(config: dict[str, Any]) -> None:
@@ -96,19 +110,20 @@ def dismiss() -> None:
         _store().wait([_key(f"heard/{rank}") for rank in range(1, ranks.world_size)], timedelta(seconds=10))
 
 
-def jobs() -> Iterator[dict[str, Any]]:
-    """What rank 0 tells this rank to do, until it is dismissed."""
+def job(number: int, patience: timedelta) -> dict[str, Any] | None:
+    """What rank 0 tells this rank to do as its job of this number, from 1 on; None when it is dismissed."""
+    from torch.distributed import DistStoreError
+
     ranks = started()
     assert ranks is not None
-    number = 0
-    while True:
-        number += 1
-        _store().wait([_key(f"job/{number}")], FOREVER)
-        config = json.loads(_store().get(_key(f"job/{number}")))
-        if not config:
-            _store().set(_key(f"heard/{ranks.rank}"), "")
-            return
-        yield config
+    try:
+        _store().wait([_key(f"job/{number}")], patience)
+    except DistStoreError:  # rank 0 waits for this rank, which has refused; when it ends, all are ended
+        raise SystemExit(2) from None
+    config: dict[str, Any] = json.loads(_store().get(_key(f"job/{number}")))
+    if not config:
+        _store().set(_key(f"heard/{ranks.rank}"), "")
+    return config or None
 
 
 def is_first_to_say(sentence: str) -> bool:
