@@ -104,11 +104,9 @@ class RandomState(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        states: list[Any] = [None] * trainer.world_size
+        states = [_random_state()] * trainer.world_size
         if trainer.world_size > 1:
-            torch.distributed.all_gather_object(states, _random_state())
-        else:
-            states = [_random_state()]
+            torch.distributed.all_gather_object(states, states[0])
         checkpoint["random_states"] = states
 
     def on_load_checkpoint(
