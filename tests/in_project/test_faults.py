@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,8 @@ def test_signal_ends_the_whole_run(folder: Path, number: int, whom: str, exit_co
     options = (*ENDLESS, "trainer.max_epochs=5000", "+callbacks.fault._target_=fault.Fault")
     command = [sys.executable, "-m", "digit_classifier.train", *options]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=folder, text=True, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
+    process = subprocess.Popen(command, cwd=folder, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    try:
         while len(ranks_of(folder)) < 2 or 0 in ranks_of(folder):
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
@@ -96,6 +98,9 @@ def test_signal_ends_the_whole_run(folder: Path, number: int, whom: str, exit_co
         else:
             os.kill(process.pid if whom == "launcher" else ranks_of(folder)[1], number)
         said = process.communicate(timeout=20)[1]
+    finally:  # a run that hangs ends with its test
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == exit_code, said
     lines = [line for line in said.splitlines() if "resource_tracker" not in line]  # it tidies up after the killed
     assert lines == [sentence] * bool(sentence)

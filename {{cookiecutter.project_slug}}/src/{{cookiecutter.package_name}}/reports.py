@@ -21,6 +21,7 @@ from torch import Tensor
 from .cli import Config
 from .exporters.gate import Parity
 from .models.classifier import Classifier
+from .strategies.devices import Devices
 from .strategies.samplers import BatchSplit
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,12 @@ NAMES = {"loss": "cross entropy (nats)", "acc": "accuracy", "f1": "macro F1"}
 Series = tuple[list[int], list[float]]
 
 
-def announce(config: Config, split: BatchSplit, model: Classifier) -> None:
+def announce(config: Config, devices: Devices, split: BatchSplit, model: Classifier) -> None:
     """Before the first step: what is trained, where, how a batch is split, and the learning rate."""
     num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     rates = sorted({group["lr"] for group in model.make_optimizer(model.parameters()).param_groups})
-    log.info("training    %s weights, strategy=%s", f"{num_weights:,}", config["strategy"]["name"])
+    strategy = config["strategy"]["name"]
+    log.info("training    %s weights, strategy=%s on %s", f"{num_weights:,}", strategy, devices.accelerator)
     auto = config["data"].get("micro_batch_size") == "auto"
     log.info("            %s%s", split, ", or as much of it at once as fits" if auto else "")
     rule, base = config["lr_scaling"], config["base_batch_size"]

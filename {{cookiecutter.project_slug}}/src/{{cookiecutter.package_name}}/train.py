@@ -82,7 +82,7 @@ def run(config: Config) -> dict[str, float]:
     callbacks = build_callbacks(config, loggers, self_description(config, datamodule.spec), split)
     trainer = build_trainer(config, devices, callbacks, loggers, split.num_steps)
     if trainer.is_global_zero:
-        announce(config, split, model)
+        announce(config, devices, split, model)
         if checkpoint is not None:
             keep_metrics(run_dir / "metrics.csv", loggers, checkpoint.step)
     for logger in loggers:

@@ -150,6 +150,11 @@ def test_change_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
         batches = [(batch, samples.__getitems__(batch)[0]) for batch in samplers.WithEpoch(sampler)]
         return {index: x for batch, inputs in batches for (_, index), x in zip(batch, inputs, strict=True)}
 
+    samples = DigitsDataModule(max_shift=2).train_dataloader().dataset
+    samples.samples.inputs[:50] = samples.samples.inputs[0]
+    alike = samples.__getitems__([(1, index) for index in range(50)])[0]
+    assert len(alike.unique(dim=0)) > 10, "the same picture at other places of the set is moved elsewhere"
+
     alone, again, other_seed = changed(1), changed(2), changed(1, seed=2)
     second_rank = changed(1, rank=1, world_size=2)
     assert all(torch.equal(alone[index], second_rank[index]) for index in second_rank)

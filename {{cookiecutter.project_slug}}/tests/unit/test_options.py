@@ -9,6 +9,7 @@ import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.build import build, build_loggers
 from {{ cookiecutter.package_name }}.checks import check, read_options
 from {{ cookiecutter.package_name }}.refusal import Refusal
+from {{ cookiecutter.package_name }}.strategies import ranks
 from {{ cookiecutter.package_name }}.strategies.devices import Devices, resolve_devices
 from {{ cookiecutter.package_name }}.strategies.dp import OneDeviceStrategy
 from {{ cookiecutter.package_name }}.strategies.launch import build_strategy, evaluation_steps, trainer_section
@@ -155,6 +156,24 @@ def test_option_that_contradicts_torchrun_is_refused(
     started_by_torchrun(monkeypatch, world_size=4, per_node=2)
     with pytest.raises(Refusal, match=sentence):
         resolve_devices("cpu", devices, strategy, num_nodes)
+
+
+def test_restarts_of_torchrun_on_several_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    started_by_torchrun(monkeypatch, world_size=4, per_node=2)
+    ranks.refuse_restarts_that_hang()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(Refusal, match="on several machines does not count alike"):
+        ranks.refuse_restarts_that_hang()
+
+
+def test_each_step_of_a_slurm_job_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"JOB_ID": 7, "PROCID": 0, "NTASKS": 2, "NNODES": 1, "STEP_ID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert ranks.job_name() == "slurm-7"
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert ranks.job_name() == "slurm-7.1"
+    monkeypatch.setenv("TRAIN_RUN_NAME", "mine")
+    assert ranks.job_name() == "mine"
 
 
 def test_several_nodes_need_someone_to_start_them() -> None:
