@@ -61,6 +61,13 @@ def best_checkpoint(run_dir: Path) -> Path:
     return run_dir / "checkpoints/best.ckpt"
 
 
+@pytest.fixture(scope="session")
+def bundle(workplace: Path, best_checkpoint: Path) -> Path:
+    """What `export` writes by default; tests that change it take a copy."""
+    run_command("export", f"ckpt_path={best_checkpoint}", cwd=workplace)
+    return workplace / "artifacts" / package.__name__ / "1"
+
+
 def torchrun(folder: Path, *arguments: str) -> str:
     """What its processes printed."""
     command = [sys.executable, "-m", "torch.distributed.run", *arguments]

@@ -1,5 +1,6 @@
 """The border between the command line and the code: Hydra composes, mistakes become one sentence and exit code 2."""
 
+import errno
 import functools
 import logging
 import os
@@ -90,6 +91,10 @@ def _compose_and_run(main: Callable[[Config], None], name: str, needs: tuple[str
         if sentence is None:
             raise
         exit_codes.append(_print_refusal(sentence))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        exit_codes.append(_print_refusal(Refusal(f"{error.filename or 'a file'} cannot be written: {error.strerror}.")))
     except KeyboardInterrupt as interrupt:
         exit_codes.append(_print_refusal(Interruption(interrupt)))
 

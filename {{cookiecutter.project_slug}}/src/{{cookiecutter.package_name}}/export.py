@@ -2,29 +2,29 @@
 
 python -m <package>.export
 python -m <package>.export ckpt_path=logs/train/runs/<time>/checkpoints/best.ckpt formats=[onnx]
+python -m <package>.export formats=[onnx,onnx_int8,onnx_fp16,torchscript,torch_export,safetensors]
 python -m <package>.export export.name=digits export.max_batch_size=256
 """
 
 from __future__ import annotations
 
 import datetime
-import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from .cli import Config, command
-from .exporters import FILES
+from .exporters import FORMATS
 from .refusal import Refusal, nearest
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from torch import Tensor, nn
 
     from .checkpoints import Checkpoint
-    from .exporters.gate import Parity, Samples
+    from .exporters.gate import Parity
 
-log = logging.getLogger(__name__)
+OF_FORMATS = ("opset", "num_calibration_samples", "calibration")
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Options:
-    """The section `export` of `configs/export.yaml`."""
+    """The section `export` of `configs/export.yaml`; null stands for a format's own default."""
 
     name: str
-    opset: int
     max_batch_size: int
     tolerance: float
+    max_metric_loss: float
+    opset: int | None
+    num_calibration_samples: int | None
+    calibration: Literal["minmax", "entropy", "percentile"] | None
+
+    def of(self, format_name: str) -> dict[str, Any]:
+        """What a format takes, given or by default."""
+        given = {name: getattr(self, name) for name in OF_FORMATS if getattr(self, name) is not None}
+        return {name: given.get(name, default) for name, default in FORMATS[format_name].options.items()}
 
 
 @command("export", needs=("paths",))
@@ -71,78 +79,54 @@ def export(
 ) -> tuple[Path, list[Parity]]:
     """Exports each format, passes all of them through the gate and only then publishes; returns the bundle's folder.
 
-    Raises `GateFailure` when a file is not what was trained: nothing is published, earlier versions stay as they are.
+    Raises `GateFailure` when a file is not what was trained, once all were tried: nothing is published, earlier
+    versions stay as they are.
     """
-    import numpy as np
-    import torch
+    from .exporters.bundle import describe, incoming, keep_config, publish, write_manifest
+    from .exporters.card import card
+    from .exporters.contract import Contract, Signature
+    from .exporters.files import write_verified
+    from .exporters.gate import Limits
+    from .serving.runtime import digest
 
-    from .exporters.bundle import card, incoming, manifest, publish, summarise, write_json
-    from .exporters.fresh import first_samples
-    from .exporters.gate import Gate
-    from .exporters.network import Signature, deployed
-
-    signature = Signature.of(checkpoint.spec)
-    network = deployed(checkpoint.model())
-    samples = _test_samples(datamodule)
-    example = torch.from_numpy(first_samples(samples.inputs, 2))  # a batch of 1 would fix the axis
+    spec, limits = checkpoint.spec, Limits(options.max_batch_size, options.tolerance, options.max_metric_loss)
+    opset = options.of("onnx")["opset"]
+    contract = Contract(options.name, Signature.of(spec), spec.labels, digest(checkpoint.path), opset)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with incoming(artifact_dir / options.name) as folder:
-        summary = summarise(options.name, checkpoint, signature)
-        _write_files(network, example, formats, options.opset, summary, folder)
-        gate = Gate(network, signature, samples, max_batch_size=options.max_batch_size, tolerance=options.tolerance)
-        parities = []
-        for name in formats:
-            log.info("verifying   %s", FILES[name])
-            parities.append(gate.admit(name, folder, opset=options.opset))
-        golden = samples.inputs[:8]
-        logits, probabilities = gate.eager(golden)
-        np.savez(folder / "golden.npz", input=golden, logits=logits, probabilities=probabilities)
+        chosen = {name: options.of(name) for name in formats}
+        parities, figures = write_verified(checkpoint, datamodule, chosen, contract, limits, folder)
+        described = describe(contract, checkpoint, parities, limits, **figures)
+        keep_config(folder, contract, limits.max_batch_size, "onnx" in formats)
 
         def seal(folder: Path, version: int) -> None:
-            text = card(options.name, version, created, checkpoint, parities)
-            (folder / "README.md").write_text(text, encoding="utf-8")
-            contents = manifest(options.name, version, created, checkpoint, parities, options.max_batch_size, folder)
-            write_json(contents, folder / "manifest.json")
+            contents = {**described, "version": version, "created": created}
+            (folder / "README.md").write_text(card(contents), encoding="utf-8")
+            write_manifest(contents, folder)
 
         return publish(folder, seal), parities
 
 
-def _write_files(
-    network: nn.Module, example: Tensor, formats: list[str], opset: int, summary: dict[str, str], folder: Path
-) -> None:
-    from .exporters import format_named
-    from .exporters.network import GateFailure
-
-    for name in formats:
-        log.info("exporting   %s", FILES[name])
-        try:
-            format_named(name).export(network, example, folder / FILES[name], opset=opset, summary=summary)
-        except Refusal:
-            raise
-        except Exception as error:  # what an exporter raises for an operator that it does not know is its own
-            reason = " ".join(str(error.__cause__ or error).split())[:300]
-            raise GateFailure(f"format '{name}' cannot express this network: {reason}") from error
-
-
-def _test_samples(datamodule: pl.LightningDataModule) -> Samples:
-    import torch
-
-    from .exporters.gate import Samples
-
-    datamodule.prepare_data()
-    datamodule.setup("test")
-    inputs, labels = zip(*datamodule.test_dataloader(), strict=True)
-    return Samples(torch.cat(inputs).numpy(), torch.cat(labels).numpy())
-
-
 def _check(formats: list[str], options: Options) -> None:
     if not formats:
-        raise Refusal(f"formats=[] exports nothing: choose from {', '.join(FILES)}.")
+        raise Refusal(f"formats=[] exports nothing: choose from {', '.join(FORMATS)}.")
     for name in formats:
-        if name not in FILES:
-            raise Refusal(f"formats=[{name}] is no format; {nearest(name, FILES)}")
+        if name not in FORMATS:
+            raise Refusal(f"formats=[{name}] is no format; {nearest(name, FORMATS)}")
+        for package in FORMATS[name].needs:
+            if find_spec(package) is None:
+                raise Refusal(f"formats=[{name}] needs {package}: run 'pip install -c constraints.txt {package}'.")
+    for option in OF_FORMATS:
+        takers = [name for name, format in FORMATS.items() if option in format.options]
+        if getattr(options, option) is not None and not set(takers) & set(formats):
+            value = getattr(options, option)
+            raise Refusal(f"export.{option}={value} is for {', '.join(takers)}, not for {', '.join(formats)}.")
     if options.max_batch_size < 2:
         raise Refusal(f"export.max_batch_size={options.max_batch_size} is too small: give 2 or more.")
+    if options.num_calibration_samples is not None and options.num_calibration_samples < 1:
+        raise Refusal(f"export.num_calibration_samples={options.num_calibration_samples} is too few: give 1 or more.")
+    if not 0 <= options.max_metric_loss < 1:
+        raise Refusal(f"export.max_metric_loss={options.max_metric_loss} is out of range: give 0 to 1, as 0.005.")
     if Path(options.name).name != options.name or options.name.startswith("."):
         raise Refusal(f"export.name={options.name} is no folder name: give one without slashes or a leading dot.")
 

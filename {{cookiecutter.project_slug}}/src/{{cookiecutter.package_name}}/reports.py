@@ -95,7 +95,7 @@ def report_export(bundle: Path, parities: list[Parity]) -> None:
     """A table of the verified files, and what to do with them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("format")
-    for heading in ("size", "largest difference", "agreement", "median latency", "eager"):
+    for heading in ("size", "largest difference", "same label", "one sample"):
         table.add_column(heading, justify="right")
     for parity in parities:
         table.add_row(
@@ -104,11 +104,11 @@ def report_export(bundle: Path, parities: list[Parity]) -> None:
             f"{parity.largest_difference:.1e}",
             f"{parity.num_agreeing}/{parity.num_samples}",
             f"{parity.latency_ms:.3f} ms",
-            f"{parity.eager_latency_ms:.3f} ms",
         )
     Console().print(table)
     log.info("bundle      %s (verified: every file agrees with the trained model)", _shown(bundle))
     log.info("next        read %s, the model card", _shown(bundle / "README.md"))
+    log.info("            %s -m %s.verify bundle=%s", _python(), PACKAGE, _shown(bundle))
 
 
 def _log_metrics(metrics: dict[str, float]) -> None:

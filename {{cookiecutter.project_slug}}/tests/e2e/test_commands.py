@@ -19,12 +19,6 @@ from {{ cookiecutter.package_name }}.quiet import quietly
 PNG = b"\x89PNG"
 
 
-@pytest.fixture(scope="module")
-def bundle(workplace: Path, best_checkpoint: Path) -> Path:
-    run_command("export", f"ckpt_path={best_checkpoint}", cwd=workplace)
-    return workplace / "artifacts" / package.__name__ / "1"
-
-
 def epochs(printed: str) -> list[str]:
     return [line.split("  ")[0] for line in printed.splitlines() if line.startswith("epoch")]
 
@@ -102,20 +96,22 @@ def test_evaluate_and_export_need_only_the_checkpoint_from_anywhere(best_checkpo
     run_command("evaluate", f"ckpt_path={best_checkpoint}", "trainer=cpu", cwd=tmp_path)
     run_command("export", f"ckpt_path={best_checkpoint}", "formats=onnx", cwd=tmp_path)
     files = {path.name for path in (tmp_path / "artifacts" / package.__name__ / "1").iterdir()}
-    assert files == {"model.onnx", "manifest.json", "golden.npz", "README.md"}
+    assert files == {"model.onnx", "manifest.json", "golden.npz", "README.md", "confusion_matrix.png"}
 
 
 def test_bundle_is_complete_and_describes_itself(bundle: Path, run_dir: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     files = {path.name for path in bundle.iterdir()}
-    assert files == {"model.onnx", "model.pt", "manifest.json", "golden.npz", "README.md"}
+    written = {"model.onnx", "model.pt", "model.safetensors"}
+    assert files == written | {"manifest.json", "golden.npz", "README.md", "confusion_matrix.png"}
     assert set(manifest["files"]) == files - {"manifest.json"}
     assert (manifest["name"], manifest["version"], manifest["labels"]) == (package.__name__, 1, list("0123456789"))
     assert manifest["metrics"]["test/acc"] == pytest.approx(read_json(run_dir / "metrics.json")["test/acc"], abs=1e-7)
     assert all(parity["largest_difference"] <= 1e-5 for parity in manifest["parity"])
     card = (bundle / "README.md").read_text(encoding="utf-8")
-    assert "model.onnx" in card
-    assert "model.pt" in card
+    assert all(f"`{file}`" in card for file in written)
+    assert "](confusion_matrix.png)" in card
+    assert (bundle / "confusion_matrix.png").read_bytes().startswith(PNG)
 
 
 def test_golden_samples_are_answered_by_both_files(bundle: Path) -> None:
@@ -145,14 +141,13 @@ from PACKAGE.export import main
 
 whole = exporter.export
 
-def spoiled(network, example, path, **options):
-    whole(network, example, path, **options)
-    model = onnx.load(path)
+def spoiled(source):
+    model = onnx.load_from_string(whole(source))
     tensor = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
     values = onnx.numpy_helper.to_array(tensor).copy()
     values.flat[0] += 0.01
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    onnx.save(model, path)
+    return model.SerializeToString()
 
 exporter.export = spoiled
 main()
@@ -167,11 +162,13 @@ def test_spoiled_weight_publishes_nothing_and_leaves_earlier_versions(bundle: Pa
     spoiled = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert spoiled.returncode == 1, spoiled.stderr
     assert "error: model.onnx differs from the trained model" in spoiled.stderr
+    assert "1 of 3 formats failed, so nothing was published." in spoiled.stderr
+    assert "verifying   model.pt" in spoiled.stdout, "one that fails does not hide the others"
     assert "Traceback" not in spoiled.stderr
-    assert [path.name for path in name_dir.iterdir()] == ["1"]
+    assert sorted(path.name for path in name_dir.iterdir()) == ["1", "config.pbtxt"]
     assert {path: path.read_bytes() for path in bundle.iterdir()} == before
     run_command("export", f"ckpt_path={best_checkpoint}", "formats=onnx", cwd=folder)
-    assert sorted(path.name for path in name_dir.iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in name_dir.iterdir()) == ["1", "2", "config.pbtxt"]
 
 
 def test_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:

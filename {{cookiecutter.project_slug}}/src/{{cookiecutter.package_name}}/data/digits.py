@@ -76,6 +76,7 @@ class DigitsDataModule(pl.LightningDataModule):
             labels=tuple(str(digit) for digit in range(10)),
             mean=mean,
             std=std,
+            description="Handwritten digits of 43 people, 1,797 pictures of 8 x 8 pixels that ship with scikit-learn.",
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:

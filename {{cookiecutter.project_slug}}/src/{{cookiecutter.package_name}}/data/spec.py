@@ -20,6 +20,7 @@ class DataSpec:
     labels: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    description: str = ""  # a sentence for the model card
 
     @property
     def num_classes(self) -> int:

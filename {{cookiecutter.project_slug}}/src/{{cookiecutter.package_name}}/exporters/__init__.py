@@ -1,20 +1,57 @@
-"""One module a format, each with the same verbs: `export`, `check` and `load`. Importing this imports no torch."""
+"""The table of formats, and what each of their modules does: `export`, `check` and `load`. Imports no torch."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from .network import Signature
+    from .contract import Contract
+    from .network import Source
 
 Array = npt.NDArray[Any]
 
-# The file that each format writes.
-FILES = {"onnx": "model.onnx", "torchscript": "model.pt"}
+ONNX_OPTIONS: dict[str, int | str] = {"opset": 18}
+CALIBRATION_OPTIONS: dict[str, int | str] = {"num_calibration_samples": 512, "calibration": "minmax"}
+
+
+@dataclass(frozen=True)
+class Format:
+    """`options` are those of the section `export` that it takes, with their defaults; `needs` are Python packages.
+
+    An `exact` format gives the trained model's figures; another is reduced, and held to the task metric. To load a
+    file that is `code` can run whatever was put into it.
+    """
+
+    name: str
+    file: str
+    needs: tuple[str, ...]
+    status: Literal["stable", "legacy"] = "stable"
+    exact: bool = True
+    code: bool = False
+    options: Mapping[str, int | str] = field(default_factory=dict)
+
+
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("onnx", "model.onnx", needs=("onnxscript", "onnxruntime"), options=ONNX_OPTIONS),
+        Format("torchscript", "model.pt", needs=("torch",), status="legacy", code=True),
+        Format("torch_export", "model.pt2", needs=("torch",), code=True),
+        Format(
+            "onnx_int8",
+            "model.int8.onnx",
+            needs=("onnxscript", "onnxruntime"),
+            exact=False,
+            options={**ONNX_OPTIONS, **CALIBRATION_OPTIONS},
+        ),
+        Format("onnx_fp16", "model.fp16.onnx", needs=("onnxscript", "onnxruntime"), exact=False, options=ONNX_OPTIONS),
+        Format("safetensors", "model.safetensors", needs=("safetensors",)),
+    )
+}
 
 
 class Run(Protocol):
@@ -23,18 +60,18 @@ class Run(Protocol):
     def __call__(self, inputs: Array) -> tuple[Array, Array]: ...
 
 
-class Format(Protocol):
-    def export(
-        self, network: "nn.Module", example: "Tensor", path: Path, *, opset: int, summary: dict[str, str]
-    ) -> None:
-        """Writes the file; `example` is a batch of 2 or more, `summary` is kept inside the file."""
+class Exporter(Protocol):
+    """The module of a format."""
 
-    def check(self, path: Path, signature: "Signature", *, opset: int) -> None:
+    def export(self, source: "Source") -> bytes:
+        """The contents of the file, with the contract's summary in it."""
+
+    def check(self, path: Path, contract: "Contract") -> None:
         """Raises `GateFailure` for a file that is not what it should be, without running it."""
 
     def load(self, path: Path, *, optimize: bool = True) -> Run:
         """On the CPU, with one thread; `optimize=False` runs the graph as it was written."""
 
 
-def format_named(name: str) -> Format:
-    return cast(Format, import_module(f".{name}", __name__))
+def exporter(format_name: str) -> Exporter:
+    return cast(Exporter, import_module(f".{format_name}", __name__))

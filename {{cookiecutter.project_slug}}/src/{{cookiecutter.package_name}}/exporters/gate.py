@@ -1,18 +1,17 @@
 """The gate: no file is published unless it was loaded afresh and agreed with the trained model on real samples."""
 
-import subprocess
-import sys
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
-from . import FILES, Array, format_named
-from .fresh import first_samples, median_latency_ms
-from .network import GateFailure, Signature
+from . import FORMATS, Array, exporter
+from .contract import Contract, GateFailure
+from .fresh import first_samples, run_afresh
+
+# `softmax(logits)` may differ by this much from the probabilities of a reduced format: 16 bits hold three digits.
+SOFTMAX_TOLERANCE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,38 @@ class Parity:
     num_samples: int
     accuracy: float  # on the test split
     latency_ms: float  # median of one sample, one thread
-    eager_latency_ms: float
 
 
 @dataclass(frozen=True)
-class Samples:
-    """The test split: raw inputs `(N, ...)` and labels `(N,)`."""
+class Limits:
+    """`tolerance` holds for the formats in float32; the reduced ones may lose `max_metric_loss` of the accuracy."""
+
+    max_batch_size: int
+    tolerance: float
+    max_metric_loss: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the trained model answers to real samples: raw inputs `(N, ...)` and labels `(N,)`."""
 
     inputs: Array
     labels: Array
+    logits: Array  # (N, K)
+    by_batch: dict[int, tuple[Array, Array]]  # by batch size: logits and probabilities of the first samples
+
+    @classmethod
+    def of(
+        cls, model: Callable[[Array], tuple[Array, Array]], inputs: Array, labels: Array, max_batch_size: int
+    ) -> "Reference":
+        starts = range(0, len(labels), max_batch_size)
+        logits = np.concatenate([model(inputs[start : start + max_batch_size])[0] for start in starts])
+        sizes = sorted({size for size in (1, 2, 7, 64) if size <= max_batch_size} | {max_batch_size})
+        return cls(inputs, labels, logits, {size: model(first_samples(inputs, size)) for size in sizes})
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(self.logits.argmax(axis=1) == self.labels))
 
 
 def difference(found: Array, expected: Array) -> float:
@@ -46,97 +68,69 @@ def difference(found: Array, expected: Array) -> float:
     return float(worst) if np.isfinite(worst) else float("inf")
 
 
-class Gate:
-    """Knows what the trained model answers; `admit` compares a file with it."""
-
-    def __init__(
-        self, network: nn.Module, signature: Signature, samples: Samples, *, max_batch_size: int, tolerance: float
-    ) -> None:
-        self.network = network
-        self.signature = signature
-        self.samples = samples
-        self.max_batch_size = max_batch_size
-        self.tolerance = tolerance
-        self.batch_sizes = sorted({1, 2, min(7, max_batch_size), max_batch_size})
-        self.logits = np.concatenate(
-            [
-                self.eager(samples.inputs[start : start + max_batch_size])[0]
-                for start in range(0, len(samples.labels), max_batch_size)
-            ]
-        )
-        self.eager_latency_ms = self._time_eager()
-
-    def eager(self, inputs: Array) -> tuple[Array, Array]:
-        with torch.inference_mode():
-            logits, probabilities = self.network(torch.from_numpy(inputs))
-        return logits.numpy(), probabilities.numpy()
-
-    def admit(self, format_name: str, folder: Path, *, opset: int) -> Parity:
-        """Raises `GateFailure` unless the format's file in `folder` is the trained model."""
-        path = folder / FILES[format_name]
-        format_named(format_name).check(path, self.signature, opset=opset)
-        answers = self._run_afresh(format_name, path)
-        worst = max(self._compare(path, answers, size) for size in self.batch_sizes)
-        over_all = difference(answers["logits"], self.logits)
-        self._refuse_above_tolerance(path, over_all, "logits of the test split")
-        predicted, expected = answers["logits"].argmax(axis=1), self.logits.argmax(axis=1)
-        accuracy, trained_accuracy = (float(np.mean(labels == self.samples.labels)) for labels in (predicted, expected))
-        if accuracy != trained_accuracy:
+def admit(format_name: str, folder: Path, contract: Contract, reference: Reference, limits: Limits) -> Parity:
+    """Raises `GateFailure` unless the format's file in `folder` is the trained model."""
+    format, path = FORMATS[format_name], folder / FORMATS[format_name].file
+    exporter(format_name).check(path, contract)
+    answers = run_afresh(format_name, path, reference.inputs, list(reference.by_batch), limits.max_batch_size)
+    check_repeats(path, answers, list(reference.by_batch))
+    tolerance = limits.tolerance if format.exact else float("inf")
+    worst = compare_batches(path, answers, reference.by_batch, tolerance)
+    over_all = difference(answers["logits"], reference.logits)
+    refuse_above(tolerance, path, over_all, "logits of the test split")
+    for name, what in (("plain", " without the runtime's optimiser"), ("logits", "")):
+        accuracy = float(np.mean(answers[name].argmax(axis=1) == reference.labels))
+        lost, allowed = reference.accuracy - accuracy, 0.0 if format.exact else limits.max_metric_loss
+        if not lost <= allowed + 1e-9 or (format.exact and lost):
             raise GateFailure(
-                f"{path.name} has accuracy {accuracy:.4f} on the test split, the trained model {trained_accuracy:.4f}."
+                f"{path.name} has accuracy {accuracy:.4f} on the test split{what}, the trained model "
+                f"{reference.accuracy:.4f}; {'none' if format.exact else f'export.max_metric_loss={allowed:g}'} "
+                "may be lost."
             )
-        return Parity(
-            format=format_name,
-            file=path.name,
-            num_bytes=path.stat().st_size,
-            largest_difference=max(worst, over_all),
-            num_agreeing=int(np.sum(predicted == expected)),
-            num_samples=len(expected),
-            accuracy=accuracy,
-            latency_ms=float(answers["latency_ms"]),
-            eager_latency_ms=self.eager_latency_ms,
-        )
+    return Parity(
+        format=format_name,
+        file=path.name,
+        num_bytes=path.stat().st_size,
+        largest_difference=max(worst, over_all),
+        num_agreeing=int(np.sum(answers["logits"].argmax(axis=1) == reference.logits.argmax(axis=1))),
+        num_samples=len(reference.labels),
+        accuracy=accuracy,
+        latency_ms=float(answers["latency_ms"]),
+    )
 
-    def _compare(self, path: Path, answers: dict[str, Array], size: int) -> float:
-        logits, probabilities = self.eager(first_samples(self.samples.inputs, size))
-        if not np.array_equal(answers[f"repeat_{size}"], answers[f"logits_{size}"]):
-            raise GateFailure(f"{path.name} answers the same batch of {size} differently a second time.")
-        worst = 0.0
-        for name, expected in (("logits", logits), ("probabilities", probabilities), ("plain", logits)):
-            found = difference(answers[f"{name}_{size}"], expected)
+
+def check_repeats(path: Path, answers: dict[str, Array], batch_sizes: list[int]) -> None:
+    for size in batch_sizes:
+        for first, second in (("logits", "repeat"), ("plain", "plain_repeat")):
+            if not np.array_equal(answers[f"{first}_{size}"], answers[f"{second}_{size}"]):
+                raise GateFailure(f"{path.name} answers the same batch of {size} differently a second time.")
+
+
+def compare_batches(
+    path: Path, answers: dict[str, Array], expected: dict[int, tuple[Array, Array]], tolerance: float
+) -> float:
+    """The largest difference over all batch sizes, with and without the runtime's optimiser."""
+    worst = 0.0
+    for size, (logits, probabilities) in expected.items():
+        for name, right in (("logits", logits), ("probabilities", probabilities), ("plain", logits)):
+            found = difference(answers[f"{name}_{size}"], right)
             what = "logits without the runtime's optimiser" if name == "plain" else name
-            self._refuse_above_tolerance(path, found, f"{what} at batch {size}")
+            refuse_above(tolerance, path, found, f"{what} at batch {size}")
             worst = max(worst, found)
-        return worst
+        own = _softmax(answers[f"logits_{size}"])
+        if not difference(answers[f"probabilities_{size}"], own) <= SOFTMAX_TOLERANCE:
+            raise GateFailure(f"{path.name} gives probabilities that are not those of its logits at batch {size}.")
+    return worst
 
-    def _refuse_above_tolerance(self, path: Path, found: float, where: str) -> None:
-        if not found <= self.tolerance:
-            raise GateFailure(
-                f"{path.name} differs from the trained model by {found:.2g} in the {where}; "
-                f"export.tolerance={self.tolerance:g} is allowed."
-            )
 
-    def _run_afresh(self, format_name: str, path: Path) -> dict[str, Array]:
-        with tempfile.TemporaryDirectory(prefix="gate-") as scratch:
-            samples, answers = Path(scratch, "samples.npz"), Path(scratch, "answers.npz")
-            np.savez(
-                samples,
-                inputs=self.samples.inputs,
-                batch_sizes=np.array(self.batch_sizes),
-                max_batch_size=np.array(self.max_batch_size),
-            )
-            command = [sys.executable, "-m", f"{__package__}.fresh", format_name, str(path), str(samples), str(answers)]
-            process = subprocess.run(command, capture_output=True, text=True, check=False)
-            if process.returncode != 0:
-                reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-                raise GateFailure(f"{path.name} cannot be loaded and run in a fresh process: {reason}")
-            with np.load(answers) as file:
-                return dict(file)
+def refuse_above(tolerance: float, path: Path, found: float, where: str) -> None:
+    """Infinite and NaN are above any tolerance."""
+    if not found <= tolerance or not np.isfinite(found):
+        raise GateFailure(
+            f"{path.name} differs from the trained model by {found:.2g} in the {where}; {tolerance:.2g} is allowed."
+        )
 
-    def _time_eager(self) -> float:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return median_latency_ms(self.eager, self.samples.inputs[:1])
-        finally:
-            torch.set_num_threads(threads)
+
+def _softmax(logits: Array) -> Array:
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))

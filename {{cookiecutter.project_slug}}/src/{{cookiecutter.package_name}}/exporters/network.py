@@ -1,5 +1,6 @@
-"""The network as it is deployed, and what every file of it takes and gives, independent of its format."""
+"""The network as it is deployed, and what an exporter makes its file of."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,42 +9,22 @@ from torch import Tensor, nn
 
 from ..data.spec import DataSpec
 from ..models.classifier import Classifier
-from ..refusal import Refusal
-
-
-class GateFailure(Refusal):
-    """A file that is not what was trained; nothing of its bundle is published."""
-
-    exit_code = 1
+from . import Array, Run
+from .contract import Contract
+from .fresh import median_latency_ms
 
 
 @dataclass(frozen=True)
-class TensorSignature:
-    """`shape` without the batch axis, which is free in every tensor."""
+class Source:
+    """What an exporter makes its file of."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in the manifest: -1 stands for the batch axis."""
-        return {"name": self.name, "dtype": self.dtype, "shape": [-1, *self.shape]}
-
-
-@dataclass(frozen=True)
-class Signature:
-    input: TensorSignature
-    outputs: tuple[TensorSignature, ...]
-
-    @classmethod
-    def of(cls, spec: DataSpec) -> "Signature":
-        return cls(
-            input=TensorSignature("input", spec.input_dtype, spec.input_shape),
-            outputs=(
-                TensorSignature("logits", "float32", (spec.num_classes,)),
-                TensorSignature("probabilities", "float32", (spec.num_classes,)),
-            ),
-        )
+    network: nn.Module
+    example: Tensor  # 2 samples or more: a batch of 1 would fix the axis
+    contract: Contract
+    options: Mapping[str, Any]  # of this format, by name
+    model_section: Mapping[str, Any]  # of the configuration, from which the network can be built again
+    spec: DataSpec
+    training_inputs: Callable[[int], Array]  # that many raw inputs `(N, ...)` of the training split
 
 
 class DeployedNetwork(nn.Module):
@@ -62,3 +43,24 @@ def deployed(classifier: Classifier) -> DeployedNetwork:
     """In inference mode on the CPU, in float32, without gradients."""
     network = DeployedNetwork(classifier).to(device="cpu", dtype=torch.float32).eval()
     return network.requires_grad_(False)
+
+
+def eager(network: nn.Module) -> Run:
+    """The network as a format runs it: arrays in, arrays out."""
+
+    def run(inputs: Array) -> tuple[Array, Array]:
+        with torch.inference_mode():
+            logits, probabilities = network(torch.from_numpy(inputs))
+        return logits.numpy(), probabilities.numpy()
+
+    return run
+
+
+def eager_latency_ms(network: nn.Module, inputs: Array) -> float:
+    """With one thread, as the files are timed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return median_latency_ms(eager(network), inputs)
+    finally:
+        torch.set_num_threads(threads)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from ..quiet import Quiet, quietly
 from ..refusal import Refusal
 from . import Array, Run
-from .network import GateFailure, Signature, TensorSignature
+from .contract import Contract, GateFailure, TensorSignature
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from .network import Source
 
 OLDEST_OPSET = 18  # torch writes this one, and converts it to an older one for some networks only
 QUIET = (
@@ -29,16 +29,21 @@ QUIET = (
 )
 
 
-def export(network: nn.Module, example: Tensor, path: Path, *, opset: int, summary: dict[str, str]) -> None:
+def export(source: Source) -> bytes:
+    return serialized(export_model(source), source)
+
+
+def export_model(source: Source) -> onnx.ModelProto:
+    """In float32; the smaller formats start from it too."""
     import torch
 
-    newest = onnx.defs.onnx_opset_version()
+    opset, newest = source.contract.opset, onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise Refusal(f"export.opset={opset} is out of range: take {OLDEST_OPSET} to {newest}.")
     with quietly(*QUIET):
         program = torch.onnx.export(
-            network,
-            (example,),
+            source.network,
+            (source.example,),
             dynamo=True,
             opset_version=opset,
             input_names=["input"],
@@ -48,27 +53,46 @@ def export(network: nn.Module, example: Tensor, path: Path, *, opset: int, summa
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    _strip_notes(model)
-    onnx.helper.set_model_props(model, summary)
-    onnx.save(model, path)
+    model: onnx.ModelProto = program.model_proto
+    return model
 
 
-def check(path: Path, signature: Signature, *, opset: int) -> None:
+def serialized(model: onnx.ModelProto, source: Source) -> bytes:
+    """Without what the exporter notes beside each node: stack traces, with paths of the machine that it ran on."""
+    for message in _messages(model):
+        for field in ("metadata_props", "doc_string"):
+            if field in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(field)
+    onnx.helper.set_model_props(model, source.contract.summary)
+    contents: bytes = model.SerializeToString(deterministic=True)
+    return contents
+
+
+def check(path: Path, contract: Contract) -> None:
+    check_model(path, contract)
+
+
+def check_model(path: Path, contract: Contract) -> onnx.ModelProto:
+    """The same for each of the ONNX formats; returns the model for what is a format's own."""
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise GateFailure(f"{path.name} cannot be read: {error}.") from error
+    for message in _messages(model):
+        if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
+            raise GateFailure(f"{path.name} keeps the tensor '{message.name}' in another file: it must be whole.")
     try:
         onnx.checker.check_model(model, full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise GateFailure(f"{path.name} is refused by the ONNX checker: {error}") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GateFailure(f"{path.name} is refused by the ONNX checker: {' '.join(str(error).split())}") from error
     found = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    if found.get("ai.onnx") != opset:
-        raise GateFailure(f"{path.name} has opset {found.get('ai.onnx')}, but export.opset={opset} was asked for.")
-    _check_tensors(path, "inputs", list(model.graph.input), (signature.input,))
-    _check_tensors(path, "outputs", list(model.graph.output), signature.outputs)
+    if found.get("ai.onnx") != contract.opset:
+        raise GateFailure(f"{path.name} has opset {found.get('ai.onnx')}, but it should be {contract.opset}.")
+    _check_tensors(path, "inputs", list(model.graph.input), (contract.signature.input,))
+    _check_tensors(path, "outputs", list(model.graph.output), contract.signature.outputs)
     _check_inference_mode(path, model)
+    contract.check_summary(path.name, {entry.key: entry.value for entry in model.metadata_props})
+    return model
 
 
 def load(path: Path, *, optimize: bool = True) -> Run:
@@ -86,14 +110,13 @@ def load(path: Path, *, optimize: bool = True) -> Run:
     return run
 
 
-def _strip_notes(message: Any) -> None:
-    """Removes what the exporter notes beside each node: stack traces, with paths of the machine that it ran on."""
+def _messages(message: Message) -> Iterator[Any]:
+    """The message and all that lie in it."""
+    yield message
     for field, value in message.ListFields():
-        if field.name in ("metadata_props", "doc_string"):
-            message.ClearField(field.name)
-        elif field.message_type is not None:
+        if field.message_type is not None:
             for part in value if isinstance(value, Iterable) else [value]:
-                _strip_notes(part)
+                yield from _messages(part)
 
 
 def _check_tensors(path: Path, kind: str, found: list[Any], expected: tuple[TensorSignature, ...]) -> None:

@@ -1,16 +1,26 @@
 """`formats=[torchscript]`: one file for libtorch in C++ and for `torch.jit.load`; code, so load only what you trust."""
 
+from __future__ import annotations
+
+import io
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, jit, nn
+from torch import jit
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from ..quiet import Quiet, quietly
 from . import Array, Run
-from .network import GateFailure, Signature
+from .contract import Contract, GateFailure
 
+if TYPE_CHECKING:
+    from .network import Source
+
+SUMMARY = "summary.json"
+# Records that torch's archives hold beside a model's own.
+VERSIONS, WRITTEN_ANYWAY = ("version", ".data/version"), ("byteorder", ".data/serialization_id")
 QUIET = (
     Quiet(
         DeprecationWarning,
@@ -27,18 +37,21 @@ QUIET = (
 )
 
 
-def export(network: nn.Module, example: Tensor, path: Path, *, opset: int, summary: dict[str, str]) -> None:
+def export(source: Source) -> bytes:
     with quietly(*QUIET), torch.inference_mode():
-        traced = jit.trace(network, example)
-        jit.save(traced, path, _extra_files={"summary.json": json.dumps(summary)})
+        traced = jit.trace(source.network, source.example)
+        written = io.BytesIO()
+        jit.save(traced, written, _extra_files={SUMMARY: json.dumps(source.contract.summary)})
+    return _without_source_paths(written)
 
 
-def check(path: Path, signature: Signature, *, opset: int) -> None:
+def check(path: Path, contract: Contract) -> None:
+    extra: dict[str, Any] = {SUMMARY: ""}
     try:
         with quietly(*QUIET):
-            module = jit.load(path, map_location="cpu")
-    except RuntimeError as error:
-        raise GateFailure(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from error
+            module = jit.load(path, map_location="cpu", _extra_files=extra)
+    except (RuntimeError, ValueError) as error:
+        raise GateFailure(f"{path.name} cannot be read: {' '.join(str(error).split())[:300]}") from error
     for name, part in module.named_modules():
         if part.training:
             raise GateFailure(f"{path.name} was exported in training mode: module '{name}' is in it.")
@@ -49,6 +62,7 @@ def check(path: Path, signature: Signature, *, opset: int) -> None:
         for argument, value in zip(arguments, node.inputs(), strict=True):
             if argument.name in ("train", "training") and value.toIValue():
                 raise GateFailure(f"{path.name} was exported in training mode: {node.kind()}.")
+    contract.check_summary(path.name, json.loads(extra[SUMMARY] or "{}"))
 
 
 def load(path: Path, *, optimize: bool = True) -> Run:
@@ -62,3 +76,18 @@ def load(path: Path, *, optimize: bool = True) -> Run:
         return logits.numpy(), probabilities.numpy()
 
     return run
+
+
+def _without_source_paths(archive: io.BytesIO) -> bytes:
+    """Without the members that say for each line of code which file of this machine it came from."""
+    archive.seek(0)
+    found, kept = torch._C.PyTorchFileReader(archive), io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(kept)
+    for name in found.get_all_records():
+        contents = found.get_record(name)
+        if name in VERSIONS:  # of the operators' schemas: at another one they would be read as older ones
+            writer.set_min_version(int(contents))
+        elif name not in WRITTEN_ANYWAY and not name.endswith(".debug_pkl"):
+            writer.write_record(name, contents, len(contents))
+    writer.write_end_of_file()
+    return kept.getvalue()

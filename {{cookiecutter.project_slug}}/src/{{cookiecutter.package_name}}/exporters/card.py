@@ -1,0 +1,209 @@
+"""The model card: the bundle's README, for the person who gets the files and nothing else."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from . import FORMATS
+from .triton import TYPES
+
+PACKAGE = __name__.split(".")[0]
+CONFUSION, BENCHMARK_PICTURE = "confusion_matrix.png", "benchmark.png"
+METRICS = {"test/acc": "accuracy", "test/f1": "macro F1"}
+
+LIBTORCH_TYPES = {
+    "bool": "kBool",
+    "uint8": "kUInt8",
+    **{f"int{bits}": f"kInt{bits}" for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"kFloat{bits}" for bits in (16, 32, 64)},
+}
+PURPOSE = {
+    "onnx": "ONNX Runtime, Triton, and whatever reads ONNX: the first choice",
+    "torchscript": "libtorch in C++ (legacy: torch supports it up to Python 3.13)",
+    "torch_export": "torch's own graph, for AOTInductor and ExecuTorch",
+    "onnx_int8": "a quarter of the size; not always faster",
+    "onnx_fp16": "half the size; made for GPUs",
+    "safetensors": "the weights alone, to train on",
+}
+
+PYTHON = """
+### Python
+
+With numpy and onnxruntime alone, in this folder:
+
+```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+golden = np.load("golden.npz")
+logits, probabilities = session.run(["logits", "probabilities"], {{"input": golden["input"]}})
+assert np.allclose(logits, golden["logits"], atol=1e-4)
+```
+
+Where this project is installed, its loader checks every file against its hash first:
+
+```python
+from {package}.serving.runtime import Bundle
+
+bundle = Bundle(".")
+print(bundle.predict(golden["input"]))  # [Prediction(label=..., probability=...), ...]
+```
+"""
+
+CPP = """
+### C++ (libtorch)
+
+```cpp
+#include <torch/script.h>
+
+#include <iostream>
+
+int main() {{
+  torch::jit::script::Module model = torch::jit::load("model.pt");
+  torch::Tensor input = torch::zeros({{{sides}}}, torch::{dtype});
+  torch::Tensor probabilities = model.forward({{input}}).toTuple()->elements()[1].toTensor();
+  std::cout << probabilities << std::endl;
+}}
+```
+
+`model.pt` is code: load only a file that you trust.
+"""
+
+HTTP = """
+### HTTP (Open Inference Protocol v2)
+
+The folder two levels up is a model repository for NVIDIA Triton (`tritonserver --model-repository=...`):
+
+```bash
+python - > request.json <<'EOF'
+import json
+import numpy as np
+
+x = np.load("golden.npz")["input"][:1]
+tensor = {{"name": "input", "datatype": "{datatype}", "shape": x.shape, "data": x.ravel().tolist()}}
+print(json.dumps({{"inputs": [tensor]}}))
+EOF
+curl --data @request.json http://localhost:8000/v2/models/{name}/infer
+```
+"""
+
+
+def card(manifest: Mapping[str, Any], benchmark: Mapping[str, Any] | None = None) -> str:
+    """Made of the manifest and of what `benchmark` measured, so that it can be written again."""
+    parts = [_head(manifest), _input_and_output(manifest), _files(manifest)]
+    if benchmark is not None:
+        parts.append(_speed(benchmark))
+    return "\n".join([*parts, _use(manifest), _origin(manifest)])
+
+
+def _head(manifest: Mapping[str, Any]) -> str:
+    data, metrics, counts = manifest["data"], manifest["metrics"], manifest["data"]["num_samples"]
+    description = data["description"] or f"`{data['name']}`."
+    figures = "\n".join(f"| {METRICS.get(name, name)} | {value:.4f} |" for name, value in metrics.items())
+    return f"""# {manifest["name"]}, version {manifest["version"]}
+
+Classifies `{data["name"]}` into {len(manifest["labels"])} labels: {", ".join(manifest["labels"])}.
+
+**Data.** {description} Trained on {counts["train"]:,} samples; {counts["val"]:,} others chose the epoch, and
+{counts["test"]:,} that neither saw gave these figures:
+
+| on the test split | |
+| --- | --- |
+{figures}
+
+![Confusion matrix of the test split: rows are the true labels]({CONFUSION})
+"""
+
+
+def _input_and_output(manifest: Mapping[str, Any]) -> str:
+    (tensor,) = manifest["inputs"]
+    low, high = tensor["range"]
+    rows = "\n".join(
+        f"| `{output['name']}` | {output['dtype']} | {_shape(output)} | {what} |"
+        for output, what in zip(manifest["outputs"], ("one figure a label", "their softmax"), strict=True)
+    )
+    return f"""## Input and output
+
+| tensor | type | shape | |
+| --- | --- | --- | --- |
+| `{tensor["name"]}` | {tensor["dtype"]} | {_shape(tensor)} | raw, {low:g} to {high:g}; normalised inside the graph |
+{rows}
+
+Batches of 1 to {manifest["max_batch_size"]} samples were verified.
+"""
+
+
+def _shape(tensor: Mapping[str, Any]) -> str:
+    return " x ".join(["batch", *map(str, tensor["shape"][1:])])
+
+
+def _files(manifest: Mapping[str, Any]) -> str:
+    rows = "\n".join(
+        f"| `{parity['file']}` | {parity['num_bytes'] / 1024:,.0f} KiB | {parity['largest_difference']:.1e} "
+        f"| {parity['num_agreeing']} of {parity['num_samples']} | {parity['latency_ms']:.3f} ms "
+        f"| {PURPOSE[parity['format']]} |"
+        for parity in manifest["parity"]
+    )
+    reduced = [parity for parity in manifest["parity"] if not FORMATS[parity["format"]].exact]
+    accuracies = ", ".join(f"`{parity['file']}` {parity['accuracy']:.4f}" for parity in reduced)
+    return f"""## Files
+
+Each was loaded in a process of its own and compared with the trained model, which takes
+{manifest["eager_latency_ms"]:.3f} ms for one sample in eager mode (one thread, on the exporting machine).
+
+| file | size | largest difference | same label | one sample | made for |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+
+The difference is max |a - b| / max(1, |b|).{f" Accuracy of the reduced formats: {accuracies}." if reduced else ""}
+`manifest.json` holds the figures, versions and the sha256 of every file; `golden.npz` holds real samples and the
+answers that any copy of this model must give.
+"""
+
+
+def _speed(benchmark: Mapping[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {row['format']} | {row['batch_size']} | {row['p50_ms']:.3f} ms | {row['p95_ms']:.3f} ms "
+        f"| {row['samples_per_second']:,.0f} |"
+        for row in benchmark["rows"]
+    )
+    machine, threads = benchmark["machine"], benchmark["num_threads"]
+    return f"""## Speed
+
+On {machine}, {threads} thread{"s" if threads > 1 else ""}:
+
+| format | batch | median (p50) | p95 | samples a second |
+| --- | --- | --- | --- | --- |
+{rows}
+
+![The same as a picture]({BENCHMARK_PICTURE})
+"""
+
+
+def _use(manifest: Mapping[str, Any]) -> str:
+    (tensor,) = manifest["inputs"]
+    written = {parity["format"] for parity in manifest["parity"]}
+    text = "## Use\n"
+    if "onnx" in written:
+        text += PYTHON.format(package=PACKAGE)
+    if "torchscript" in written:
+        sides = ", ".join(map(str, (1, *tensor["shape"][1:])))
+        text += CPP.format(sides=sides, dtype=LIBTORCH_TYPES[tensor["dtype"]])
+    if "onnx" in written:
+        text += HTTP.format(name=manifest["name"], datatype=TYPES[tensor["dtype"]])
+    return text
+
+
+def _origin(manifest: Mapping[str, Any]) -> str:
+    checkpoint, git = manifest["checkpoint"], manifest["git"]
+    commit = "no commit is known"
+    if git is not None:
+        commit = f"commit `{git['commit'][:12]}`" + ("" if git["clean"] else ", with changes that were not committed")
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    return f"""## Where it comes from
+
+Exported on {manifest["created"]} from epoch {checkpoint["epoch"] + 1} of its training (`{checkpoint["file"]}`, sha256
+`{checkpoint["sha256"][:16]}...`); {commit}; {versions}. The network was configured as
+`{json.dumps(manifest["config"]["model"]["net"], ensure_ascii=False)}`.
+"""

@@ -1,0 +1,92 @@
+"""What every file of a bundle promises, independent of its format. Imports no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..refusal import Refusal
+
+if TYPE_CHECKING:
+    from ..data.spec import DataSpec
+
+SCHEMA_VERSION = 1
+
+
+class GateFailure(Refusal):
+    """A file that is not what was trained; nothing of its bundle is published."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class TensorSignature:
+    """`shape` without the batch axis, which is free in every tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the manifest: -1 stands for the batch axis."""
+        return {"name": self.name, "dtype": self.dtype, "shape": [-1, *self.shape]}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> "TensorSignature":
+        return cls(entry["name"], entry["dtype"], tuple(entry["shape"][1:]))
+
+
+@dataclass(frozen=True)
+class Signature:
+    input: TensorSignature
+    outputs: tuple[TensorSignature, ...]
+
+    @classmethod
+    def of(cls, spec: "DataSpec") -> "Signature":
+        return cls(
+            input=TensorSignature("input", spec.input_dtype, spec.input_shape),
+            outputs=(
+                TensorSignature("logits", "float32", (spec.num_classes,)),
+                TensorSignature("probabilities", "float32", (spec.num_classes,)),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a file must be, whoever asks: the gate before it is published, or `verify` long after."""
+
+    name: str
+    signature: Signature
+    labels: tuple[str, ...]
+    checkpoint_sha256: str
+    opset: int  # of the ONNX files
+
+    @property
+    def summary(self) -> dict[str, str]:
+        """What each file says of itself: text only, and nothing that changes from version to version."""
+        return {
+            "name": self.name,
+            "schema_version": str(SCHEMA_VERSION),
+            "inputs": json.dumps([self.signature.input.to_dict()]),
+            "outputs": json.dumps([tensor.to_dict() for tensor in self.signature.outputs]),
+            "labels": json.dumps(self.labels, ensure_ascii=False),
+            "checkpoint_sha256": self.checkpoint_sha256,
+        }
+
+    def check_summary(self, file: str, found: Mapping[str, str]) -> None:
+        for key, expected in self.summary.items():
+            if found.get(key) != expected:
+                raise GateFailure(f"{file} says of itself {key}={found.get(key)}, but it should be {expected}.")
+
+    @classmethod
+    def of_manifest(cls, manifest: Mapping[str, Any]) -> "Contract":
+        (entry,) = manifest["inputs"]
+        outputs = tuple(TensorSignature.from_dict(tensor) for tensor in manifest["outputs"])
+        return cls(
+            name=manifest["name"],
+            signature=Signature(TensorSignature.from_dict(entry), outputs),
+            labels=tuple(manifest["labels"]),
+            checkpoint_sha256=manifest["checkpoint"]["sha256"],
+            opset=manifest["opset"],
+        )

@@ -1,0 +1,126 @@
+"""The files of a bundle, each written and admitted by the gate; card and manifest come after."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from ..checkpoints import Checkpoint
+from ..refusal import Refusal
+from ..reports import plot_confusion_matrix
+from ..serving.runtime import GOLDEN
+from . import FORMATS, Array, exporter
+from .card import CONFUSION
+from .contract import Contract, GateFailure
+from .fresh import first_samples
+from .gate import Limits, Parity, Reference, admit
+from .network import Source, deployed, eager, eager_latency_ms
+
+log = logging.getLogger(__name__)
+
+NUM_GOLDEN = 8
+
+
+def write_verified(
+    checkpoint: Checkpoint,
+    datamodule: pl.LightningDataModule,
+    formats: Mapping[str, Mapping[str, Any]],
+    contract: Contract,
+    limits: Limits,
+    folder: Path,
+) -> tuple[list[Parity], dict[str, Any]]:
+    """`formats` maps names to options. Returns what the gate measured, and figures for the manifest.
+
+    Raises `GateFailure` for the formats that failed, once all were tried.
+    """
+    classifier = checkpoint.model()
+    network = deployed(classifier)
+    inputs, labels = _test_samples(datamodule)
+    answer = eager(network)
+    reference = Reference.of(answer, inputs, labels, limits.max_batch_size)
+    source = Source(
+        network=network,
+        example=torch.from_numpy(first_samples(inputs, 2)),
+        contract=contract,
+        options={},
+        model_section=checkpoint.config["model"],
+        spec=checkpoint.spec,
+        training_inputs=lambda num_samples: _training_inputs(datamodule, num_samples),
+    )
+    parities = _write_and_admit(source, formats, reference, limits, folder)
+    golden = inputs[:NUM_GOLDEN]
+    logits, probabilities = answer(golden)
+    np.savez(folder / GOLDEN, input=golden, logits=logits, probabilities=probabilities)
+    given = torch.from_numpy(reference.logits), torch.from_numpy(labels)
+    metrics = {name: value.item() for name, value in classifier.test_scores(*given).items()}
+    plot_confusion_matrix(classifier.test_confusion(*given), checkpoint.spec.labels, folder / CONFUSION)
+    figures = {
+        "data": {
+            "name": checkpoint.spec.name,
+            "description": checkpoint.spec.description,
+            "num_samples": {
+                "train": len(datamodule.train_dataloader().dataset),
+                "val": len(datamodule.val_dataloader().dataset),
+                "test": len(labels),
+            },
+        },
+        "metrics": metrics,
+        "eager_latency_ms": eager_latency_ms(network, inputs[:1]),
+    }
+    return parities, figures
+
+
+def _write_and_admit(
+    source: Source, formats: Mapping[str, Mapping[str, Any]], reference: Reference, limits: Limits, folder: Path
+) -> list[Parity]:
+    parities, failures = [], []
+    for name, options in formats.items():
+        file = FORMATS[name].file
+        try:
+            log.info("exporting   %s%s", file, " (legacy)" if FORMATS[name].status == "legacy" else "")
+            (folder / file).write_bytes(_exported(name, replace(source, options=options)))
+            log.info("verifying   %s", file)
+            parities.append(admit(name, folder, source.contract, reference, limits))
+        except GateFailure as failure:  # the others are tried all the same
+            log.info("failed      %s", file)
+            failures.append(str(failure).rstrip("."))
+    if failures:
+        told = "; ".join(failures)
+        raise GateFailure(f"{told}; {len(failures)} of {len(formats)} formats failed, so nothing was published.")
+    return parities
+
+
+def _exported(name: str, source: Source) -> bytes:
+    try:
+        return exporter(name).export(source)
+    except (Refusal, OSError):
+        raise
+    except Exception as error:  # what an exporter raises for an operator that it does not know is its own
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the first one names the operator
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:300]
+        raise GateFailure(f"format '{name}' cannot express this network: {reason}") from error
+
+
+def _test_samples(datamodule: pl.LightningDataModule) -> tuple[Array, Array]:
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    inputs, labels = zip(*datamodule.test_dataloader(), strict=True)
+    return torch.cat(inputs).numpy(), torch.cat(labels).numpy()
+
+
+def _training_inputs(datamodule: pl.LightningDataModule, num_samples: int) -> Array:
+    """As many as there are, if that is less."""
+    datamodule.setup("fit")
+    found: list[Array] = []
+    for inputs, _ in datamodule.train_dataloader():
+        found.append(inputs.numpy())
+        if sum(map(len, found)) >= num_samples:
+            break
+    return np.concatenate(found)[:num_samples]

@@ -1,0 +1,79 @@
+"""`formats=[torch_export]`: torch's own graph, for AOTInductor and ExecuTorch; code, so load only what you trust."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from ..quiet import Quiet, quietly
+from . import Run
+from .contract import Contract, GateFailure
+from .network import Source, eager
+
+SUMMARY = "summary.json"
+QUIET = (
+    Quiet(
+        FutureWarning,
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        r"copyreg|torch\..*",
+        "torch 2.13 copies its own graphs in a way that it has deprecated",
+    ),
+)
+TORCHS_OWN = ("aten", "prim", "prims")  # operators that every torch has
+# What a node remembers of the Python code that it came from, with paths of this machine.
+ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack")
+
+
+def export(source: Source) -> bytes:
+    written = io.BytesIO()
+    with quietly(*QUIET):
+        program = torch.export.export(source.network, (source.example,), dynamic_shapes=({0: Dim("batch")},))
+        for graph in program.graph_module.modules():
+            if isinstance(graph, GraphModule):
+                for node in graph.graph.nodes:
+                    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in TORCHS_OWN:
+                        raise ValueError(f"it would run only where the operator {node.target} is registered")
+                    for origin in ORIGINS:
+                        node.meta.pop(origin, None)
+        torch.export.save(program, written, extra_files={SUMMARY: json.dumps(source.contract.summary)})
+    return written.getvalue()
+
+
+def check(path: Path, contract: Contract) -> None:
+    extra: dict[str, Any] = {SUMMARY: ""}
+    program = _read(path, extra)
+    for graph in program.graph_module.modules():
+        for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
+            if isinstance(node.target, torch._ops.OpOverload):
+                # Arguments at their defaults are left out at the end.
+                arguments = {
+                    argument.name: value
+                    for argument, value in zip(node.target._schema.arguments, node.args, strict=False)
+                }
+                if any({**arguments, **node.kwargs}.get(name) for name in ("train", "training")):
+                    raise GateFailure(f"{path.name} was exported in training mode: {node.target}.")
+    (given,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    batch = given.meta["val"].shape[0]
+    if isinstance(batch, int):
+        raise GateFailure(f"{path.name} takes batches of {batch} only: its input has a fixed axis.")
+    contract.check_summary(path.name, json.loads(extra[SUMMARY] or "{}"))
+
+
+def load(path: Path, *, optimize: bool = True) -> Run:
+    """Nothing optimises it here: `optimize` changes nothing."""
+    torch.set_num_threads(1)
+    return eager(_read(path, {}).module())
+
+
+def _read(path: Path, extra_files: dict[str, Any]) -> ExportedProgram:
+    try:
+        with quietly(*QUIET):
+            return torch.export.load(path, extra_files=extra_files)
+    except Exception as error:  # a damaged archive raises whatever its bytes lead the reader to
+        raise GateFailure(f"{path.name} cannot be read: {' '.join(str(error).split())[:300]}") from error

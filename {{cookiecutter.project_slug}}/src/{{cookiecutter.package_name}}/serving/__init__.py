@@ -1,0 +1,1 @@
+"""What runs where the model is used: neither torch nor lightning is imported here."""

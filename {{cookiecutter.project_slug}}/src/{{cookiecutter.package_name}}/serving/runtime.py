@@ -1,0 +1,158 @@
+"""A bundle without torch: numpy and ONNX Runtime are all that it needs.
+
+from <package>.serving.runtime import Bundle
+
+bundle = Bundle("artifacts/<name>/1")
+logits, probabilities = bundle(inputs)
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from ..refusal import Refusal
+
+Array = npt.NDArray[Any]
+
+MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+
+
+class BadBundle(Refusal):
+    """A bundle that is not what was published; the sentence names the file."""
+
+    exit_code = 1
+
+
+class Prediction(NamedTuple):
+    label: str
+    probability: float
+
+
+class Bundle:
+    """One exported model, its files checked against their hashes before anything is loaded.
+
+    `file` is one of the bundle's ONNX files. `num_threads=0` leaves their number to ONNX Runtime. Raises `BadBundle`
+    for a file that is missing, changed or not listed, and `Refusal` for a provider that is not there.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        file: str = "model.onnx",
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        num_threads: int = 0,
+    ) -> None:
+        self.folder = Path(folder).resolve()
+        self.manifest = read_manifest(self.folder)
+        check_files(self.folder, self.manifest)
+        if file not in self.manifest["files"] or not file.endswith(".onnx"):
+            files = [name for name in self.manifest["files"] if name.endswith(".onnx")]
+            raise Refusal(f"{file} is no ONNX file of {self.folder}, which has: {', '.join(files) or 'none'}.")
+        self.labels: list[str] = self.manifest["labels"]
+        self.max_batch_size: int = self.manifest["max_batch_size"]
+        (tensor,) = self.manifest["inputs"]
+        self.input_name: str = tensor["name"]
+        self.input_dtype = np.dtype(tensor["dtype"])
+        self.input_shape: tuple[int, ...] = tuple(tensor["shape"][1:])
+        self.outputs = [tensor["name"] for tensor in self.manifest["outputs"]]
+        self.session = _session(self.folder / file, providers, num_threads)
+
+    def __call__(self, inputs: Array) -> tuple[Array, Array]:
+        """Raw input `(B, ...)` to logits and probabilities, both `(B, K)` float32; raises `ValueError` for others."""
+        if inputs.shape[1:] != self.input_shape or inputs.dtype != self.input_dtype:
+            expected = f"{self.input_dtype} (B, {', '.join(map(str, self.input_shape))})"
+            raise ValueError(f"the input is {inputs.dtype} {inputs.shape}, but the model takes {expected}")
+        logits, probabilities = self.session.run(self.outputs, {self.input_name: inputs})
+        return logits, probabilities
+
+    def predict(self, inputs: Array) -> list[Prediction]:
+        """The likeliest label of each sample, in batches of at most `max_batch_size`."""
+        found = []
+        for start in range(0, len(inputs), self.max_batch_size):
+            _, probabilities = self(inputs[start : start + self.max_batch_size])
+            best = probabilities.argmax(axis=1)
+            found += [
+                Prediction(self.labels[k], float(row[k])) for k, row in zip(best.tolist(), probabilities, strict=True)
+            ]
+        return found
+
+
+def find_bundle(bundle: str, artifact_dir: Path) -> Path:
+    """The folder itself, the newest version of `artifacts/<name>`, or for `latest` what was published last."""
+    folder = Path(bundle).expanduser()
+    if bundle == "latest":
+        found = [path for path in artifact_dir.glob(f"*/*/{MANIFEST}") if path.parent.name.isdecimal()]
+        if not found:
+            raise Refusal(f"bundle=latest finds none under {artifact_dir}: export one, or give bundle=<folder>.")
+        return max(found, key=lambda path: (path.stat().st_mtime_ns, int(path.parent.name))).parent
+    if not folder.is_dir():
+        raise Refusal(f"bundle={bundle} does not exist: give a folder as artifacts/<name>/<version>.")
+    numbers = [] if (folder / MANIFEST).exists() else versions(folder)
+    return folder / str(max(numbers)) if numbers else folder
+
+
+def versions(name_dir: Path) -> list[int]:
+    return [int(path.name) for path in name_dir.iterdir() if path.name.isdecimal()]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file() or path.is_symlink():
+        raise Refusal(f"{folder} is no bundle: it has no {MANIFEST}. Give a folder as artifacts/<name>/<version>.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadBundle(f"{MANIFEST} of {folder} cannot be read: {type(error).__name__}: {error}.") from error
+    if escaping := [name for name in files if Path(name).name != name]:
+        raise BadBundle(f"{MANIFEST} of {folder} lists {escaping[0]}, which is no plain file name.")
+    return dict(manifest)
+
+
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Every file that the manifest lists, byte for byte, and nothing beside them."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not path.is_file():
+            raise BadBundle(f"{path.name} in {folder} is no plain file: a bundle holds no links and no folders.")
+        if path.name not in manifest["files"] and path.name != MANIFEST:
+            raise BadBundle(f"{path.name} in {folder} is not listed in {MANIFEST}: it was not exported.")
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise BadBundle(f"{name} is missing in {folder}.")
+        if path.stat().st_size != entry["bytes"] or digest(path) != entry["sha256"]:
+            raise BadBundle(f"{name} in {folder} was changed after its export: its sha256 is another one.")
+
+
+def read_golden(folder: Path) -> tuple[Array, Array, Array]:
+    """Real samples `(N, ...)`, and the logits and probabilities that the trained model gave them."""
+    try:
+        with np.load(folder / GOLDEN) as golden:
+            return golden["input"], golden["logits"], golden["probabilities"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BadBundle(f"{GOLDEN} in {folder} cannot be read: {error}.") from error
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _session(path: Path, providers: Sequence[str], num_threads: int) -> onnxruntime.InferenceSession:
+    available = onnxruntime.get_available_providers()
+    for provider in providers:
+        if provider not in available:
+            raise Refusal(
+                f"providers=[{provider}] is not available here: this ONNX Runtime has {', '.join(available)}."
+            )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return onnxruntime.InferenceSession(path, options, providers=list(providers))

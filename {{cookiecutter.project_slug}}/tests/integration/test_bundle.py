@@ -1,0 +1,299 @@
+"""`verify` finds whatever is wrong with a bundle and names it; the loader needs neither torch nor lightning.
+
+Each mutation first shows the unspoiled copy passing.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from jsonschema import Draft202012Validator
+
+import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.exporters.contract import Signature, TensorSignature
+from {{ cookiecutter.package_name }}.exporters.triton import CONFIG, check_config, config_text
+from {{ cookiecutter.package_name }}.refusal import Refusal
+from {{ cookiecutter.package_name }}.serving.runtime import Bundle, digest, find_bundle, read_golden, read_manifest
+from {{ cookiecutter.package_name }}.verify import verify
+
+Spoil = Callable[[Path], None]
+
+DIGITS = Signature(
+    TensorSignature("input", "uint8", (1, 8, 8)),
+    (TensorSignature("logits", "float32", (10,)), TensorSignature("probabilities", "float32", (10,))),
+)
+
+
+@pytest.fixture(scope="module")
+def unspoiled(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ONNX file and what belongs to it: `verify` is quick without torch."""
+    folder = tmp_path_factory.mktemp("unspoiled") / "1"
+    shutil.copytree(bundle, folder)
+    manifest = read_manifest(folder)
+    manifest["parity"] = [entry for entry in manifest["parity"] if entry["format"] == "onnx"]
+    for file in ("model.pt", "model.safetensors"):
+        (folder / file).unlink()
+        del manifest["files"][file]
+    write(folder, manifest)
+    verify(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(unspoiled: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(unspoiled, tmp_path / "1"))
+
+
+def write(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def forge(folder: Path, file: str) -> None:
+    """As someone would who changes a file and writes its new hash into the manifest."""
+    manifest, path = read_manifest(folder), folder / file
+    manifest["files"][file] = {"sha256": digest(path), "bytes": path.stat().st_size}
+    write(folder, manifest)
+
+
+def spoil_model(change: Callable[[onnx.ModelProto], None]) -> Spoil:
+    def spoil(folder: Path) -> None:
+        model = onnx.load(folder / "model.onnx")
+        change(model)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        forge(folder, "model.onnx")
+
+    return spoil
+
+
+def spoil_manifest(**entries: Any) -> Spoil:
+    return lambda folder: write(folder, {**read_manifest(folder), **entries})
+
+
+def change_weight(model: onnx.ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] += 0.01
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+def swap_outputs(model: onnx.ModelProto) -> None:
+    first, second = (onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in model.graph.output)
+    model.graph.output[0].CopyFrom(second)
+    model.graph.output[1].CopyFrom(first)
+
+
+def fix_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def change_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 20
+
+
+def add_dropout(model: onnx.ModelProto) -> None:
+    """In training mode, where nothing depends on it: no answer would tell."""
+    for name, value in (("ratio", np.array(0.5, np.float32)), ("train", np.array(True))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    model.graph.node.append(onnx.helper.make_node("Dropout", ["logits", "ratio", "train"], ["dropped"]))
+
+
+def external_data(model: onnx.ModelProto) -> None:
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "../elsewhere.bin")
+
+
+def wrong_labels(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    write(folder, {**manifest, "labels": list(reversed(manifest["labels"]))})
+
+
+def too_few_labels(folder: Path) -> None:
+    write(folder, {**read_manifest(folder), "labels": ["0", "1"]})
+
+
+def extra_byte(folder: Path) -> None:
+    with (folder / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+
+
+def symbolic_link(folder: Path) -> None:
+    outside = folder.parent / "model.onnx"
+    (folder / "model.onnx").rename(outside)
+    (folder / "model.onnx").symlink_to(outside)
+
+
+def other_answers(folder: Path) -> None:
+    inputs, logits, probabilities = read_golden(folder)
+    np.savez(folder / "golden.npz", input=inputs, logits=logits + 1, probabilities=probabilities)
+    forge(folder, "golden.npz")
+
+
+def escape(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    manifest["files"]["../model.onnx"] = manifest["files"]["model.onnx"]
+    write(folder, manifest)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (spoil_model(change_weight), "model.onnx differs from the trained model"),
+        (spoil_model(swap_outputs), "model.onnx has the outputs probabilities, logits"),
+        (spoil_model(fix_batch), "model.onnx takes batches of 2 only"),
+        (spoil_model(change_opset), "model.onnx has opset 20"),
+        (spoil_model(add_dropout), "model.onnx was exported in training mode"),
+        (spoil_model(external_data), "model.onnx keeps the tensor"),
+        (wrong_labels, "model.onnx says of itself labels="),
+        (too_few_labels, r"manifest.json of .* has 2 labels"),
+        (lambda folder: (folder / "model.onnx").unlink(), "model.onnx is missing"),
+        (extra_byte, "model.onnx in .* was changed after its export"),
+        (symbolic_link, "model.onnx in .* is no plain file"),
+        (lambda folder: (folder / "notes.txt").write_text("hello"), "notes.txt in .* is not listed"),
+        (lambda folder: (folder / "golden.npz").write_bytes(b"PK"), "golden.npz in .* was changed"),
+        (other_answers, "model.onnx differs from the trained model"),
+        (spoil_manifest(schema_version=2), r"manifest.json of .* does not fit its schema: \$.schema_version"),
+        (spoil_manifest(outputs=[]), r"manifest.json of .* does not fit its schema: \$.outputs"),
+        (spoil_manifest(parity=[]), r"manifest.json of .* does not fit its schema: \$.parity"),
+        (spoil_manifest(files=[]), "manifest.json of .* cannot be read"),
+        (escape, "lists ../model.onnx, which is no plain file name"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json of .* cannot be read"),
+    ],
+)
+def test_spoiled_bundle_is_refused_and_the_file_named(copy: Path, spoil: Spoil, sentence: str) -> None:
+    spoil(copy)
+    with pytest.raises(Refusal, match=sentence) as refused:
+        verify(copy)
+    assert refused.value.exit_code == 1
+
+
+def test_manifest_fits_its_schema_and_the_schema_is_one(bundle: Path) -> None:
+    path = Path(package.__file__).parent / "exporters/manifest.schema.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(read_manifest(bundle))
+
+
+def test_code_is_run_only_with_trust(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        verify(bundle)
+    assert "not run     model.pt, which is code: add trust=true" in caplog.messages
+    assert any(line.startswith("agrees      model.safetensors") for line in caplog.messages)
+    with caplog.at_level("INFO"):
+        verify(bundle, trust=True)
+    assert any(line.startswith("agrees      model.pt:") for line in caplog.messages)
+
+
+def test_loader_predicts_without_torch(bundle: Path) -> None:
+    code = (
+        "import sys, numpy\n"
+        f"from {package.__name__}.serving.runtime import Bundle\n"
+        "bundle = Bundle(sys.argv[1])\n"
+        "found = bundle.predict(numpy.load(sys.argv[1] + '/golden.npz')['input'])\n"
+        "print(*(prediction.label for prediction in found))\n"
+        "assert not sys.modules.keys() & {'torch', 'lightning', 'onnx', 'hydra'}, 'more than numpy and ONNX Runtime'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _, logits, _ = read_golden(bundle)
+    assert done.stdout.split() == [str(label) for label in logits.argmax(axis=1)]
+
+
+def test_loader_gives_the_golden_answers_and_splits_large_batches(bundle: Path) -> None:
+    loaded = Bundle(bundle, num_threads=1)
+    inputs, logits, probabilities = read_golden(bundle)
+    found = loaded(inputs)
+    np.testing.assert_allclose(found[0], logits, atol=1e-4)
+    np.testing.assert_allclose(found[1], probabilities, atol=1e-5)
+    many = loaded.predict(np.concatenate([inputs] * 20))  # 160, more than the largest batch
+    assert len(many) == 20 * len(inputs)
+    assert [prediction.label for prediction in many[-len(inputs) :]] == [
+        loaded.labels[k] for k in probabilities.argmax(axis=1)
+    ]
+
+
+def test_loader_refuses_what_does_not_fit(bundle: Path, copy: Path) -> None:
+    loaded = Bundle(bundle)
+    for wrong in (np.zeros((1, 8, 8), np.uint8), np.zeros((1, 1, 8, 8), np.float32)):
+        with pytest.raises(ValueError, match=r"but the model takes uint8 \(B, 1, 8, 8\)"):
+            loaded(wrong)
+    with pytest.raises(Refusal, match=r"providers=\[NoSuchProvider\] is not available here"):
+        Bundle(bundle, providers=["NoSuchProvider"])
+    with pytest.raises(Refusal, match=r"model.int8.onnx is no ONNX file of .*, which has: model.onnx"):
+        Bundle(bundle, file="model.int8.onnx")
+    extra_byte(copy)
+    with pytest.raises(Refusal, match=r"model.onnx in .* was changed after its export"):
+        Bundle(copy)
+
+
+def test_bundle_is_found_by_version_name_and_latest(bundle: Path, tmp_path: Path) -> None:
+    for number in ("1", "2", "10"):
+        shutil.copytree(bundle, tmp_path / "digits" / number)
+    assert find_bundle(str(tmp_path / "digits/2"), tmp_path).name == "2"
+    assert find_bundle(str(tmp_path / "digits"), tmp_path).name == "10"
+    (tmp_path / "digits/2/manifest.json").touch()
+    assert find_bundle("latest", tmp_path).name == "2"
+    with pytest.raises(Refusal, match="bundle=latest finds none"):
+        find_bundle("latest", tmp_path / "empty")
+    with pytest.raises(Refusal, match="does not exist"):
+        find_bundle("nowhere", tmp_path)
+
+
+def parsed_by_triton(text: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of gRPC, which NVIDIA's package brings
+        from tritonclient.grpc import model_config_pb2
+    from google.protobuf import text_format
+
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_triton_reads_the_configuration_and_it_agrees_with_the_file(bundle: Path) -> None:
+    config = parsed_by_triton((bundle.parent / CONFIG).read_text(encoding="utf-8"))
+    model = onnx.load(bundle / "model.onnx")
+    assert (config.name, config.backend, config.max_batch_size) == (package.__name__, "onnxruntime", 64)
+    numbers = {"TYPE_UINT8": onnx.TensorProto.UINT8, "TYPE_FP32": onnx.TensorProto.FLOAT}
+    types = type(config.input[0]).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    for standing, values in ((config.input, model.graph.input), (config.output, model.graph.output)):
+        assert [tensor.name for tensor in standing] == [value.name for value in values]
+        for tensor, value in zip(standing, values, strict=True):
+            given = value.type.tensor_type
+            assert list(tensor.dims) == [side.dim_value for side in given.shape.dim[1:]]
+            assert numbers[types[tensor.data_type].name] == given.elem_type
+    assert config.HasField("dynamic_batching")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('"logits"', '"scores"', "output scores"),
+        ("TYPE_UINT8", "TYPE_FP32", "input input TYPE_FP32"),
+        ("[ 1, 8, 8 ]", "[ 3, 8, 8 ]", r"input input TYPE_UINT8 \[3, 8, 8\]"),
+        ("max_batch_size: 64", "max_batch_size: 128", "lets batches of 128 through"),
+        ("dynamic_batching {", "dynamic_batching", "cannot be read"),
+    ],
+)
+def test_standing_configuration_that_does_not_fit_is_refused(
+    tmp_path: Path, old: str, new: str, sentence: str
+) -> None:
+    path, text = tmp_path / CONFIG, config_text("made", DIGITS, 64)
+    path.write_text(text, encoding="utf-8")
+    check_config(path, DIGITS, 64)
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(Refusal, match=sentence):
+        check_config(path, DIGITS, 64)
+
+
+def test_what_was_added_to_the_configuration_by_hand_is_kept_and_read(tmp_path: Path) -> None:
+    added = 'instance_group [ { kind: KIND_GPU, count: 2 } ]\n'
+    added += 'parameters { key: "#a" value: { string_value: "\\"{" } }\n'
+    text = config_text("made", DIGITS, 64).replace("dims: [ 10 ]", "dims: 10", 1) + added
+    assert parsed_by_triton(text).instance_group[0].count == 2
+    (tmp_path / CONFIG).write_text(text, encoding="utf-8")
+    check_config(tmp_path / CONFIG, DIGITS, 64)
