@@ -21,7 +21,13 @@ import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.exporters.contract import Signature, TensorSignature
 from {{ cookiecutter.package_name }}.exporters.triton import CONFIG, check_config, config_text
 from {{ cookiecutter.package_name }}.refusal import Refusal
-from {{ cookiecutter.package_name }}.serving.runtime import Bundle, digest, find_bundle, read_golden, read_manifest
+from {{ cookiecutter.package_name }}.serving.runtime import (
+    Bundle,
+    digest,
+    find_bundle,
+    read_golden,
+    read_manifest,
+)
 from {{ cookiecutter.package_name }}.verify import verify
 
 Spoil = Callable[[Path], None]
@@ -279,9 +285,7 @@ def test_triton_reads_the_configuration_and_it_agrees_with_the_file(bundle: Path
         ("dynamic_batching {", "dynamic_batching", "cannot be read"),
     ],
 )
-def test_standing_configuration_that_does_not_fit_is_refused(
-    tmp_path: Path, old: str, new: str, sentence: str
-) -> None:
+def test_standing_configuration_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: str, sentence: str) -> None:
     path, text = tmp_path / CONFIG, config_text("made", DIGITS, 64)
     path.write_text(text, encoding="utf-8")
     check_config(path, DIGITS, 64)
@@ -291,7 +295,7 @@ def test_standing_configuration_that_does_not_fit_is_refused(
 
 
 def test_what_was_added_to_the_configuration_by_hand_is_kept_and_read(tmp_path: Path) -> None:
-    added = 'instance_group [ { kind: KIND_GPU, count: 2 } ]\n'
+    added = "instance_group [ { kind: KIND_GPU, count: 2 } ]\n"
     added += 'parameters { key: "#a" value: { string_value: "\\"{" } }\n'
     text = config_text("made", DIGITS, 64).replace("dims: [ 10 ]", "dims: 10", 1) + added
     assert parsed_by_triton(text).instance_group[0].count == 2

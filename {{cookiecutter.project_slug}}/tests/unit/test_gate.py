@@ -285,9 +285,7 @@ def test_graph_that_trains_behind_an_eval_flag_is_caught(source: Source, tmp_pat
             exporter(name).check(tmp_path / FORMATS[name].file, source.contract)
 
 
-def test_difference_in_any_test_sample_is_caught(
-    source: Source, data: DigitsDataModule, exported: Path
-) -> None:
+def test_difference_in_any_test_sample_is_caught(source: Source, data: DigitsDataModule, exported: Path) -> None:
     """The batches of the gate hold the first samples only; the last one of the split is compared too."""
     small, limits = reference_of(source, data, 2), replace(LIMITS, max_batch_size=2)
     assert admitted("onnx", exported, source, small, limits).num_samples == 90

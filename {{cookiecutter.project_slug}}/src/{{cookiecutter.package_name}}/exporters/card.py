@@ -5,18 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import FORMATS
-from .triton import TYPES
+from .snippets import use
 
-PACKAGE = __name__.split(".")[0]
 CONFUSION, BENCHMARK_PICTURE = "confusion_matrix.png", "benchmark.png"
 METRICS = {"test/acc": "accuracy", "test/f1": "macro F1"}
 
-LIBTORCH_TYPES = {
-    "bool": "kBool",
-    "uint8": "kUInt8",
-    **{f"int{bits}": f"kInt{bits}" for bits in (8, 16, 32, 64)},
-    **{f"float{bits}": f"kFloat{bits}" for bits in (16, 32, 64)},
-}
 PURPOSE = {
     "onnx": "ONNX Runtime, Triton, and whatever reads ONNX: the first choice",
     "torchscript": "libtorch in C++ (legacy: torch supports it up to Python 3.13)",
@@ -26,75 +19,13 @@ PURPOSE = {
     "safetensors": "the weights alone, to train on",
 }
 
-PYTHON = """
-### Python
-
-With numpy and onnxruntime alone, in this folder:
-
-```python
-import numpy as np
-import onnxruntime
-
-session = onnxruntime.InferenceSession("model.onnx")
-golden = np.load("golden.npz")
-logits, probabilities = session.run(["logits", "probabilities"], {{"input": golden["input"]}})
-assert np.allclose(logits, golden["logits"], atol=1e-4)
-```
-
-Where this project is installed, its loader checks every file against its hash first:
-
-```python
-from {package}.serving.runtime import Bundle
-
-bundle = Bundle(".")
-print(bundle.predict(golden["input"]))  # [Prediction(label=..., probability=...), ...]
-```
-"""
-
-CPP = """
-### C++ (libtorch)
-
-```cpp
-#include <torch/script.h>
-
-#include <iostream>
-
-int main() {{
-  torch::jit::script::Module model = torch::jit::load("model.pt");
-  torch::Tensor input = torch::zeros({{{sides}}}, torch::{dtype});
-  torch::Tensor probabilities = model.forward({{input}}).toTuple()->elements()[1].toTensor();
-  std::cout << probabilities << std::endl;
-}}
-```
-
-`model.pt` is code: load only a file that you trust.
-"""
-
-HTTP = """
-### HTTP (Open Inference Protocol v2)
-
-The folder two levels up is a model repository for NVIDIA Triton (`tritonserver --model-repository=...`):
-
-```bash
-python - > request.json <<'EOF'
-import json
-import numpy as np
-
-x = np.load("golden.npz")["input"][:1]
-tensor = {{"name": "input", "datatype": "{datatype}", "shape": x.shape, "data": x.ravel().tolist()}}
-print(json.dumps({{"inputs": [tensor]}}))
-EOF
-curl --data @request.json http://localhost:8000/v2/models/{name}/infer
-```
-"""
-
 
 def card(manifest: Mapping[str, Any], benchmark: Mapping[str, Any] | None = None) -> str:
     """Made of the manifest and of what `benchmark` measured, so that it can be written again."""
     parts = [_head(manifest), _input_and_output(manifest), _files(manifest)]
     if benchmark is not None:
         parts.append(_speed(benchmark))
-    return "\n".join([*parts, _use(manifest), _origin(manifest)])
+    return "\n".join([*parts, use(manifest), _origin(manifest)])
 
 
 def _head(manifest: Mapping[str, Any]) -> str:
@@ -179,20 +110,6 @@ On {machine}, {threads} thread{"s" if threads > 1 else ""}:
 
 ![The same as a picture]({BENCHMARK_PICTURE})
 """
-
-
-def _use(manifest: Mapping[str, Any]) -> str:
-    (tensor,) = manifest["inputs"]
-    written = {parity["format"] for parity in manifest["parity"]}
-    text = "## Use\n"
-    if "onnx" in written:
-        text += PYTHON.format(package=PACKAGE)
-    if "torchscript" in written:
-        sides = ", ".join(map(str, (1, *tensor["shape"][1:])))
-        text += CPP.format(sides=sides, dtype=LIBTORCH_TYPES[tensor["dtype"]])
-    if "onnx" in written:
-        text += HTTP.format(name=manifest["name"], datatype=TYPES[tensor["dtype"]])
-    return text
 
 
 def _origin(manifest: Mapping[str, Any]) -> str:

@@ -1,0 +1,92 @@
+"""How to run a bundle's files from Python, C++ and HTTP: what the model card shows, to be copied."""
+
+from collections.abc import Mapping
+from string import Template
+from typing import Any
+
+from .triton import TYPES
+
+PACKAGE = __name__.split(".")[0]
+LIBTORCH_TYPES = {
+    "bool": "kBool",
+    "uint8": "kUInt8",
+    **{f"int{bits}": f"kInt{bits}" for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"kFloat{bits}" for bits in (16, 32, 64)},
+}
+
+PYTHON = Template("""
+### Python
+
+With numpy and onnxruntime alone, in this folder:
+
+```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+golden = np.load("golden.npz")
+logits, probabilities = session.run(["logits", "probabilities"], {"input": golden["input"]})
+assert np.allclose(logits, golden["logits"], atol=1e-4)
+```
+
+Where this project is installed, its loader checks every file against its hash first:
+
+```python
+from $package.serving.runtime import Bundle
+
+bundle = Bundle(".")
+print(bundle.predict(golden["input"]))  # [Prediction(label=..., probability=...), ...]
+```
+""")
+
+CPP = Template("""
+### C++ (libtorch)
+
+```cpp
+#include <torch/script.h>
+
+#include <iostream>
+
+int main() {
+  torch::jit::script::Module model = torch::jit::load("model.pt");
+  torch::Tensor input = torch::zeros({$sides}, torch::$dtype);
+  torch::Tensor probabilities = model.forward({input}).toTuple()->elements()[1].toTensor();
+  std::cout << probabilities << std::endl;
+}
+```
+
+`model.pt` is code: load only a file that you trust.
+""")
+
+HTTP = Template("""
+### HTTP (Open Inference Protocol v2)
+
+The folder two levels up is a model repository for NVIDIA Triton (`tritonserver --model-repository=...`):
+
+```bash
+python - > request.json <<'EOF'
+import json
+import numpy as np
+
+x = np.load("golden.npz")["input"][:1]
+tensor = {"name": "input", "datatype": "$datatype", "shape": x.shape, "data": x.ravel().tolist()}
+print(json.dumps({"inputs": [tensor]}))
+EOF
+curl --data @request.json http://localhost:8000/v2/models/$name/infer
+```
+""")
+
+
+def use(manifest: Mapping[str, Any]) -> str:
+    """A section of Markdown, with what the formats of this bundle allow."""
+    (tensor,) = manifest["inputs"]
+    written = {parity["format"] for parity in manifest["parity"]}
+    text = "## Use\n"
+    if "onnx" in written:
+        text += PYTHON.substitute(package=PACKAGE)
+    if "torchscript" in written:
+        sides = ", ".join(map(str, (1, *tensor["shape"][1:])))
+        text += CPP.substitute(sides=sides, dtype=LIBTORCH_TYPES[tensor["dtype"]])
+    if "onnx" in written:
+        text += HTTP.substitute(name=manifest["name"], datatype=TYPES[tensor["dtype"]])
+    return text
