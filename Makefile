@@ -5,10 +5,10 @@ OUT ?= build
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake check test test-all clean
+.PHONY: help demo bake check test test-all executorch clean
 
 help: ## show what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
@@ -36,8 +36,16 @@ check: .venv/ready ## lint and format check of the template as it lies
 test: .venv/ready ## rules, every combination of answers, refusals and the generated project's own tests
 	$(BIN)/python -m pytest -m "not story" $(ARGS)
 
-test-all: .venv/ready ## all tests: also each case of the strategies, and this README's commands in a fresh clone
-	$(BIN)/python -m pytest $(ARGS)
+test-all: .venv/ready executorch ## all tests: also each case of strategies and exports, and the README in a fresh clone
+	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" $(BIN)/python -m pytest $(ARGS)
+
+executorch: build/executorch/ready ## an environment with ExecuTorch, for the test of the page on phones
+
+build/executorch/ready: .venv/ready
+	$(PYTHON) -m venv build/executorch
+	build/executorch/bin/python -m pip install --quiet -c "{{cookiecutter.project_slug}}/constraints.txt" \
+		torch==2.13.0 torchao==0.18.0 executorch==1.4.1
+	@touch $@
 
 clean: ## remove what the commands above made
 	rm -rf build .venv .pytest_cache .ruff_cache

@@ -13,6 +13,9 @@ from conftest import EVERYTHING_OFF, LONG, SHORT, TEMPLATE, bake_into, files_of,
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
 
+IN_PROJECT = ("dp", "export", "faults", "ranks")
+SKIPS = {"there is no GPU here", "EXECUTORCH_PYTHON is not set (make executorch makes it)", "g++ is not installed"}
+
 
 @pytest.fixture(scope="session")
 def default_project() -> Path:
@@ -48,7 +51,7 @@ def run_suite(python: str, project: Path, *tests: str) -> None:
     printed = run(*command, cwd=project, PYTHONPATH=str(project / "src"))
     print(printed)
     assert re.search(r"\d+ passed", printed)
-    assert set(re.findall(r"^SKIPPED .*: (.*)$", printed, re.MULTILINE)) <= {"there is no GPU here"}
+    assert set(re.findall(r"^SKIPPED .*: (.*)$", printed, re.MULTILINE)) <= SKIPS
     after = files_of(project / "src") | files_of(project / "tests")
     assert {path for path in after - before if "__pycache__" not in path} == set()
 
@@ -69,12 +72,18 @@ def examined_project(default_project: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_default_project_keeps_its_promises(python: str, examined_project: Path) -> None:
-    run_suite(python, examined_project, *(f"tests/in_project/test_{name}.py" for name in ("dp", "faults", "ranks")))
+    run_suite(python, examined_project, *(f"tests/in_project/test_{name}.py" for name in IN_PROJECT))
 
 
 @pytest.mark.story
 def test_default_project_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
     run_suite(python, examined_project, "tests/in_project/test_slow.py")
+
+
+@pytest.mark.story
+def test_exports_keep_their_promises_case_by_case(python: str, examined_project: Path) -> None:
+    run_suite(python, examined_project, "tests/in_project/test_export.py", "-m", "slow")
+    run_suite(python, examined_project, "tests/in_project/test_edge.py")
 
 
 def test_project_with_everything_off_passes_its_own_tests(python: str, other_project: Path) -> None:

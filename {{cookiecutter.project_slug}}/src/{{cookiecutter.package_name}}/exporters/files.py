@@ -45,7 +45,7 @@ def write_verified(
     reference = Reference.of(answer, inputs, labels, limits.max_batch_size)
     source = Source(
         network=network,
-        example=torch.from_numpy(first_samples(inputs, 2)),
+        example=torch.from_numpy(first_samples(inputs, 2)).clone(memory_format=torch.contiguous_format),
         contract=contract,
         options={},
         model_section=checkpoint.config["model"],

@@ -22,6 +22,7 @@ Fields = dict[str, list[Any]]
 def config_text(name: str, signature: Signature, max_batch_size: int) -> str:
     """What Triton needs to serve `model.onnx`; what is added to it by hand stays, an export does not overwrite it."""
     outputs = ",\n".join(_tensor_text(tensor) for tensor in signature.outputs)
+    batching = "dynamic_batching {}"
     return f"""# Served as it stands: tritonserver --model-repository=<the folder above this one>
 name: "{name}"
 backend: "onnxruntime"
@@ -32,7 +33,7 @@ input [
 output [
 {outputs}
 ]
-dynamic_batching {{ }}
+{batching}
 """
 
 
