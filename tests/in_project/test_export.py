@@ -174,6 +174,29 @@ def test_two_exports_at_once_get_two_versions(best_checkpoint: Path, tmp_path: P
         assert verify(name_dir / str(version))["version"] == version
 
 
+@pytest.mark.parametrize(
+    ("option", "exit_code", "sentence"),
+    [
+        ("export.tolerance=0", 1, "nothing was published."),
+        ("export.opset=99", 2, "export.opset=99 is out of range"),
+        ("paths.artifact_dir=taken", 2, "taken/digit_classifier cannot be written: "),
+    ],
+)
+def test_export_that_fails_leaves_earlier_versions_as_they_are(
+    option: str, exit_code: int, sentence: str, bundle: Path, best_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle.parents[1], tmp_path / "artifacts")
+    (tmp_path / "taken").write_text("a file where the folder should be", encoding="utf-8")
+    before = {path: path.read_bytes() for path in (tmp_path / "artifacts").rglob("*") if path.is_file()}
+    refused = run_command("export", f"ckpt_path={best_checkpoint}", option, cwd=tmp_path, check=False)
+    assert refused.returncode == exit_code, refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert sentence in line
+    assert {path: path.read_bytes() for path in (tmp_path / "artifacts").rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "logs") == ["artifacts", "taken"]
+
+
 @pytest.mark.parametrize("limit", [1_000, 30_000, 100_000], ids=["a setting", "a picture", "the model"])
 def test_full_disk_leaves_nothing_and_says_so(best_checkpoint: Path, tmp_path: Path, limit: int) -> None:
     """No file of more than `limit` bytes can be written, as if the disk were full then."""

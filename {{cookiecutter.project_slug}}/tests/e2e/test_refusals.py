@@ -23,6 +23,7 @@ FAST = [
     ("train", ["logger=null"], "a group cannot be null on the command line: leave it out with '~'"),
     ("train", ["'"], "cannot be read: write an option as name=value"),
     ("export", ["export.opsett=18"], "'export.opsett' is no option; did you mean 'export.opset'?"),
+    ("verify", ["bundel=latest"], "'bundel' is no option; did you mean 'bundle'?"),
 ]
 SLOW = [
     ("train", ["strategy=single", "trainer=cpu", "trainer.devices=2"], "strategy=single uses one device"),
@@ -74,6 +75,15 @@ SLOW = [
     ("export", ["formats=[]"], "formats=[] exports nothing"),
     ("export", ["export.name=../up"], "export.name=../up is no folder name"),
     ("export", ["export.max_batch_size=0"], "export.max_batch_size=0 is too small"),
+    ("export", ["formats=[torchscript]", "export.opset=20"], "export.opset=20 is for onnx, onnx_int8, onnx_fp16, not"),
+    ("export", ["export.num_calibration_samples=8"], "export.num_calibration_samples=8 is for onnx_int8, not for"),
+    ("export", ["formats=[onnx_int8]", "export.num_calibration_samples=0"], "=0 is too few"),
+    ("export", ["formats=[onnx_int8]", "export.calibration=mean"], "it takes minmax or entropy or percentile"),
+    ("export", ["export.max_metric_loss=2"], "export.max_metric_loss=2 is out of range"),
+    ("verify", [], "bundle=latest finds none under"),
+    ("verify", ["bundle=nowhere"], "bundle=nowhere does not exist"),
+    ("verify", ["bundle=."], "is no bundle: it has no manifest.json"),
+    ("verify", ["trust=perhaps"], "trust=perhaps does not fit: it takes true or false"),
 ]
 
 
@@ -139,7 +149,7 @@ def test_metric_that_is_never_logged_is_refused_when_it_is_looked_for(
 
 
 @pytest.mark.parametrize(
-    ("verb", "options"), [*(case[:2] for case in FAST), ("train", ["--help"]), ("export", ["--help"])]
+    ("verb", "options"), [*(case[:2] for case in FAST), ("train", ["--help"]), ("export", ["--help"]), ("verify", ["--help"])]
 )
 def test_answered_without_torch(verb: str, options: list[str], tmp_path: Path) -> None:
     code = (

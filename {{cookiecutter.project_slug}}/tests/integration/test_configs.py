@@ -60,7 +60,7 @@ def test_first_line_of_an_option_file_says_how_to_select_it() -> None:
         assert comment.startswith(f"# {path.parent.name}={path.stem}: "), path
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+@pytest.mark.parametrize("command", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_commands_compose(command: str, tmp_path: Path) -> None:
     assert composed(command, tmp_path)["task_name"] == command
 
