@@ -180,3 +180,14 @@ def _remove_empty_run(run_dir: Path, log_file: str) -> None:
         shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
         (run_dir / log_file).unlink(missing_ok=True)
         run_dir.rmdir()
+
+
+def shown(path: Path) -> str:
+    """Relative to the working directory where it lies below it: shorter, and it can be copied into a command."""
+    path = Path.cwd() / path
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def python() -> str:
+    """As it can be typed here: the environment's own, where that is not activated."""
+    return shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"

@@ -63,6 +63,12 @@ QUIET = (
         "torch.compile imports a module of torch that uses what torch has deprecated",
     ),
     Quiet(
+        RuntimeWarning,
+        r"Image size \(\d+ pixels\) exceeds limit",
+        r"PIL\.Image",
+        "a picture of that size is refused, and named",
+    ),
+    Quiet(
         UserWarning,
         r"Grad strides do not match bucket view strides",
         r"torch\.autograd\.graph",

@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from .cli import Config
+from .cli import Config, python, shown
 from .exporters.gate import Parity
 from .models.classifier import Classifier
 from .strategies.devices import Devices
@@ -47,7 +46,7 @@ def announce(config: Config, devices: Devices, split: BatchSplit, model: Classif
     if config["ckpt_path"] is None:
         log.info("            learning rate %s%s", ", ".join(f"{rate:g}" for rate in rates), scaled)
     else:
-        log.info("goes on     from %s, with its learning rate", _shown(Path(config["ckpt_path"])))
+        log.info("goes on     from %s, with its learning rate", shown(Path(config["ckpt_path"])))
 
 
 def keep_metrics(metrics_csv: Path, loggers: list[Logger], step: int) -> None:
@@ -75,11 +74,11 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Pat
     if (run_dir / "metrics.csv").is_file():
         plot_curves(run_dir / "metrics.csv", run_dir / "curves.png")
     _log_metrics(metrics)
-    log.info("run         %s", _shown(run_dir))
+    log.info("run         %s", shown(run_dir))
     if best.is_file():
-        log.info("checkpoint  %s", _shown(best))
-        log.info("next        %s -m %s.evaluate ckpt_path=%s", _python(), PACKAGE, _shown(best))
-        log.info("            %s -m %s.export ckpt_path=%s", _python(), PACKAGE, _shown(best))
+        log.info("checkpoint  %s", shown(best))
+        log.info("next        %s -m %s.evaluate ckpt_path=%s", python(), PACKAGE, shown(best))
+        log.info("            %s -m %s.export ckpt_path=%s", python(), PACKAGE, shown(best))
 
 
 def report_evaluation(metrics: dict[str, float], model: Classifier, run_dir: Path) -> None:
@@ -88,7 +87,7 @@ def report_evaluation(metrics: dict[str, float], model: Classifier, run_dir: Pat
     assert model.confusion_matrix is not None
     plot_confusion_matrix(model.confusion_matrix, model.spec.labels, run_dir / "confusion_matrix.png")
     _log_metrics(metrics)
-    log.info("run         %s", _shown(run_dir))
+    log.info("run         %s", shown(run_dir))
 
 
 def report_export(bundle: Path, parities: list[Parity]) -> None:
@@ -106,9 +105,9 @@ def report_export(bundle: Path, parities: list[Parity]) -> None:
             f"{parity.latency_ms:.3f} ms",
         )
     Console().print(table)
-    log.info("bundle      %s (verified: every file agrees with the trained model)", _shown(bundle))
-    log.info("next        read %s, the model card", _shown(bundle / "README.md"))
-    log.info("            %s -m %s.verify bundle=%s", _python(), PACKAGE, _shown(bundle))
+    log.info("bundle      %s (verified: every file agrees with the trained model)", shown(bundle))
+    log.info("next        read %s, the model card", shown(bundle / "README.md"))
+    log.info("            %s -m %s.verify bundle=%s", python(), PACKAGE, shown(bundle))
 
 
 def _log_metrics(metrics: dict[str, float]) -> None:
@@ -118,17 +117,6 @@ def _log_metrics(metrics: dict[str, float]) -> None:
 
 def _write_json(metrics: dict[str, float], path: Path) -> None:
     path.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _shown(path: Path) -> str:
-    """Relative to the working directory where it lies below it: shorter, and it can be copied into a command."""
-    path = Path.cwd() / path
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _python() -> str:
-    """As it can be typed here: the environment's own, where that is not activated."""
-    return _shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
 
 
 def plot_curves(metrics_csv: Path, picture: Path) -> None:

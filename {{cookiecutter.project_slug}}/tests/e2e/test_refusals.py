@@ -23,8 +23,10 @@ FAST = [
     ("train", ["logger=null"], "a group cannot be null on the command line: leave it out with '~'"),
     ("train", ["'"], "cannot be read: write an option as name=value"),
     ("export", ["export.opsett=18"], "'export.opsett' is no option; did you mean 'export.opset'?"),
+    ("predict", ["input=a.png", "device=tpu"], "device=tpu does not fit: it takes auto or cpu or cuda."),
     ("verify", ["bundel=latest"], "'bundel' is no option; did you mean 'bundle'?"),
 ]
+VERBS = ("train", "evaluate", "predict", "export", "verify")
 SLOW = [
     ("train", ["strategy=single", "trainer=cpu", "trainer.devices=2"], "strategy=single uses one device"),
     ("train", ["strategy=dp", "trainer=cpu", "trainer.devices=2"], "take strategy=ddp"),
@@ -80,6 +82,16 @@ SLOW = [
     ("export", ["formats=[onnx_int8]", "export.num_calibration_samples=0"], "=0 is too few"),
     ("export", ["formats=[onnx_int8]", "export.calibration=mean"], "it takes minmax or entropy or percentile"),
     ("export", ["export.max_metric_loss=2"], "export.max_metric_loss=2 is out of range"),
+    ("predict", [], "input= is needed: give a file, a folder, a list as [a,b], or a pattern"),
+    ("predict", ["input=nowhere.png"], "input=nowhere.png does not exist: give a file, a folder"),
+    ("predict", ["input=."], "input=. holds no file to read: give pictures"),
+    ("predict", ["input=truncated.ckpt"], "finds no trained run"),
+    ("predict", ["input=truncated.ckpt", "ckpt_path=truncated.ckpt"], "cannot be read"),
+    ("predict", ["input=truncated.ckpt", "device=cuda", "ckpt_path=x.ckpt", "bundle=x"], "are two models"),
+    ("predict", ["input=truncated.ckpt", "bundle=latest"], "bundle=latest finds none under"),
+    ("predict", ["input=truncated.ckpt", "output=a.txt"], "output=a.txt has no format"),
+    ("predict", ["input=truncated.ckpt", "output=folder.csv"], "output=folder.csv is a folder"),
+    ("predict", ["input=truncated.ckpt", "batch_size=0"], "batch_size=0 is too small: give 1 or more."),
     ("verify", [], "bundle=latest finds none under"),
     ("verify", ["bundle=nowhere"], "bundle=nowhere does not exist"),
     ("verify", ["bundle=."], "is no bundle: it has no manifest.json"),
@@ -127,6 +139,7 @@ def test_mistake_that_needs_torch_to_be_seen_is_told_alike(
 ) -> None:
     """In this process, because a new one would first import torch for seconds."""
     (tmp_path / "truncated.ckpt").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "folder.csv").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [verb, *options])
     with pytest.raises(SystemExit) as ended:
@@ -149,7 +162,7 @@ def test_metric_that_is_never_logged_is_refused_when_it_is_looked_for(
 
 
 @pytest.mark.parametrize(
-    ("verb", "options"), [*(case[:2] for case in FAST), ("train", ["--help"]), ("export", ["--help"]), ("verify", ["--help"])]
+    ("verb", "options"), [*(case[:2] for case in FAST), *((verb, ["--help"]) for verb in VERBS)]
 )
 def test_answered_without_torch(verb: str, options: list[str], tmp_path: Path) -> None:
     code = (

@@ -9,21 +9,38 @@ from PIL import Image, ImageOps
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
+MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; a file of some bytes can claim any size
 
 
 def read_picture(file: Path | BinaryIO, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """A picture as `(C, H, W)` of `shape`, uint8: turned as its EXIF data says, on black where it is transparent.
 
-    Only the first frame of an animation is read. Raises `OSError` or `ValueError` for what is no picture or too large.
+    Only the first frame of an animation is read; 16 bits a pixel become the upper 8. Raises `OSError` or `ValueError`
+    for what is no picture, damaged or too large.
     """
     channels, height, width = shape
-    with Image.open(file) as opened:
-        picture = ImageOps.exif_transpose(opened)
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-        picture = picture.convert(MODES[channels])
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(picture, dtype=np.uint8)
+    try:
+        with Image.open(file) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError(f"its {opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}")
+            picture = _flat(ImageOps.exif_transpose(opened)).convert(MODES[channels])
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes lead the decoder to
+        raise ValueError(f"it cannot be decoded ({type(error).__name__}: {error})") from error
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture, dtype=np.uint8)
     return np.ascontiguousarray(pixels.reshape(height, width, channels).transpose(2, 0, 1))
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    """Without transparency, and of 8 bits: Pillow's own conversion cuts off all that is brighter than 255."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, and which of them is white is not known")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+    return picture

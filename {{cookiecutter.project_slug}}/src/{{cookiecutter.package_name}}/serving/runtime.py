@@ -61,6 +61,7 @@ class Bundle:
         self.input_name: str = tensor["name"]
         self.input_dtype = np.dtype(tensor["dtype"])
         self.input_shape: tuple[int, ...] = tuple(tensor["shape"][1:])
+        self.input_range: tuple[float, float] = tuple(tensor["range"])
         self.outputs = [tensor["name"] for tensor in self.manifest["outputs"]]
         self.session = _session(self.folder / file, providers, num_threads)
 

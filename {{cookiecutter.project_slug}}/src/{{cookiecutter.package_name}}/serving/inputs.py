@@ -1,0 +1,140 @@
+"""Files to raw inputs of a network: pictures, and arrays as `.npy`."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import UnidentifiedImageError
+
+from ..refusal import Refusal
+from .pictures import MODES, SUFFIXES, read_picture
+
+Array = npt.NDArray[Any]
+
+ARRAY = ".npy"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What the network takes: one sample is `shape`, of `dtype`, its values from `range[0]` to `range[1]`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    range: tuple[float, float]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`index` counts the samples of one file."""
+
+    file: str
+    index: int
+    values: Array
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What cannot be used: a sample, or the whole of a file."""
+
+    file: str
+    index: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{'' if self.index is None else f' [{self.index}]'}: {self.reason}"
+
+
+def find_files(given: Iterable[str]) -> list[Path]:
+    """The files that are meant, each once: themselves, those in a folder and below, or those that fit a pattern.
+
+    In a folder only those are meant that can be read at all, and no hidden ones.
+    """
+    found: dict[Path, None] = {}
+    for name in given:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            files = _within(path)
+        elif path.exists():
+            files = [path]
+        else:
+            matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+            files = [file for match in matches for file in (_within(match) if match.is_dir() else [match])]
+            if not matches:
+                remedy = "give a file, a folder, a list as [a,b], or a pattern as 'pictures/*.png'"
+                raise Refusal(f"input={name} does not exist: {remedy}.")
+        if not files:
+            raise Refusal(f"input={name} holds no file to read: give pictures ({' '.join(SUFFIXES)}) or {ARRAY}.")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def _within(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = [name for name in files if name.lower().endswith((*SUFFIXES, ARRAY)) and not name.startswith(".")]
+        found += [Path(parent) / name for name in names]
+    return sorted(found)
+
+
+def read_samples(path: Path, accepted: Accepted) -> Iterator[Sample | LeftOut]:
+    """Raw samples, each of `accepted.shape`."""
+    name = os.fsencode(path).decode(errors="backslashreplace")
+    try:
+        arrays = _read(path, accepted)
+    except (OSError, ValueError, EOFError) as error:
+        yield LeftOut(name, None, _reason(error))
+        return
+    low, high = accepted.range
+    for index, values in enumerate(arrays):
+        if not (np.isfinite(values).all() and low <= values.min() and values.max() <= high):
+            yield LeftOut(name, index, f"its values are not within {low:g} to {high:g}")
+        else:
+            yield Sample(name, index, np.asarray(values))
+
+
+def _read(path: Path, accepted: Accepted) -> Array:
+    """`(N, *accepted.shape)`"""
+    suffix = path.suffix.lower()
+    if suffix == ARRAY:
+        return _read_array(path, accepted)
+    if suffix not in SUFFIXES:
+        raise ValueError(f"it is neither a picture ({' '.join(SUFFIXES)}) nor an array ({ARRAY})")
+    if len(accepted.shape) != 3 or accepted.shape[0] not in MODES:
+        raise ValueError(f"the model takes {accepted}, no pictures")
+    channels, height, width = accepted.shape
+    pixels = read_picture(path, (channels, height, width))
+    low, high = accepted.range
+    if (low, high) == (0, 255):
+        return pixels[np.newaxis].astype(accepted.dtype)
+    scaled = low + pixels[np.newaxis] * ((high - low) / 255)
+    return (np.rint(scaled) if accepted.dtype.kind in "ui" else scaled).astype(accepted.dtype)
+
+
+def _read_array(path: Path, accepted: Accepted) -> Array:
+    array: Array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a file may be larger than the memory
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it holds several arrays: save one, with numpy.save")
+    if array.shape == accepted.shape:
+        array = array[np.newaxis]
+    if array.shape[1:] != accepted.shape or array.dtype != accepted.dtype:
+        raise ValueError(f"it holds {array.dtype} {array.shape}, but the model takes {accepted}, or many of them")
+    if not len(array):
+        raise ValueError("it holds no sample")
+    return array
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture, or damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__
