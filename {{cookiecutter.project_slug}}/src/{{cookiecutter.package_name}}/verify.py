@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli import Config, command
+from .cli import Config, command, shown
 
 if TYPE_CHECKING:
     from .exporters.contract import Contract
@@ -38,7 +38,7 @@ def main(config: Config) -> None:
 
     options = read_options(config, Options)
     folder = find_bundle(options.bundle, Path(config["paths"]["artifact_dir"]))
-    log.info("bundle      %s", folder)
+    log.info("bundle      %s", shown(folder))
     verify(folder, trust=options.trust)
     log.info("verified    it is what was published")
 
@@ -54,7 +54,7 @@ def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
     from .serving.runtime import BadBundle, check_files, read_manifest
 
     manifest = read_manifest(folder)
-    _check_schema(folder, manifest)
+    check_schema(folder, manifest)
     check_files(folder, manifest)
     log.info("            %d files have the sha256 that the manifest says", len(manifest["files"]))
     contract = Contract.of_manifest(manifest)
@@ -72,7 +72,7 @@ def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
     return manifest
 
 
-def _check_schema(folder: Path, manifest: dict[str, Any]) -> None:
+def check_schema(folder: Path, manifest: dict[str, Any]) -> None:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 

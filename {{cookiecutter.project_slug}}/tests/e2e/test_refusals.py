@@ -24,9 +24,10 @@ FAST = [
     ("train", ["'"], "cannot be read: write an option as name=value"),
     ("export", ["export.opsett=18"], "'export.opsett' is no option; did you mean 'export.opset'?"),
     ("predict", ["input=a.png", "device=tpu"], "device=tpu does not fit: it takes auto or cpu or cuda."),
+    ("benchmark", ["bundel=latest"], "'bundel' is no option; did you mean 'bundle'?"),
     ("verify", ["bundel=latest"], "'bundel' is no option; did you mean 'bundle'?"),
 ]
-VERBS = ("train", "evaluate", "predict", "export", "verify")
+VERBS = ("train", "evaluate", "predict", "export", "verify", "benchmark")
 SLOW = [
     ("train", ["strategy=single", "trainer=cpu", "trainer.devices=2"], "strategy=single uses one device"),
     ("train", ["strategy=dp", "trainer=cpu", "trainer.devices=2"], "take strategy=ddp"),
@@ -92,6 +93,12 @@ SLOW = [
     ("predict", ["input=truncated.ckpt", "output=a.txt"], "output=a.txt has no format"),
     ("predict", ["input=truncated.ckpt", "output=folder.csv"], "output=folder.csv is a folder"),
     ("predict", ["input=truncated.ckpt", "batch_size=0"], "batch_size=0 is too small: give 1 or more."),
+    ("benchmark", [], "bundle=latest finds none under"),
+    ("benchmark", ["num_threads=0"], "num_threads=0 is too small: give 1 or more."),
+    ("benchmark", ["num_rounds=0"], "num_rounds=0 is too small: give 1 or more."),
+    ("benchmark", ["seconds=0"], "seconds=0 is out of range: give more than 0"),
+    ("benchmark", ["batch_sizes=[]"], "batch_sizes=[] measures nothing"),
+    ("benchmark", ["batch_sizes=[a]"], "batch_sizes="),
     ("verify", [], "bundle=latest finds none under"),
     ("verify", ["bundle=nowhere"], "bundle=nowhere does not exist"),
     ("verify", ["bundle=."], "is no bundle: it has no manifest.json"),
@@ -161,9 +168,7 @@ def test_metric_that_is_never_logged_is_refused_when_it_is_looked_for(
     assert sentence in only_line(run_command("train", *options, cwd=tmp_path, check=False))
 
 
-@pytest.mark.parametrize(
-    ("verb", "options"), [*(case[:2] for case in FAST), *((verb, ["--help"]) for verb in VERBS)]
-)
+@pytest.mark.parametrize(("verb", "options"), [*(case[:2] for case in FAST), *((verb, ["--help"]) for verb in VERBS)])
 def test_answered_without_torch(verb: str, options: list[str], tmp_path: Path) -> None:
     code = (
         f"import sys; from {package.__name__}.{verb} import main\n"

@@ -69,8 +69,8 @@ class Exporter(Protocol):
     def check(self, path: Path, contract: "Contract") -> None:
         """Raises `GateFailure` for a file that is not what it should be, without running it."""
 
-    def load(self, path: Path, *, optimize: bool = True) -> Run:
-        """On the CPU, with one thread; `optimize=False` runs the graph as it was written."""
+    def load(self, path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
+        """On the CPU; `optimize=False` runs the graph as it was written."""
 
 
 def exporter(format_name: str) -> Exporter:

@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import Checkpoint
 from ..refusal import Refusal
 from ..serving.runtime import MANIFEST, digest, versions
 from .contract import SCHEMA_VERSION, Contract
 from .gate import Limits, Parity
 from .triton import CONFIG, check_config, config_text
+
+if TYPE_CHECKING:
+    from ..checkpoints import Checkpoint
 
 PACKAGES = ("torch", "lightning", "onnx", "onnxruntime", "numpy")
 ABANDONED_AFTER = 24 * 3600  # seconds
@@ -79,7 +81,7 @@ def keep_config(folder: Path, contract: Contract, max_batch_size: int, has_onnx:
 
 
 def describe(
-    contract: Contract, checkpoint: Checkpoint, parities: list[Parity], limits: Limits, **figures: Any
+    contract: Contract, checkpoint: "Checkpoint", parities: list[Parity], limits: Limits, **figures: Any
 ) -> dict[str, Any]:
     """The manifest but for what only publishing tells: version, time and files."""
     spec = checkpoint.spec
@@ -112,13 +114,41 @@ def describe(
 
 
 def write_manifest(contents: Mapping[str, Any], folder: Path) -> None:
-    """With size and hash of every file that lies in `folder`."""
-    files = {
+    """With size and hash of every file that lies in `folder`, beside those that `contents` lists already."""
+    lying = {
         path.name: {"sha256": digest(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.iterdir())
+        for path in folder.iterdir()
         if path.name != MANIFEST
     }
+    files = dict(sorted({**contents.get("files", {}), **lying}.items()))
     write_json({**contents, "files": files}, folder / MANIFEST)
+
+
+def add_to(bundle: Path, manifest: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+    """Moves what `write(folder)` makes into a published bundle, and at last the manifest that lists it.
+
+    After an error or an interruption the bundle is as it was.
+    """
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=bundle.parent) as scratch:
+        made, before = Path(scratch, "made"), Path(scratch, "before")
+        made.mkdir()
+        before.mkdir()
+        write(made)
+        write_manifest(manifest, made)
+        names = sorted((path.name for path in made.iterdir()), key=lambda name: (name == MANIFEST, name))
+        for name in names:
+            if (bundle / name).is_file():
+                shutil.copy2(bundle / name, before / name)
+        try:
+            for name in names:
+                (made / name).replace(bundle / name)
+        except BaseException:
+            for name in names:
+                if (before / name).exists():
+                    (before / name).replace(bundle / name)
+                elif not (made / name).exists():
+                    (bundle / name).unlink()
+            raise
 
 
 def write_json(contents: object, path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from . import FORMATS
 from .snippets import use
 
-CONFUSION, BENCHMARK_PICTURE = "confusion_matrix.png", "benchmark.png"
+CONFUSION, BENCHMARK, BENCHMARK_PICTURE = "confusion_matrix.png", "benchmark.json", "benchmark.png"
 METRICS = {"test/acc": "accuracy", "test/f1": "macro F1"}
 
 PURPOSE = {
@@ -96,19 +96,21 @@ answers that any copy of this model must give.
 def _speed(benchmark: Mapping[str, Any]) -> str:
     rows = "\n".join(
         f"| {row['format']} | {row['batch_size']} | {row['p50_ms']:.3f} ms | {row['p95_ms']:.3f} ms "
-        f"| {row['samples_per_second']:,.0f} |"
+        f"| {row['samples_per_second']:,.0f} | {row['speedup']:.2f} "
+        f"({row['speedup_range'][0]:.2f} to {row['speedup_range'][1]:.2f}) |"
         for row in benchmark["rows"]
     )
     machine, threads = benchmark["machine"], benchmark["num_threads"]
     return f"""## Speed
 
-On {machine}, {threads} thread{"s" if threads > 1 else ""}:
+On {machine["processor"]} ({machine["num_cores"]} cores, {machine["system"]}), {threads} thread{"s" * (threads > 1)},
+beside the trained model in eager mode:
 
-| format | batch | median (p50) | p95 | samples a second |
-| --- | --- | --- | --- | --- |
+| format | batch | median (p50) | p95 | samples a second | times as fast (range of {benchmark["num_rounds"]} rounds) |
+| --- | --- | --- | --- | --- | --- |
 {rows}
 
-![The same as a picture]({BENCHMARK_PICTURE})
+![The same as a picture: the median of a call in each format]({BENCHMARK_PICTURE})
 """
 
 

@@ -95,9 +95,9 @@ def check_model(path: Path, contract: Contract) -> onnx.ModelProto:
     return model
 
 
-def load(path: Path, *, optimize: bool = True) -> Run:
+def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = num_threads
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

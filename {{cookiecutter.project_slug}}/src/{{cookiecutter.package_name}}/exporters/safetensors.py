@@ -29,9 +29,9 @@ def check(path: Path, contract: Contract) -> None:
     contract.check_summary(path.name, _described(path))
 
 
-def load(path: Path, *, optimize: bool = True) -> Run:
+def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
     """Nothing optimises it: `optimize` changes nothing."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(num_threads)
     return eager(rebuilt(path))
 
 

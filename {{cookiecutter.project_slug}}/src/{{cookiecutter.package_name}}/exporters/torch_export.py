@@ -65,9 +65,9 @@ def check(path: Path, contract: Contract) -> None:
     contract.check_summary(path.name, json.loads(extra[SUMMARY] or "{}"))
 
 
-def load(path: Path, *, optimize: bool = True) -> Run:
+def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
     """Nothing optimises it here: `optimize` changes nothing."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(num_threads)
     return eager(_read(path, {}).module())
 
 

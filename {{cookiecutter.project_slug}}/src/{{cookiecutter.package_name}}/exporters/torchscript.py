@@ -65,8 +65,8 @@ def check(path: Path, contract: Contract) -> None:
     contract.check_summary(path.name, json.loads(extra[SUMMARY] or "{}"))
 
 
-def load(path: Path, *, optimize: bool = True) -> Run:
-    torch.set_num_threads(1)
+def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
+    torch.set_num_threads(num_threads)
     with quietly(*QUIET):
         module = jit.load(path, map_location="cpu")
 

@@ -87,7 +87,7 @@ class Bundle:
 
 def find_bundle(bundle: str, artifact_dir: Path) -> Path:
     """The folder itself, the newest version of `artifacts/<name>`, or for `latest` what was published last."""
-    folder = Path(bundle).expanduser()
+    folder = Path(bundle).expanduser().resolve()
     if bundle == "latest":
         found = [path for path in artifact_dir.glob(f"*/*/{MANIFEST}") if path.parent.name.isdecimal()]
         if not found:
