@@ -100,12 +100,12 @@ def test_pictures_for_a_network_of_another_range_are_scaled_to_it(tmp_path: Path
 
 
 def test_samples_outside_the_range_are_left_out_one_by_one(tmp_path: Path) -> None:
-    array = np.zeros((4, 1, 8, 8), np.float32)
-    array[1, 0, 3, 3], array[2, 0, 0, 0] = np.nan, 1.5
+    array = np.zeros((5, 1, 8, 8), np.float32)
+    array[1, 0, 3, 3], array[2, 0, 0, 0], array[4, 0, 0, 0] = np.nan, 1.5, -1.5
     np.save(tmp_path / "a.npy", array)
     found = list(read_samples(tmp_path / "a.npy", FLOATS))
-    assert [isinstance(sample, LeftOut) for sample in found] == [False, True, True, False]
-    assert [sample.index for sample in found] == [0, 1, 2, 3]
+    assert [isinstance(sample, LeftOut) for sample in found] == [False, True, True, False, True]
+    assert [sample.index for sample in found] == [0, 1, 2, 3, 4]
     assert str(found[1]) == f"{tmp_path / 'a.npy'} [1]: its values are not within -1 to 1"
 
 
