@@ -68,7 +68,8 @@ def _shown(tensor: Fields) -> str:
 
 def _tensor_text(tensor: TensorSignature) -> str:
     dims = ", ".join(map(str, tensor.shape))
-    return f'  {{ name: "{tensor.name}", data_type: TYPE_{TYPES[tensor.dtype]}, dims: [ {dims} ] }}'
+    fields = f'name: "{tensor.name}", data_type: TYPE_{TYPES[tensor.dtype]}, dims: [ {dims} ]'
+    return "  { " + fields + " }"
 
 
 def _parse(text: str) -> Fields:
