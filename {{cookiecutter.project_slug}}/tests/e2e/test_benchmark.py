@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,17 @@ def test_failure_between_two_files_gives_the_bundle_back(copied: Path, last: str
     assert sorted(path.name for path in copied.parent.iterdir()) == ["1", "config.pbtxt"]
 
 
+def is_empty_soon(group: int) -> bool:
+    """Whether nobody is left of a group of processes; one that was just starting sees that it is alone a bit later."""
+    for _ in range(300):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def test_interruption_ends_all_processes_and_changes_nothing(copied: Path, tmp_path: Path) -> None:
     before = contents(copied.parent)
     command = [sys.executable, "-m", f"{package.__name__}.benchmark", "seconds=30"]
@@ -162,8 +174,7 @@ def test_interruption_ends_all_processes_and_changes_nothing(copied: Path, tmp_p
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    with pytest.raises(ProcessLookupError):  # nobody is left of that group
-        os.killpg(process.pid, 0)
+    assert is_empty_soon(process.pid), "processes of the benchmark are left"
     assert contents(copied.parent) == before
 
 
