@@ -92,7 +92,8 @@ for size in (1, 5, 359, 360):
     found[size] = {**figures, "counted": int(model.confusion_matrix.sum())}
 if trainer.is_global_zero:
     print("FOUND " + json.dumps(found))
-torch.distributed.destroy_process_group()  # what gloo left running can abort an interpreter that ends
+if torch.distributed.is_initialized():  # what gloo leaves running can abort an interpreter that ends
+    torch.distributed.destroy_process_group()
 """
 
 
