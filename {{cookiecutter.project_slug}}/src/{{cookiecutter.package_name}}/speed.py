@@ -64,9 +64,9 @@ def _processor() -> str:
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("format")
-    for heading in ("batch", "p50", "p95", "samples a second", "times as fast", "in the rounds"):
-        table.add_column(heading, justify="right")
+    table.add_column("format", no_wrap=True)
+    for heading in ("batch", "p50", "p95", "samples/s", "speedup", "of the rounds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for position, row in enumerate(rows):
         low, high = row["speedup_range"]
         is_last = position + 1 < len(rows) and rows[position + 1]["batch_size"] != row["batch_size"]
