@@ -63,9 +63,9 @@ def _processor() -> str:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("format", no_wrap=True)
-    for heading in ("batch", "p50", "p95", "samples/s", "speedup", "of the rounds"):
+    for heading in ("batch", "p50 (ms)", "p95 (ms)", "samples/s", "speedup", "in the rounds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for position, row in enumerate(rows):
         low, high = row["speedup_range"]
@@ -73,8 +73,8 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(
             row["format"],
             str(row["batch_size"]),
-            f"{row['p50_ms']:.3f} ms",
-            f"{row['p95_ms']:.3f} ms",
+            f"{row['p50_ms']:.3f}",
+            f"{row['p95_ms']:.3f}",
             f"{row['samples_per_second']:,.0f}",
             "" if row["format"] == EAGER else f"{row['speedup']:.2f}",
             "" if row["format"] == EAGER else f"{low:.2f} to {high:.2f}",
