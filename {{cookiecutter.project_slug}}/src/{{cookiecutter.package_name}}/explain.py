@@ -23,7 +23,8 @@ def explain(error: Exception) -> Refusal | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _explain_choice(Path(error.missing_cfg_file), error.options)
     if isinstance(error, OverrideParseException):
-        return Refusal(f"'{error.override}' cannot be read: write an option as name=value, and quote it for the shell.")
+        remedy = "write an option as name=value, and a value with special characters as 'name=\"value\"'"
+        return Refusal(f"'{error.override}' cannot be read: {remedy}.")
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         if "Config group override" not in str(error):
             return None

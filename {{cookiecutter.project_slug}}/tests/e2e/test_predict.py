@@ -48,7 +48,10 @@ def spoil(folder: Path) -> list[str]:
     np.save(folder / "wide.npy", np.zeros((2, 1, 9, 9), np.uint8))
     np.save(folder / "objects.npy", np.array([{}], dtype=object))
     (folder / "gone.png").symlink_to("nowhere")
-    return ["empty.png", "cut.png", "wide.npy", "objects.npy", "gone.png"]
+    os.mkfifo(folder / "pipe.png")
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999, 1, 8, 8), }"
+    (folder / "huge.npy").write_bytes(header.ljust(127) + b"\n")
+    return ["empty.png", "cut.png", "wide.npy", "objects.npy", "gone.png", "pipe.png", "huge.npy"]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

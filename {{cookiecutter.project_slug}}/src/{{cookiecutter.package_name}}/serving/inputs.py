@@ -104,6 +104,8 @@ def read_samples(path: Path, accepted: Accepted) -> Iterator[Sample | LeftOut]:
 def _read(path: Path, accepted: Accepted) -> Array:
     """`(N, *accepted.shape)`"""
     suffix = path.suffix.lower()
+    if path.exists() and not path.is_file():  # to open a pipe would wait for somebody to write into it
+        raise ValueError("it is no plain file")
     if suffix == ARRAY:
         return _read_array(path, accepted)
     if suffix not in SUFFIXES:
