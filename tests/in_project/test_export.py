@@ -17,7 +17,7 @@ import digit_classifier as package
 import numpy as np
 import pytest
 import torch
-from conftest import run_command, trained
+from conftest import run_command, started, trained, wait_for
 from digit_classifier.data.digits import DigitsDataModule
 from digit_classifier.exporters import FORMATS, exporter
 from digit_classifier.exporters.contract import Contract, GateFailure, Signature
@@ -216,14 +216,10 @@ def test_full_disk_leaves_nothing_and_says_so(best_checkpoint: Path, tmp_path: P
 
 
 def test_interrupted_export_leaves_nothing(best_checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "digit_classifier.export", f"ckpt_path={best_checkpoint}"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("verifying"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    with started("export", f"ckpt_path={best_checkpoint}", cwd=tmp_path) as process:
+        wait_for(process, "verifying")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert not (tmp_path / "artifacts").exists()

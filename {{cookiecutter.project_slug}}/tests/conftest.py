@@ -2,9 +2,11 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for quiet in QUIET:
         line = f"ignore:{quiet.message}:{quiet.category.__name__}:{quiet.module}"
         config.addinivalue_line("filterwarnings", line)
+    # What a script starts with `&` ignores Ctrl-C, and hands that on to the commands under test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +44,26 @@ def run_command(verb: str, *options: str, cwd: Path, check: bool = True) -> subp
     if check:
         assert process.returncode == 0, process.stdout + process.stderr
     return process
+
+
+@contextmanager
+def started(verb: str, *options: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """The running command, leader of a process group of its own; what is left of the group ends with the test."""
+    command = [sys.executable, "-m", f"{package.__name__}.{verb}", *options]
+    with subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(process: subprocess.Popen[str], words: str) -> None:
+    """Until a line that it prints starts with the words."""
+    assert process.stdout is not None
+    assert any(line.startswith(words) for line in process.stdout), process.communicate()
 
 
 @pytest.fixture(scope="session")

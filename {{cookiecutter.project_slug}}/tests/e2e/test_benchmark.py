@@ -5,17 +5,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_command
+from conftest import run_command, started, wait_for
 
-import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.exporters.bundle import add_to
 from {{ cookiecutter.package_name }}.refusal import Refusal
 from {{ cookiecutter.package_name }}.serving.runtime import find_bundle, read_manifest
@@ -162,19 +159,13 @@ def is_empty_soon(group: int) -> bool:
 
 def test_interruption_ends_all_processes_and_changes_nothing(copied: Path, tmp_path: Path) -> None:
     before = contents(copied.parent)
-    command = [sys.executable, "-m", f"{package.__name__}.benchmark", "seconds=30"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("measuring"):
-            break
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    with started("benchmark", "seconds=30", cwd=tmp_path) as process:
+        wait_for(process, "measuring")
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert is_empty_soon(process.pid), "processes of the benchmark are left"
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert is_empty_soon(process.pid), "processes of the benchmark are left"
     assert contents(copied.parent) == before
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import run_command
+from conftest import run_command, started, wait_for
 
 import {{ cookiecutter.package_name }} as package
 
@@ -189,14 +189,10 @@ def test_opset_out_of_range_is_refused(opset: int, best_checkpoint: Path, tmp_pa
 
 def test_interruption_says_so_and_keeps_what_was_saved(tmp_path: Path) -> None:
     options = ["trainer=cpu", "trainer.max_epochs=5000", "callbacks.early_stopping=null"]
-    command = [sys.executable, "-m", f"{package.__name__}.train", *options]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 3/"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    with started("train", *options, cwd=tmp_path) as process:
+        wait_for(process, "epoch 3/")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "error: interrupted: what was saved until now stays." in errors
     assert "Traceback" not in errors
