@@ -1,5 +1,6 @@
 """What holds of every export, whatever was trained and how."""
 
+import errno
 import getpass
 import io
 import json
@@ -18,13 +19,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_command, started, trained, wait_for
+from digit_classifier import checkpoints
 from digit_classifier.data.digits import DigitsDataModule
+from digit_classifier.export import Options, export
 from digit_classifier.exporters import FORMATS, exporter
+from digit_classifier.exporters import bundle as publishing
 from digit_classifier.exporters.contract import Contract, GateFailure, Signature
 from digit_classifier.exporters.fresh import run_afresh
 from digit_classifier.exporters.network import Source, deployed
 from digit_classifier.models.classifier import Classifier
 from digit_classifier.models.mlp import MLP
+from digit_classifier.refusal import Refusal
 from digit_classifier.serving.runtime import read_manifest
 from digit_classifier.verify import verify
 from torch import nn
@@ -215,6 +220,34 @@ def test_full_disk_leaves_nothing_and_says_so(best_checkpoint: Path, tmp_path: P
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 
+def test_disk_that_is_full_at_the_very_end_leaves_nothing(
+    best_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files are written and the gate has let them through; the manifest does not fit any more."""
+
+    def full(contents: object, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    checkpoint = checkpoints.load(best_checkpoint)
+    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, 0.005, None, None, None)
+    monkeypatch.setattr(publishing, "write_manifest", full)
+    with pytest.raises(Refusal, match=r"made cannot be written: No space left on device; nothing was published"):
+        export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
+    assert sorted(path.name for path in (tmp_path / "artifacts/made").iterdir()) == ["1", "config.pbtxt"]
+
+
+def test_folders_of_this_machine_are_not_published() -> None:
+    section = {"weights": "/home/somebody/pretrained.ckpt", "net": [{"file": "/data/a.csv", "width": 8}], "name": "a/b"}
+    assert publishing.without_local_paths(section) == {
+        "weights": "pretrained.ckpt",
+        "net": [{"file": "a.csv", "width": 8}],
+        "name": "a/b",
+    }
+
+
 def test_interrupted_export_leaves_nothing(best_checkpoint: Path, tmp_path: Path) -> None:
     with started("export", f"ckpt_path={best_checkpoint}", cwd=tmp_path) as process:
         wait_for(process, "verifying")
@@ -269,6 +302,7 @@ def test_standing_configuration_of_another_model_is_kept(best_checkpoint: Path, 
         refused = run_command("export", f"ckpt_path={best_checkpoint}", *options, cwd=tmp_path, check=False)
         assert refused.returncode == 2
         assert sentence in refused.stderr
+        assert "exporting" not in refused.stdout, "it is refused before the work"
     assert config.read_text(encoding="utf-8") == before
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["1", "config.pbtxt"]
     verify(bundle)

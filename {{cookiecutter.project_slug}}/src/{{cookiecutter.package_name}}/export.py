@@ -9,6 +9,7 @@ python -m <package>.export export.name=digits export.max_batch_size=256
 from __future__ import annotations
 
 import datetime
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,7 +83,7 @@ def export(
     Raises `GateFailure` when a file is not what was trained, once all were tried: nothing is published, earlier
     versions stay as they are.
     """
-    from .exporters.bundle import describe, incoming, keep_config, publish, write_manifest
+    from .exporters.bundle import check_standing_config, describe, incoming, place_config, publish, write_manifest
     from .exporters.card import card
     from .exporters.contract import Contract, Signature
     from .exporters.files import write_verified
@@ -94,15 +95,17 @@ def export(
     contract = Contract(options.name, Signature.of(spec), spec.labels, digest(checkpoint.path), opset)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with incoming(artifact_dir / options.name) as folder:
+        check_standing_config(folder.parent, contract, limits.max_batch_size, "onnx" in formats)
         chosen = {name: options.of(name) for name in formats}
         parities, figures = write_verified(checkpoint, datamodule, chosen, contract, limits, folder)
         described = describe(contract, checkpoint, parities, limits, **figures)
-        keep_config(folder, contract, limits.max_batch_size, "onnx" in formats)
 
         def seal(folder: Path, version: int) -> None:
             contents = {**described, "version": version, "created": created}
             (folder / "README.md").write_text(card(contents), encoding="utf-8")
             write_manifest(contents, folder)
+            if "onnx" in formats:  # last: what fails before it, as on a full disk, leaves no trace
+                place_config(folder, contract, limits.max_batch_size)
 
         return publish(folder, seal), parities
 
@@ -127,8 +130,8 @@ def _check(formats: list[str], options: Options) -> None:
         raise Refusal(f"export.num_calibration_samples={options.num_calibration_samples} is too few: give 1 or more.")
     if not 0 <= options.max_metric_loss < 1:
         raise Refusal(f"export.max_metric_loss={options.max_metric_loss} is out of range: give 0 to 1, as 0.005.")
-    if Path(options.name).name != options.name or options.name.startswith("."):
-        raise Refusal(f"export.name={options.name} is no folder name: give one without slashes or a leading dot.")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", options.name):  # in addresses and configurations too
+        raise Refusal(f"export.name={options.name} is no name for a model: give letters, digits and any of _ - .")
 
 
 if __name__ == "__main__":

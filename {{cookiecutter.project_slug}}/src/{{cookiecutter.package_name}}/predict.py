@@ -124,9 +124,11 @@ def _from_bundle(options: Options, config: Config) -> Model:
     if options.ckpt_path != "latest":
         raise Refusal(f"bundle={options.bundle} and ckpt_path={options.ckpt_path} are two models: give one of them.")
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
-    found = options.device == "auto" and cuda in onnxruntime.get_available_providers()
+    has_cuda = cuda in onnxruntime.get_available_providers()
+    if options.device == "cuda" and not has_cuda:
+        raise Refusal("device=cuda is not available here: install onnxruntime-gpu for it, or take device=cpu.")
     folder = find_bundle(str(options.bundle), Path(config["paths"]["artifact_dir"]))
-    bundle = Bundle(folder, providers=[cuda, cpu] if found or options.device == "cuda" else [cpu])
+    bundle = Bundle(folder, providers=[cuda, cpu] if has_cuda and options.device != "cpu" else [cpu])
     log.info("bundle      %s", shown(folder))
     accepted = Accepted(bundle.input_shape, bundle.input_dtype, bundle.input_range)
     return Model(accepted, bundle.labels, min(options.batch_size, bundle.max_batch_size), lambda x: bundle(x)[1])

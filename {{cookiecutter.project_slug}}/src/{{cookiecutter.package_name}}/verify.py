@@ -65,6 +65,8 @@ def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
     for entry in manifest["parity"]:
         if FORMATS[entry["format"]].code and not trust:
             log.info("not run     %s, which is code: add trust=true", entry["file"])
+        elif (package := _missing_package(entry["format"])) is not None:
+            log.info("not run     %s, which needs %s", entry["file"], package)
         else:
             _check_answers(folder, entry, contract, manifest)
     if (folder.parent / CONFIG).is_file():
@@ -86,15 +88,25 @@ def check_schema(folder: Path, manifest: dict[str, Any]) -> None:
         raise BadBundle(f"manifest.json of {folder} has {len(manifest['labels'])} labels, one a logit is needed.")
 
 
+def _missing_package(format_name: str) -> str | None:
+    from .exporters import exporter
+
+    try:
+        exporter(format_name)
+    except ModuleNotFoundError as error:
+        return error.name
+    return None
+
+
 def _check_answers(folder: Path, entry: dict[str, Any], contract: Contract, manifest: dict[str, Any]) -> None:
     """Holds a file against the answers that the trained model gave at its export."""
-    from .exporters import FORMATS, exporter
+    from .exporters import FORMATS
     from .exporters.fresh import first_samples, run_afresh
-    from .exporters.gate import check_repeats, compare_batches
+    from .exporters.gate import check_repeats, check_structure, compare_batches
     from .serving.runtime import read_golden
 
     path, format = folder / FORMATS[entry["format"]].file, FORMATS[entry["format"]]
-    exporter(format.name).check(path, contract)
+    check_structure(format.name, path, contract)
     inputs, logits, probabilities = read_golden(folder)
     sizes = sorted({size for size in (1, 2, 7) if size <= manifest["max_batch_size"]} | {manifest["max_batch_size"]})
     answers = run_afresh(format.name, path, inputs, sizes, manifest["max_batch_size"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -31,6 +32,7 @@ from {{ cookiecutter.package_name }}.serving.runtime import (
 from {{ cookiecutter.package_name }}.verify import verify
 
 Spoil = Callable[[Path], None]
+PROVIDERS = ["CUDAExecutionProvider"]
 
 DIGITS = Signature(
     TensorSignature("input", "uint8", (1, 8, 8)),
@@ -111,6 +113,18 @@ def add_dropout(model: onnx.ModelProto) -> None:
     model.graph.node.append(onnx.helper.make_node("Dropout", ["logits", "ratio", "train"], ["dropped"]))
 
 
+def hide_dropout(model: onnx.ModelProto) -> None:
+    """In a function, which the graph does not even call."""
+    nodes = [
+        onnx.helper.make_node("Constant", [], ["ratio"], value_float=0.5),
+        onnx.helper.make_node("Constant", [], ["train"], value=onnx.numpy_helper.from_array(np.array(True))),
+        onnx.helper.make_node("Dropout", ["x", "ratio", "train"], ["y"]),
+    ]
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    model.functions.append(onnx.helper.make_function("own", "Hidden", ["x"], ["y"], nodes, opsets))
+    model.opset_import.append(onnx.helper.make_opsetid("own", 1))
+
+
 def external_data(model: onnx.ModelProto) -> None:
     onnx.external_data_helper.set_external_data(model.graph.initializer[0], "../elsewhere.bin")
 
@@ -118,6 +132,11 @@ def external_data(model: onnx.ModelProto) -> None:
 def wrong_labels(folder: Path) -> None:
     manifest = read_manifest(folder)
     write(folder, {**manifest, "labels": list(reversed(manifest["labels"]))})
+
+
+def wrong_range(folder: Path) -> None:
+    (tensor,) = read_manifest(folder)["inputs"]
+    spoil_manifest(inputs=[{**tensor, "range": [0.0, 1.0]}])(folder)
 
 
 def too_few_labels(folder: Path) -> None:
@@ -135,9 +154,25 @@ def symbolic_link(folder: Path) -> None:
     (folder / "model.onnx").symlink_to(outside)
 
 
-def other_answers(folder: Path) -> None:
-    inputs, logits, probabilities = read_golden(folder)
-    np.savez(folder / "golden.npz", input=inputs, logits=logits + 1, probabilities=probabilities)
+def unreadable(folder: Path) -> None:
+    """The checker itself fails on the name of an operator that is no text."""
+    path = folder / "model.onnx"
+    operator = onnx.load(path).graph.node[0].op_type.encode()
+    path.write_bytes(path.read_bytes().replace(operator, b"\xff" * len(operator)))
+    forge(folder, "model.onnx")
+
+
+def golden(**changed: Any) -> Spoil:
+    def spoil(folder: Path) -> None:
+        arrays = dict(zip(("input", "logits", "probabilities"), read_golden(folder), strict=True))
+        np.savez(folder / "golden.npz", **{name: changed.get(name, lambda a: a)(a) for name, a in arrays.items()})
+        forge(folder, "golden.npz")
+
+    return spoil
+
+
+def no_archive(folder: Path) -> None:
+    (folder / "golden.npz").write_bytes(b"PK\x03\x04 and no more")
     forge(folder, "golden.npz")
 
 
@@ -155,15 +190,22 @@ def escape(folder: Path) -> None:
         (spoil_model(fix_batch), "model.onnx takes batches of 2 only"),
         (spoil_model(change_opset), "model.onnx has opset 20"),
         (spoil_model(add_dropout), "model.onnx was exported in training mode"),
+        (spoil_model(hide_dropout), "model.onnx was exported in training mode"),
+        (unreadable, "model.onnx cannot be read"),
         (spoil_model(external_data), "model.onnx keeps the tensor"),
         (wrong_labels, "model.onnx says of itself labels="),
+        (wrong_range, "model.onnx says of itself inputs="),
         (too_few_labels, r"manifest.json of .* has 2 labels"),
         (lambda folder: (folder / "model.onnx").unlink(), "model.onnx is missing"),
         (extra_byte, "model.onnx in .* was changed after its export"),
         (symbolic_link, "model.onnx in .* is no plain file"),
         (lambda folder: (folder / "notes.txt").write_text("hello"), "notes.txt in .* is not listed"),
         (lambda folder: (folder / "golden.npz").write_bytes(b"PK"), "golden.npz in .* was changed"),
-        (other_answers, "model.onnx differs from the trained model"),
+        (golden(logits=lambda logits: logits + 1), "model.onnx differs from the trained model"),
+        (golden(logits=lambda logits: logits.astype(str)), "golden.npz in .* holds 'logits' as <U"),
+        (golden(logits=lambda logits: logits[:3]), r"golden.npz in .* holds 'logits' as float32 \(3, 10\)"),
+        (golden(input=lambda inputs: inputs[:0]), "golden.npz in .* holds 'input' as "),
+        (no_archive, "golden.npz in .* cannot be read: BadZipFile"),
         (spoil_manifest(schema_version=2), r"manifest.json of .* does not fit its schema: \$.schema_version"),
         (spoil_manifest(outputs=[]), r"manifest.json of .* does not fit its schema: \$.outputs"),
         (spoil_manifest(parity=[]), r"manifest.json of .* does not fit its schema: \$.parity"),
@@ -226,8 +268,8 @@ def test_loader_gives_the_golden_answers_and_splits_large_batches(bundle: Path) 
 
 def test_loader_refuses_what_does_not_fit(bundle: Path, copy: Path) -> None:
     loaded = Bundle(bundle)
-    for wrong in (np.zeros((1, 8, 8), np.uint8), np.zeros((1, 1, 8, 8), np.float32)):
-        with pytest.raises(ValueError, match=r"but the model takes uint8 \(B, 1, 8, 8\)"):
+    for wrong in (np.zeros((1, 8, 8), np.uint8), np.zeros((1, 1, 8, 8), np.float32), np.zeros((0, 1, 8, 8), np.uint8)):
+        with pytest.raises(ValueError, match=r"but the model takes uint8 \(B, 1, 8, 8\), B of 1 or more"):
             loaded(wrong)
     with pytest.raises(Refusal, match=r"providers=\[NoSuchProvider\] is not available here"):
         Bundle(bundle, providers=["NoSuchProvider"])
@@ -238,12 +280,36 @@ def test_loader_refuses_what_does_not_fit(bundle: Path, copy: Path) -> None:
         Bundle(copy)
 
 
+def test_provider_that_does_not_start_is_no_silent_fall_back(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime itself warns and computes on the CPU; that it offers the provider is a stand-in for a bad driver."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*PROVIDERS, "CPUExecutionProvider"])
+    with (
+        pytest.warns(UserWarning, match="not in available provider names"),
+        pytest.raises(Refusal, match=r"providers=\[CUDAExecutionProvider\] cannot be started here"),
+    ):
+        Bundle(bundle, providers=[*PROVIDERS, "CPUExecutionProvider"])
+
+
+def test_bundle_is_verified_without_torch_but_for_the_formats_that_need_it(bundle: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"  # as where it is not installed
+        f"from {package.__name__}.verify import main; main()"
+    )
+    command = [sys.executable, "-c", code, f"bundle={bundle}", "trust=true", f"hydra.run.dir={bundle.parents[1]}/run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "agrees      model.onnx: " in done.stdout
+    for file in ("model.pt", "model.safetensors"):
+        assert f"not run     {file}, which needs torch" in done.stdout
+
+
 def test_bundle_is_found_by_version_name_and_latest(bundle: Path, tmp_path: Path) -> None:
-    for number in ("1", "2", "10"):
-        shutil.copytree(bundle, tmp_path / "digits" / number)
+    for number, created in (("1", "02"), ("2", "03"), ("10", "01")):
+        folder = Path(shutil.copytree(bundle, tmp_path / "digits" / number))
+        write(folder, {**read_manifest(folder), "created": f"2026-01-{created}T00:00:00+00:00"})
     assert find_bundle(str(tmp_path / "digits/2"), tmp_path).name == "2"
     assert find_bundle(str(tmp_path / "digits"), tmp_path).name == "10"
-    (tmp_path / "digits/2/manifest.json").touch()
+    (tmp_path / "digits/1/manifest.json").touch()  # as `benchmark` does
     assert find_bundle("latest", tmp_path).name == "2"
     with pytest.raises(Refusal, match="bundle=latest finds none"):
         find_bundle("latest", tmp_path / "empty")
@@ -278,6 +344,7 @@ def test_triton_reads_the_configuration_and_it_agrees_with_the_file(bundle: Path
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
+        ('name: "made"', 'name: "other"', "names the model 'other'"),
         ('"logits"', '"scores"', "output scores"),
         ("TYPE_UINT8", "TYPE_FP32", "input input TYPE_FP32"),
         ("[ 1, 8, 8 ]", "[ 3, 8, 8 ]", r"input input TYPE_UINT8 \[3, 8, 8\]"),
@@ -286,7 +353,8 @@ def test_triton_reads_the_configuration_and_it_agrees_with_the_file(bundle: Path
     ],
 )
 def test_standing_configuration_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: str, sentence: str) -> None:
-    path, text = tmp_path / CONFIG, config_text("made", DIGITS, 64)
+    path, text = tmp_path / "made" / CONFIG, config_text("made", DIGITS, 64)
+    path.parent.mkdir()
     path.write_text(text, encoding="utf-8")
     check_config(path, DIGITS, 64)
     path.write_text(text.replace(old, new), encoding="utf-8")
@@ -297,7 +365,7 @@ def test_standing_configuration_that_does_not_fit_is_refused(tmp_path: Path, old
 def test_what_was_added_to_the_configuration_by_hand_is_kept_and_read(tmp_path: Path) -> None:
     added = "instance_group [ { kind: KIND_GPU, count: 2 } ]\n"
     added += 'parameters { key: "#a" value: { string_value: "\\"{" } }\n'
-    text = config_text("made", DIGITS, 64).replace("dims: [ 10 ]", "dims: 10", 1) + added
+    text = config_text(tmp_path.name, DIGITS, 64).replace("dims: [ 10 ]", "dims: 10", 1) + added
     assert parsed_by_triton(text).instance_group[0].count == 2
     (tmp_path / CONFIG).write_text(text, encoding="utf-8")
     check_config(tmp_path / CONFIG, DIGITS, 64)

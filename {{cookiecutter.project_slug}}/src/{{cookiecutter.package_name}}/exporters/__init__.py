@@ -67,7 +67,7 @@ class Exporter(Protocol):
         """The contents of the file, with the contract's summary in it."""
 
     def check(self, path: Path, contract: "Contract") -> None:
-        """Raises `GateFailure` for a file that is not what it should be, without running it."""
+        """Raises `GateFailure` for a file that is not what it should be, without running it; others where damaged."""
 
     def load(self, path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
         """On the CPU; `optimize=False` runs the graph as it was written."""

@@ -67,17 +67,23 @@ def publish(folder: Path, seal: Callable[[Path, int], None]) -> Path:
                 raise
 
 
-def keep_config(folder: Path, contract: Contract, max_batch_size: int, has_onnx: bool) -> None:
-    """The configuration that Triton serves every version of this name by: made once, and held to from then on."""
-    path = folder.parent / CONFIG
+def check_standing_config(name_dir: Path, contract: Contract, max_batch_size: int, has_onnx: bool) -> None:
+    """Triton serves every version of this name by one configuration: made once, and held to from then on."""
+    path = name_dir / CONFIG
     if path.exists():
         check_config(path, contract.signature, max_batch_size)
         if not has_onnx:
             raise Refusal(f"{path} serves model.onnx: add onnx to formats, or give another export.name=.")
-    elif has_onnx:
-        text = config_text(contract.name, contract.signature, max_batch_size)
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        (folder / CONFIG).replace(path)
+
+
+def place_config(folder: Path, contract: Contract, max_batch_size: int) -> None:
+    """Beside the folder of a version that is about to be published; one that stands there already stays."""
+    path, made = folder.parent / CONFIG, folder / CONFIG
+    if path.exists():  # that of an export at the same time, it may be
+        check_config(path, contract.signature, max_batch_size)
+    else:
+        made.write_text(config_text(contract.name, contract.signature, max_batch_size), encoding="utf-8")
+        made.replace(path)
 
 
 def describe(
@@ -90,7 +96,7 @@ def describe(
         "schema_version": SCHEMA_VERSION,
         "name": contract.name,
         "task": spec.task,
-        "inputs": [{**contract.signature.input.to_dict(), "range": list(spec.input_range)}],
+        "inputs": [contract.signature.input.to_dict()],
         "outputs": [tensor.to_dict() for tensor in contract.signature.outputs],
         "labels": list(spec.labels),
         "preprocessing": {"where": "inside the graph", "mean": list(spec.mean), "std": list(spec.std)},
@@ -106,7 +112,7 @@ def describe(
             "step": checkpoint.step,
             "sha256": contract.checkpoint_sha256,
         },
-        "config": _without_local_paths(checkpoint.config),
+        "config": without_local_paths(checkpoint.config),
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
         "git": _git_state(),
         "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},
@@ -155,12 +161,12 @@ def write_json(contents: object, path: Path) -> None:
     path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _without_local_paths(section: Any) -> Any:
+def without_local_paths(section: Any) -> Any:
     """A folder of this machine means nothing elsewhere, and tells who trained: its last part is kept."""
     if isinstance(section, Mapping):
-        return {key: _without_local_paths(value) for key, value in section.items()}
+        return {key: without_local_paths(value) for key, value in section.items()}
     if isinstance(section, list):
-        return [_without_local_paths(value) for value in section]
+        return [without_local_paths(value) for value in section]
     return Path(section).name if isinstance(section, str) and Path(section).is_absolute() else section
 
 

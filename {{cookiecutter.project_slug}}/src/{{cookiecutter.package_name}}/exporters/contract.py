@@ -21,19 +21,22 @@ class GateFailure(Refusal):
 
 @dataclass(frozen=True)
 class TensorSignature:
-    """`shape` without the batch axis, which is free in every tensor."""
+    """`shape` without the batch axis, which is free in every tensor; `range` holds the bounds of raw input."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    range: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As in the manifest: -1 stands for the batch axis."""
-        return {"name": self.name, "dtype": self.dtype, "shape": [-1, *self.shape]}
+        entry = {"name": self.name, "dtype": self.dtype, "shape": [-1, *self.shape]}
+        return entry if self.range is None else {**entry, "range": list(self.range)}
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "TensorSignature":
-        return cls(entry["name"], entry["dtype"], tuple(entry["shape"][1:]))
+        bounds = tuple(entry["range"]) if "range" in entry else None
+        return cls(entry["name"], entry["dtype"], tuple(entry["shape"][1:]), bounds)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Signature:
     @classmethod
     def of(cls, spec: "DataSpec") -> "Signature":
         return cls(
-            input=TensorSignature("input", spec.input_dtype, spec.input_shape),
+            input=TensorSignature("input", spec.input_dtype, spec.input_shape, spec.input_range),
             outputs=(
                 TensorSignature("logits", "float32", (spec.num_classes,)),
                 TensorSignature("probabilities", "float32", (spec.num_classes,)),

@@ -15,6 +15,7 @@ from ..refusal import Refusal
 from ..reports import plot_confusion_matrix
 from ..serving.runtime import GOLDEN
 from . import FORMATS, Array, exporter
+from .bundle import without_local_paths
 from .card import CONFUSION
 from .contract import Contract, GateFailure
 from .fresh import first_samples
@@ -40,6 +41,9 @@ def write_verified(
     """
     classifier = checkpoint.model()
     network = deployed(classifier)
+    datamodule.prepare_data()
+    datamodule.setup("fit")  # for calibration, and to count its samples
+    datamodule.setup("test")
     inputs, labels = _test_samples(datamodule)
     answer = eager(network)
     reference = Reference.of(answer, inputs, labels, limits.max_batch_size)
@@ -48,7 +52,7 @@ def write_verified(
         example=torch.from_numpy(first_samples(inputs, 2)).clone(memory_format=torch.contiguous_format),
         contract=contract,
         options={},
-        model_section=checkpoint.config["model"],
+        model_section=without_local_paths(checkpoint.config["model"]),
         spec=checkpoint.spec,
         training_inputs=lambda num_samples: _training_inputs(datamodule, num_samples),
     )
@@ -109,15 +113,12 @@ def _exported(name: str, source: Source) -> bytes:
 
 
 def _test_samples(datamodule: pl.LightningDataModule) -> tuple[Array, Array]:
-    datamodule.prepare_data()
-    datamodule.setup("test")
     inputs, labels = zip(*datamodule.test_dataloader(), strict=True)
     return torch.cat(inputs).numpy(), torch.cat(labels).numpy()
 
 
 def _training_inputs(datamodule: pl.LightningDataModule, num_samples: int) -> Array:
     """As many as there are, if that is less."""
-    datamodule.setup("fit")
     found: list[Array] = []
     for inputs, _ in datamodule.train_dataloader():
         found.append(inputs.numpy())

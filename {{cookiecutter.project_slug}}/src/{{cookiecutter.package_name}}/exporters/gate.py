@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..refusal import Refusal
 from . import FORMATS, Array, exporter
 from .contract import Contract, GateFailure
 from .fresh import first_samples, run_afresh
@@ -71,7 +72,7 @@ def difference(found: Array, expected: Array) -> float:
 def admit(format_name: str, folder: Path, contract: Contract, reference: Reference, limits: Limits) -> Parity:
     """Raises `GateFailure` unless the format's file in `folder` is the trained model."""
     format, path = FORMATS[format_name], folder / FORMATS[format_name].file
-    exporter(format_name).check(path, contract)
+    check_structure(format_name, path, contract)
     answers = run_afresh(format_name, path, reference.inputs, list(reference.by_batch), limits.max_batch_size)
     check_repeats(path, answers, list(reference.by_batch))
     tolerance = limits.tolerance if format.exact else float("inf")
@@ -97,6 +98,17 @@ def admit(format_name: str, folder: Path, contract: Contract, reference: Referen
         accuracy=accuracy,
         latency_ms=float(answers["latency_ms"]),
     )
+
+
+def check_structure(format_name: str, path: Path, contract: Contract) -> None:
+    """Raises `GateFailure` for a file that is not what it should be, without running it."""
+    try:
+        exporter(format_name).check(path, contract)
+    except (Refusal, OSError):
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
+        reason = " ".join(str(error).split())[:300]
+        raise GateFailure(f"{path.name} cannot be read: {type(error).__name__}: {reason}") from error
 
 
 def check_repeats(path: Path, answers: dict[str, Array], batch_sizes: list[int]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from ..quiet import Quiet, quietly
 from ..refusal import Refusal
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .network import Source
 
 OLDEST_OPSET = 18  # torch writes this one, and converts it to an older one for some networks only
+RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 QUIET = (
     Quiet(
         FutureWarning,
@@ -74,10 +75,7 @@ def check(path: Path, contract: Contract) -> None:
 
 def check_model(path: Path, contract: Contract) -> onnx.ModelProto:
     """The same for each of the ONNX formats; returns the model for what is a format's own."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise GateFailure(f"{path.name} cannot be read: {error}.") from error
+    model = onnx.load(path, load_external_data=False)
     for message in _messages(model):
         if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
             raise GateFailure(f"{path.name} keeps the tensor '{message.name}' in another file: it must be whole.")
@@ -138,14 +136,19 @@ def _check_tensors(path: Path, kind: str, found: list[Any], expected: tuple[Tens
 
 
 def _check_inference_mode(path: Path, model: onnx.ModelProto) -> None:
-    """Dropout and BatchNormalization say in the graph whether they train; ONNX Runtime's optimiser would hide it."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    constants |= {node.output[0]: node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"}
-    for node in model.graph.node:
-        mode = False
+    """Dropout and BatchNormalization say in the graph whether they train; ONNX Runtime's optimiser would hide it.
+
+    Functions and the branches of an `If` are searched too.
+    """
+    nodes = [message for message in _messages(model) if isinstance(message, onnx.NodeProto)]
+    constants = [(node.output[0], node.attribute[0].t) for node in nodes if node.op_type == "Constant"]
+    constants += [(tensor.name, tensor) for tensor in _messages(model) if isinstance(tensor, onnx.TensorProto)]
+    for node in nodes:
+        mode = node.op_type in RANDOM
         if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
-            mode = bool(onnx.numpy_helper.to_array(constants[node.input[2]])) if node.input[2] in constants else True
+            values = [onnx.numpy_helper.to_array(tensor) for name, tensor in constants if name == node.input[2]]
+            mode = any(map(bool, values)) or not values
         if node.op_type == "BatchNormalization":
             mode = any(item.name == "training_mode" and item.i for item in node.attribute)
-        if mode or node.op_type in ("Bernoulli", "RandomUniform", "RandomUniformLike", "RandomNormalLike"):
+        if mode:
             raise GateFailure(f"{path.name} was exported in training mode: node '{node.name}' ({node.op_type}).")

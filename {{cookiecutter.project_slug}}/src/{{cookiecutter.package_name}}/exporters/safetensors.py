@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
 from . import Run
-from .contract import Contract, GateFailure
+from .contract import Contract
 from .network import Source, deployed, eager
 
 
@@ -50,8 +50,5 @@ def rebuilt(path: Path) -> nn.Module:
 
 
 def _described(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise GateFailure(f"{path.name} cannot be read: {error}.") from error
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})

@@ -47,11 +47,8 @@ def export(source: Source) -> bytes:
 
 def check(path: Path, contract: Contract) -> None:
     extra: dict[str, Any] = {SUMMARY: ""}
-    try:
-        with quietly(*QUIET):
-            module = jit.load(path, map_location="cpu", _extra_files=extra)
-    except (RuntimeError, ValueError) as error:
-        raise GateFailure(f"{path.name} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    with quietly(*QUIET):
+        module = jit.load(path, map_location="cpu", _extra_files=extra)
     for name, part in module.named_modules():
         if part.training:
             raise GateFailure(f"{path.name} was exported in training mode: module '{name}' is in it.")

@@ -67,8 +67,8 @@ class Bundle:
 
     def __call__(self, inputs: Array) -> tuple[Array, Array]:
         """Raw input `(B, ...)` to logits and probabilities, both `(B, K)` float32; raises `ValueError` for others."""
-        if inputs.shape[1:] != self.input_shape or inputs.dtype != self.input_dtype:
-            expected = f"{self.input_dtype} (B, {', '.join(map(str, self.input_shape))})"
+        if inputs.shape[1:] != self.input_shape or inputs.dtype != self.input_dtype or not len(inputs):
+            expected = f"{self.input_dtype} (B, {', '.join(map(str, self.input_shape))}), B of 1 or more"
             raise ValueError(f"the input is {inputs.dtype} {inputs.shape}, but the model takes {expected}")
         logits, probabilities = self.session.run(self.outputs, {self.input_name: inputs})
         return logits, probabilities
@@ -92,11 +92,16 @@ def find_bundle(bundle: str, artifact_dir: Path) -> Path:
         found = [path for path in artifact_dir.glob(f"*/*/{MANIFEST}") if path.parent.name.isdecimal()]
         if not found:
             raise Refusal(f"bundle=latest finds none under {artifact_dir}: export one, or give bundle=<folder>.")
-        return max(found, key=lambda path: (path.stat().st_mtime_ns, int(path.parent.name))).parent
+        return max((path.parent for path in found), key=lambda path: (_created(path), int(path.name)))
     if not folder.is_dir():
         raise Refusal(f"bundle={bundle} does not exist: give a folder as artifacts/<name>/<version>.")
     numbers = [] if (folder / MANIFEST).exists() else versions(folder)
     return folder / str(max(numbers)) if numbers else folder
+
+
+def _created(folder: Path) -> str:
+    """Not the file's own time: that is another one in a copy, and once `benchmark` has added its figures."""
+    return str(read_manifest(folder).get("created"))
 
 
 def versions(name_dir: Path) -> list[int]:
@@ -134,11 +139,18 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
 
 def read_golden(folder: Path) -> tuple[Array, Array, Array]:
     """Real samples `(N, ...)`, and the logits and probabilities that the trained model gave them."""
+    manifest = read_manifest(folder)
     try:
-        with np.load(folder / GOLDEN) as golden:
-            return golden["input"], golden["logits"], golden["probabilities"]
-    except (OSError, ValueError, KeyError) as error:
-        raise BadBundle(f"{GOLDEN} in {folder} cannot be read: {error}.") from error
+        with (folder / GOLDEN).open("rb") as file, np.load(file) as golden:
+            inputs, logits, probabilities = golden["input"], golden["logits"], golden["probabilities"]
+    except Exception as error:  # a damaged archive raises whatever its bytes lead the reader to
+        raise BadBundle(f"{GOLDEN} in {folder} cannot be read: {type(error).__name__}: {error}.") from error
+    tensors = [*manifest["inputs"], *manifest["outputs"]]
+    for tensor, array in zip(tensors, (inputs, logits, probabilities), strict=True):
+        expected = (len(inputs) if inputs.ndim else 0, *tensor["shape"][1:])
+        if (array.dtype, array.shape) != (np.dtype(tensor["dtype"]), expected) or not array.size:
+            raise BadBundle(f"{GOLDEN} in {folder} holds '{tensor['name']}' as {array.dtype} {array.shape}.")
+    return inputs, logits, probabilities
 
 
 def digest(path: Path) -> str:
@@ -156,4 +168,8 @@ def _session(path: Path, providers: Sequence[str], num_threads: int) -> onnxrunt
             )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    return onnxruntime.InferenceSession(path, options, providers=list(providers))
+    session = onnxruntime.InferenceSession(path, options, providers=list(providers))
+    if lost := [provider for provider in providers if provider not in session.get_providers()]:
+        # ONNX Runtime says so in its log only, and goes on with the next one.
+        raise Refusal(f"providers=[{lost[0]}] cannot be started here: its driver or libraries are missing, or too old.")
+    return session
