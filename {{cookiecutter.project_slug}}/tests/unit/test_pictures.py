@@ -75,6 +75,15 @@ def test_file_that_claims_too_many_pixels_is_refused_before_they_are_made(monkey
         read_picture(file, (1, 8, 8))
 
 
+def test_what_other_programs_would_be_started_for_is_no_picture(tmp_path: Path) -> None:
+    """Pillow hands EPS to Ghostscript, whatever the file is called."""
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    (left_out,) = read_samples(tmp_path / "a.png", Accepted((1, 8, 8), np.dtype(np.uint8), (0.0, 255.0)))
+    assert isinstance(left_out, LeftOut)
+    assert left_out.reason == "it is no picture, or damaged"
+
+
 def test_every_cut_of_a_picture_is_refused_or_whole() -> None:
     whole = saved(Image.fromarray(RAMP)).getvalue()
     for length in range(len(whole)):

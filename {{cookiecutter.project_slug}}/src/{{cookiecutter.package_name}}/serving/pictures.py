@@ -8,6 +8,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# What is inside counts, not the name: Pillow would hand an EPS file to Ghostscript, which runs programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; a file of some bytes can claim any size
 
@@ -20,7 +22,7 @@ def read_picture(file: Path | BinaryIO, shape: tuple[int, int, int]) -> npt.NDAr
     """
     channels, height, width = shape
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"its {opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}")
             picture = _flat(ImageOps.exif_transpose(opened)).convert(MODES[channels])
