@@ -76,6 +76,13 @@ QUIET = (
     ),
 )
 
+TORCHS_GRAPHS = Quiet(
+    FutureWarning,
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"copyreg|torch\..*",
+    "torch 2.13 copies its own graphs in a way that it has deprecated",
+)
+
 
 def quieten(*quiets: Quiet) -> None:
     for quiet in quiets:

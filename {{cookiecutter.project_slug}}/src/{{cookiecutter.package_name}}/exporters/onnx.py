@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from google.protobuf.message import Message
 
-from ..quiet import Quiet, quietly
+from ..quiet import TORCHS_GRAPHS, quietly
 from ..refusal import Refusal
 from . import Array, Run
 from .contract import Contract, GateFailure, TensorSignature
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
 OLDEST_OPSET = 18  # torch writes this one, and converts it to an older one for some networks only
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-QUIET = (
-    Quiet(
-        FutureWarning,
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-        r"copyreg",
-        "torch 2.13 copies its own graphs in a way that it has deprecated",
-    ),
-)
 
 
 def export(source: Source) -> bytes:
@@ -41,7 +33,7 @@ def export_model(source: Source) -> onnx.ModelProto:
     opset, newest = source.contract.opset, onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise Refusal(f"export.opset={opset} is out of range: take {OLDEST_OPSET} to {newest}.")
-    with quietly(*QUIET):
+    with quietly(TORCHS_GRAPHS):
         program = torch.onnx.export(
             source.network,
             (source.example,),

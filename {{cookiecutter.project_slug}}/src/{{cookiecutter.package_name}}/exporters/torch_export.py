@@ -12,20 +12,12 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from ..quiet import Quiet, quietly
+from ..quiet import TORCHS_GRAPHS, quietly
 from . import Run
 from .contract import Contract, GateFailure
 from .network import Source, eager
 
 SUMMARY = "summary.json"
-QUIET = (
-    Quiet(
-        FutureWarning,
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-        r"copyreg|torch\..*",
-        "torch 2.13 copies its own graphs in a way that it has deprecated",
-    ),
-)
 TORCHS_OWN = ("aten", "prim", "prims")  # operators that every torch has
 # What a node remembers of the Python code that it came from, with paths of this machine.
 ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack")
@@ -33,7 +25,7 @@ ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack")
 
 def export(source: Source) -> bytes:
     written = io.BytesIO()
-    with quietly(*QUIET):
+    with quietly(TORCHS_GRAPHS):
         program = torch.export.export(source.network, (source.example,), dynamic_shapes=({0: Dim("batch")},))
         for graph in program.graph_module.modules():
             if isinstance(graph, GraphModule):
@@ -76,7 +68,7 @@ def _read(path: Path, extra_files: dict[str, Any]) -> ExportedProgram:
     torchs, level = logging.getLogger("torch.export"), logging.getLogger("torch.export").level
     torchs.setLevel(logging.ERROR)  # of a damaged file it warns with a traceback, and goes on
     try:
-        with quietly(*QUIET):
+        with quietly(TORCHS_GRAPHS):
             return torch.export.load(path, extra_files=extra_files)
     finally:
         torchs.setLevel(level)
