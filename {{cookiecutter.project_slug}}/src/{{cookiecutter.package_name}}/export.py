@@ -128,6 +128,8 @@ def _check(formats: list[str], options: Options) -> None:
         raise Refusal(f"export.max_batch_size={options.max_batch_size} is too small: give 2 or more.")
     if options.num_calibration_samples is not None and options.num_calibration_samples < 1:
         raise Refusal(f"export.num_calibration_samples={options.num_calibration_samples} is too few: give 1 or more.")
+    if not 0 <= options.tolerance < float("inf"):
+        raise Refusal(f"export.tolerance={options.tolerance} is out of range: give 0 or more, as 1.0e-5.")
     if not 0 <= options.max_metric_loss < 1:
         raise Refusal(f"export.max_metric_loss={options.max_metric_loss} is out of range: give 0 to 1, as 0.005.")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", options.name):  # in addresses and configurations too

@@ -76,6 +76,8 @@ SLOW = [
     ("export", ["formats=[onxx]"], "formats=[onxx] is no format; did you mean 'onnx'?"),
     ("export", ["formats=3"], "formats=3 does not fit"),
     ("export", ["formats=[]"], "formats=[] exports nothing"),
+    ("export", ["export.tolerance=-1"], "export.tolerance=-1 is out of range"),
+    ("export", ["export.tolerance=nan"], "export.tolerance=nan is out of range"),
     ("export", ["export.name=../up"], "export.name=../up is no name for a model"),
     ("export", ["export.name='a b'"], "export.name=a b is no name for a model"),
     ("export", ["export.max_batch_size=0"], "export.max_batch_size=0 is too small"),

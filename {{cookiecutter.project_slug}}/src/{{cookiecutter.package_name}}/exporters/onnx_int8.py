@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +46,8 @@ def export(source: Source) -> bytes:
     }
     logging.getLogger().addFilter(_is_no_advice)
     try:
-        with tempfile.TemporaryDirectory(prefix="int8-") as scratch:
+        # Some ways to calibrate print what they do.
+        with tempfile.TemporaryDirectory(prefix="int8-") as scratch, redirect_stdout(io.StringIO()):
             quantized = Path(scratch, "quantized.onnx")
             quantize_static(
                 export_model(source),

@@ -81,7 +81,7 @@ def use(manifest: Mapping[str, Any]) -> str:
     """A section of Markdown, with what the formats of this bundle allow."""
     (tensor,) = manifest["inputs"]
     written = {parity["format"] for parity in manifest["parity"]}
-    text = "## Use\n"
+    text = ""
     if "onnx" in written:
         text += PYTHON.substitute(package=PACKAGE)
     if "torchscript" in written:
@@ -89,4 +89,4 @@ def use(manifest: Mapping[str, Any]) -> str:
         text += CPP.substitute(sides=sides, dtype=LIBTORCH_TYPES[tensor["dtype"]])
     if "onnx" in written:
         text += HTTP.substitute(name=manifest["name"], datatype=TYPES[tensor["dtype"]])
-    return text
+    return text and f"## Use\n{text}"
