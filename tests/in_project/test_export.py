@@ -240,7 +240,7 @@ def test_disk_that_is_full_at_the_very_end_leaves_nothing(
 
 
 def test_folders_of_this_machine_are_not_published() -> None:
-    section = {"weights": "/home/somebody/pretrained.ckpt", "net": [{"file": "/data/a.csv", "width": 8}], "name": "a/b"}
+    section = {"weights": "/srv/somebody/pretrained.ckpt", "net": [{"file": "/data/a.csv", "width": 8}], "name": "a/b"}
     assert publishing.without_local_paths(section) == {
         "weights": "pretrained.ckpt",
         "net": [{"file": "a.csv", "width": 8}],

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import datetime
 import logging
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cli import Config, command, python, shown
+from .cli import Config, bar, command, python, shown
 from .refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -39,16 +38,14 @@ class Options:
 @command("benchmark", needs=("paths",))
 def main(config: Config) -> None:
     from .checks import read_options
-    from .serving.runtime import check_files, find_bundle, read_manifest
-    from .verify import check_schema
+    from .serving.runtime import find_bundle
+    from .verify import read_checked
 
     options = read_options(config, Options)
     _check(options)
     folder = find_bundle(options.bundle, Path(config["paths"]["artifact_dir"]))
     log.info("bundle      %s", shown(folder))
-    manifest = read_manifest(folder)
-    check_schema(folder, manifest)
-    check_files(folder, manifest)
+    manifest = read_checked(folder)
     formats = _formats(folder, manifest, options)
     sizes = _batch_sizes(manifest, options)
     times = benchmark(folder, formats, sizes, options)
@@ -77,7 +74,7 @@ def benchmark(
         }
         for name in formats:  # loading is no part of a round
             timers[name].time(1, 0.0)
-        for size, name in _with_progress(turns):
+        for size, name in bar(turns, "measuring"):
             times[size][names[name]].append(timers[name].time(size, options.seconds))
     return times
 
@@ -160,15 +157,6 @@ def _report(
     log.info("bundle      %s has the figures in its card", shown(folder))
     log.info("next        read %s", shown(folder / "README.md"))
     log.info("            %s -m %s.verify bundle=%s", python(), PACKAGE, shown(folder))
-
-
-def _with_progress(turns: Sequence[tuple[int, str]]) -> Iterable[tuple[int, str]]:
-    if not sys.stderr.isatty():
-        return turns
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(turns, description="measuring", console=Console(stderr=True))
 
 
 if __name__ == "__main__":

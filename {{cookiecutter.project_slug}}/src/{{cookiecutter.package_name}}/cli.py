@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -191,3 +191,10 @@ def shown(path: Path) -> str:
 def python() -> str:
     """As it can be typed here: the environment's own, where that is not activated."""
     return shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+
+
+def bar(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """The items, with a bar that shows how far it has come, on a terminal."""
+    from rich import console, progress
+
+    return progress.track(items, description, console=console.Console(stderr=True), disable=not sys.stderr.isatty())

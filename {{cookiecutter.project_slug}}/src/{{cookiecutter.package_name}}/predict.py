@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .cli import Config, command, shown
+from .cli import Config, bar, command, shown
 from .refusal import Refusal
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def predict(model: Model, files: Sequence[Path], write: Row) -> tuple[int, list[
             num_predicted += len(batch)
             batch.clear()
 
-    for path in _with_progress(files):
+    for path in bar(files, "predicting") if sys.stderr.isatty() else _lines(files):
         for sample in read_samples(path, model.accepted):
             if isinstance(sample, LeftOut):
                 left_out.append(sample)
@@ -157,18 +157,6 @@ def _from_checkpoint(options: Options, config: Config) -> Model:
 
     accepted = Accepted(spec.input_shape, np.dtype(spec.input_dtype), spec.input_range)
     return Model(accepted, spec.labels, options.batch_size, run)
-
-
-def _with_progress(files: Sequence[Path]) -> Iterator[Path]:
-    """A bar on a terminal; elsewhere a line from time to time."""
-    yield from _bar(files) if sys.stderr.isatty() else _lines(files)
-
-
-def _bar(files: Sequence[Path]) -> Iterable[Path]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(files, description="predicting", console=Console(stderr=True))
 
 
 def _lines(files: Sequence[Path]) -> Iterator[Path]:

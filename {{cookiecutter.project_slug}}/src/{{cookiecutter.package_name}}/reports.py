@@ -1,7 +1,6 @@
 """What a run says at its start and leaves behind at its end: lines, tables and pictures."""
 
 import csv
-import json
 import logging
 from collections import defaultdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .cli import Config, python, shown
+from .exporters.bundle import write_json
 from .exporters.gate import Parity
 from .models.classifier import Classifier
 from .strategies.devices import Devices
@@ -70,7 +70,7 @@ def _number(text: str) -> float:
 def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Path) -> None:
     """Writes `metrics.json` and `curves.png`; says where the best checkpoint is and what to do next."""
     best = Path(getattr(trainer.checkpoint_callback, "best_model_path", ""))
-    _write_json(metrics, run_dir / "metrics.json")
+    write_json(dict(sorted(metrics.items())), run_dir / "metrics.json")
     if (run_dir / "metrics.csv").is_file():
         plot_curves(run_dir / "metrics.csv", run_dir / "curves.png")
     _log_metrics(metrics)
@@ -83,7 +83,7 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Pat
 
 def report_evaluation(metrics: dict[str, float], model: Classifier, run_dir: Path) -> None:
     """Writes `metrics.json` and `confusion_matrix.png`."""
-    _write_json(metrics, run_dir / "metrics.json")
+    write_json(dict(sorted(metrics.items())), run_dir / "metrics.json")
     assert model.confusion_matrix is not None
     plot_confusion_matrix(model.confusion_matrix, model.spec.labels, run_dir / "confusion_matrix.png")
     _log_metrics(metrics)
@@ -113,10 +113,6 @@ def report_export(bundle: Path, parities: list[Parity]) -> None:
 def _log_metrics(metrics: dict[str, float]) -> None:
     for name, value in sorted(metrics.items()):
         log.info("%-12s%.4g", name, value)
-
-
-def _write_json(metrics: dict[str, float], path: Path) -> None:
-    path.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def plot_curves(metrics_csv: Path, picture: Path) -> None:

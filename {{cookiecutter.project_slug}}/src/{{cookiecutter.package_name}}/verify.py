@@ -51,11 +51,9 @@ def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
     from .exporters import FORMATS
     from .exporters.contract import Contract
     from .exporters.triton import CONFIG, check_config
-    from .serving.runtime import BadBundle, check_files, read_manifest
+    from .serving.runtime import BadBundle
 
-    manifest = read_manifest(folder)
-    check_schema(folder, manifest)
-    check_files(folder, manifest)
+    manifest = read_checked(folder)
     log.info("            %d files have the sha256 that the manifest says", len(manifest["files"]))
     contract = Contract.of_manifest(manifest)
     verified = {entry["format"] for entry in manifest["parity"]}
@@ -74,18 +72,22 @@ def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
     return manifest
 
 
-def check_schema(folder: Path, manifest: dict[str, Any]) -> None:
+def read_checked(folder: Path) -> dict[str, Any]:
+    """The manifest, once it fits its schema and every file its hash."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    from .serving.runtime import BadBundle
+    from .serving.runtime import BadBundle, check_files, read_manifest
 
+    manifest = read_manifest(folder)
     schema = json.loads((Path(__file__).parent / "exporters/manifest.schema.json").read_text(encoding="utf-8"))
     error = best_match(Draft202012Validator(schema).iter_errors(manifest))
     if error is not None:
         raise BadBundle(f"manifest.json of {folder} does not fit its schema: {error.json_path}: {error.message}.")
     if len(manifest["labels"]) != manifest["outputs"][0]["shape"][1]:
         raise BadBundle(f"manifest.json of {folder} has {len(manifest['labels'])} labels, one a logit is needed.")
+    check_files(folder, manifest)
+    return manifest
 
 
 def _missing_package(format_name: str) -> str | None:

@@ -285,6 +285,26 @@ def test_graph_that_trains_behind_an_eval_flag_is_caught(source: Source, tmp_pat
             exporter(name).check(tmp_path / FORMATS[name].file, source.contract)
 
 
+class OneBranch(nn.Module):
+    """Looks at a value, of which a trace would keep one branch, or at a shape."""
+
+    def __init__(self, value: bool) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = x.flatten(1).float()[:, :10]
+        if (logits.sum() > 1e9) if self.value else (logits.shape[1] != 10):
+            logits = -logits
+        return logits, logits.softmax(1)
+
+
+def test_branch_on_a_value_is_refused_and_one_on_a_shape_is_not(source: Source, tmp_path: Path) -> None:
+    write(replace(source, network=OneBranch(value=False)), tmp_path, "torchscript")
+    with pytest.raises(RuntimeError, match="data-dependent"):
+        write(replace(source, network=OneBranch(value=True)), tmp_path, "torchscript")
+
+
 def test_difference_in_any_test_sample_is_caught(source: Source, data: DigitsDataModule, exported: Path) -> None:
     """The batches of the gate hold the first samples only; the last one of the split is compared too."""
     small, limits = reference_of(source, data, 2), replace(LIMITS, max_batch_size=2)

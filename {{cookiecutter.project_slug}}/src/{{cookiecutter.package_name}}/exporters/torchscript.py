@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import jit
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
-from ..quiet import Quiet, quietly
-from . import Array, Run
+from ..quiet import Quiet, quieten, quietly
+from . import Array, Run, torch_export
 from .contract import Contract, GateFailure
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 # Records that torch's archives hold beside a model's own.
 VERSIONS, WRITTEN_ANYWAY = ("version", ".data/version"), ("byteorder", ".data/serialization_id")
+# Python looked at a number: the trace keeps what followed from it, which is wrong unless it is a shape.
+LOOKED = "Converting a tensor to a"
 QUIET = (
     Quiet(
         DeprecationWarning,
@@ -38,9 +41,17 @@ QUIET = (
 
 
 def export(source: Source) -> bytes:
-    with quietly(*QUIET), torch.inference_mode():
+    with warnings.catch_warnings(record=True) as told, torch.inference_mode():
+        warnings.filterwarnings("always", LOOKED, TracerWarning)
+        quieten(*QUIET)
         traced = jit.trace(source.network, source.example)
-        written = io.BytesIO()
+    for warning in told:
+        if not str(warning.message).startswith(LOOKED):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if any(str(warning.message).startswith(LOOKED) for warning in told):
+        torch_export.export(source)  # raises for a value, and takes a shape
+    written = io.BytesIO()
+    with quietly(*QUIET):
         jit.save(traced, written, _extra_files={SUMMARY: json.dumps(source.contract.summary)})
     return _without_source_paths(written)
 
