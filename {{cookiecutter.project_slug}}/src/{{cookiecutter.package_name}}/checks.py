@@ -77,7 +77,7 @@ def _check_value(key: str, value: Any, path: str, parameters: dict[str, Any], kn
     if key not in parameters:
         raise Refusal(f"'{path}.{key}' is no option; {nearest(key, set(parameters) - set(known), path)}")
     hint = parameters[key]
-    if not isinstance(value, Mapping) and not _fits(value, hint):
+    if not _fits(value, hint):
         raise Refusal(f"{f'{path}.{key}'.lstrip('.')}={value} does not fit: it takes {_words(hint)}.")
 
 

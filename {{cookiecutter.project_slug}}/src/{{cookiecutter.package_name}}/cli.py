@@ -139,7 +139,7 @@ def _plain(cfg: DictConfig, needs: tuple[str, ...]) -> Config:
         raise explain(error) or error from None
     assert isinstance(config, dict)
     for group in needs:
-        if config.get(group) is None:
+        if not isinstance(config.get(group), dict):
             raise Refusal(f"'{group}' is needed: it cannot be left out.")
     return {str(key): value for key, value in config.items()}
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .checkpoints import Checkpoint
     from .exporters.gate import Parity
 
+MOST_AT_ONCE = 65536  # samples, which the gate holds in memory
 OF_FORMATS = ("opset", "num_calibration_samples", "calibration")
 
 
@@ -54,7 +55,7 @@ class Options:
         return {name: given.get(name, default) for name, default in FORMATS[format_name].options.items()}
 
 
-@command("export", needs=("paths",))
+@command("export", needs=("paths", "export"))
 def main(config: Config) -> None:
     from .checks import read_options
 
@@ -124,8 +125,8 @@ def _check(formats: list[str], options: Options) -> None:
         if getattr(options, option) is not None and not set(takers) & set(formats):
             value = getattr(options, option)
             raise Refusal(f"export.{option}={value} is for {', '.join(takers)}, not for {', '.join(formats)}.")
-    if options.max_batch_size < 2:
-        raise Refusal(f"export.max_batch_size={options.max_batch_size} is too small: give 2 or more.")
+    if not 2 <= options.max_batch_size <= MOST_AT_ONCE:
+        raise Refusal(f"export.max_batch_size={options.max_batch_size} is out of range: give 2 to {MOST_AT_ONCE}.")
     if options.num_calibration_samples is not None and options.num_calibration_samples < 1:
         raise Refusal(f"export.num_calibration_samples={options.num_calibration_samples} is too few: give 1 or more.")
     if not 0 <= options.tolerance < float("inf"):

@@ -51,7 +51,12 @@ def spoil(folder: Path) -> list[str]:
     os.mkfifo(folder / "pipe.png")
     header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999, 1, 8, 8), }"
     (folder / "huge.npy").write_bytes(header.ljust(127) + b"\n")
-    return ["empty.png", "cut.png", "wide.npy", "objects.npy", "gone.png", "pipe.png", "huge.npy"]
+    (folder / "zip.npy").write_bytes(b"PK\x03\x04 and no more")
+    (folder / "junk.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (1,")
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (-3, 1, 8, 8), }"
+    (folder / "less.npy").write_bytes(header.ljust(127) + b"\n")
+    arrays = ["zip.npy", "junk.npy", "less.npy", "wide.npy", "objects.npy", "huge.npy"]
+    return ["empty.png", "cut.png", "gone.png", "pipe.png", *arrays]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -210,6 +210,7 @@ def escape(folder: Path) -> None:
         (spoil_manifest(outputs=[]), r"manifest.json of .* does not fit its schema: \$.outputs"),
         (spoil_manifest(parity=[]), r"manifest.json of .* does not fit its schema: \$.parity"),
         (spoil_manifest(files=[]), "manifest.json of .* cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "manifest.json of .* cannot be read"),
         (escape, "lists ../model.onnx, which is no plain file name"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json of .* cannot be read"),
     ],
@@ -275,6 +276,12 @@ def test_loader_refuses_what_does_not_fit(bundle: Path, copy: Path) -> None:
         Bundle(bundle, providers=["NoSuchProvider"])
     with pytest.raises(Refusal, match=r"model.int8.onnx is no ONNX file of .*, which has: model.onnx"):
         Bundle(bundle, file="model.int8.onnx")
+    manifest = read_manifest(copy)
+    for entries in ({"inputs": []}, {"outputs": None}):
+        spoil_manifest(**entries)(copy)
+        with pytest.raises(Refusal, match=r"manifest.json of .* describes no model"):
+            Bundle(copy)
+        write(copy, manifest)
     extra_byte(copy)
     with pytest.raises(Refusal, match=r"model.onnx in .* was changed after its export"):
         Bundle(copy)
@@ -308,6 +315,8 @@ def test_bundle_is_found_by_version_name_and_latest(bundle: Path, tmp_path: Path
         folder = Path(shutil.copytree(bundle, tmp_path / "digits" / number))
         write(folder, {**read_manifest(folder), "created": f"2026-01-{created}T00:00:00+00:00"})
     assert find_bundle(str(tmp_path / "digits/2"), tmp_path).name == "2"
+    assert find_bundle(str(tmp_path / "digits"), tmp_path).name == "10"
+    (tmp_path / "digits/99").touch()  # no version, for all its name
     assert find_bundle(str(tmp_path / "digits"), tmp_path).name == "10"
     (tmp_path / "digits/1/manifest.json").touch()  # as `benchmark` does
     assert find_bundle("latest", tmp_path).name == "2"
@@ -344,7 +353,6 @@ def test_triton_reads_the_configuration_and_it_agrees_with_the_file(bundle: Path
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ('name: "made"', 'name: "other"', "names the model 'other'"),
         ('"logits"', '"scores"', "output scores"),
         ("TYPE_UINT8", "TYPE_FP32", "input input TYPE_FP32"),
         ("[ 1, 8, 8 ]", "[ 3, 8, 8 ]", r"input input TYPE_UINT8 \[3, 8, 8\]"),

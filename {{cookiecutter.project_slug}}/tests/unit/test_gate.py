@@ -285,6 +285,30 @@ def test_graph_that_trains_behind_an_eval_flag_is_caught(source: Source, tmp_pat
             exporter(name).check(tmp_path / FORMATS[name].file, source.contract)
 
 
+class Double(nn.Module):
+    """Has a figure of its own that 32 bits do not hold, and answers in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("fine", torch.tensor(1e8 + 1 / 3, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).double()[:, :10] + (self.fine - 1e8)
+
+
+def test_double_precision_of_a_network_is_kept_and_its_answers_are_float32(source: Source, tmp_path: Path) -> None:
+    classifier = Classifier(source.spec, net=lambda spec: Double(), optimizer=torch.optim.Adam)
+    network = deployed(classifier)
+    inputs = np.arange(128, dtype=np.uint8).reshape(2, 1, 8, 8)
+    expected = inputs.reshape(2, 64)[:, :10] + np.float32(1 / 3)
+    names = ("onnx", "torchscript", "torch_export")
+    write(replace(source, network=network), tmp_path, *names)
+    for run in (eager(network), *(exporter(name).load(tmp_path / FORMATS[name].file) for name in names)):
+        logits, probabilities = run(inputs)
+        assert logits.dtype == probabilities.dtype == np.float32
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
 class OneBranch(nn.Module):
     """Looks at a value, of which a trace would keep one branch, or at a shape."""
 

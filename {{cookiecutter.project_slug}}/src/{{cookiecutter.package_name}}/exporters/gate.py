@@ -53,6 +53,8 @@ class Reference:
     ) -> "Reference":
         starts = range(0, len(labels), max_batch_size)
         logits = np.concatenate([model(inputs[start : start + max_batch_size])[0] for start in starts])
+        if not np.isfinite(logits).all():
+            raise GateFailure("the trained model answers samples of the test split with NaN or infinity: train anew.")
         sizes = sorted({size for size in (1, 2, 7, 64) if size <= max_batch_size} | {max_batch_size})
         return cls(inputs, labels, logits, {size: model(first_samples(inputs, size)) for size in sizes})
 

@@ -36,12 +36,14 @@ class DeployedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.net(x)
+        if logits.dtype != torch.float32:
+            logits = logits.float()
         return logits, logits.softmax(dim=1)
 
 
 def deployed(classifier: Classifier) -> DeployedNetwork:
-    """In inference mode on the CPU, in float32, without gradients."""
-    network = DeployedNetwork(classifier).to(device="cpu", dtype=torch.float32).eval()
+    """In inference mode on the CPU, without gradients; a tensor of float64 that the network has of its own stays so."""
+    network = DeployedNetwork(classifier).to(device="cpu").eval()
     return network.requires_grad_(False)
 
 

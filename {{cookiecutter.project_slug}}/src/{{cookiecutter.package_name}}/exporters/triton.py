@@ -42,12 +42,9 @@ def check_config(path: Path, signature: Signature, max_batch_size: int) -> None:
     try:
         config = _parse(path.read_text(encoding="utf-8"))
         largest = int(config.get("max_batch_size", ["0"])[-1])
-        name = config.get("name", [path.parent.name])[-1]
         standing = {kind: [_shown(tensor) for tensor in config.get(kind, [])] for kind in ("input", "output")}
     except (ValueError, LookupError, AttributeError) as error:
         raise Refusal(f"{path} cannot be read ({error}): mend it, or delete it to have it written anew.") from error
-    if name != path.parent.name:
-        raise Refusal(f"{path} names the model '{name}': Triton loads it from a folder of that name only.")
     remedy = f"give another export.name= than '{path.parent.name}'"
     for kind, tensors in (("input", (signature.input,)), ("output", signature.outputs)):
         found, expected = standing[kind], [_tensor(tensor) for tensor in tensors]

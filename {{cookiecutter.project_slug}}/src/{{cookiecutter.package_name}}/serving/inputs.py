@@ -90,7 +90,7 @@ def read_samples(path: Path, accepted: Accepted) -> Iterator[Sample | LeftOut]:
     name = os.fsencode(path).decode(errors="backslashreplace")
     try:
         arrays = _read(path, accepted)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
         yield LeftOut(name, None, _reason(error))
         return
     low, high = accepted.range

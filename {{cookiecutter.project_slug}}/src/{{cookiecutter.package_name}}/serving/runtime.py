@@ -55,14 +55,17 @@ class Bundle:
         if file not in self.manifest["files"] or not file.endswith(".onnx"):
             files = [name for name in self.manifest["files"] if name.endswith(".onnx")]
             raise Refusal(f"{file} is no ONNX file of {self.folder}, which has: {', '.join(files) or 'none'}.")
-        self.labels: list[str] = self.manifest["labels"]
-        self.max_batch_size: int = self.manifest["max_batch_size"]
-        (tensor,) = self.manifest["inputs"]
-        self.input_name: str = tensor["name"]
-        self.input_dtype = np.dtype(tensor["dtype"])
-        self.input_shape: tuple[int, ...] = tuple(tensor["shape"][1:])
-        self.input_range: tuple[float, float] = tuple(tensor["range"])
-        self.outputs = [tensor["name"] for tensor in self.manifest["outputs"]]
+        try:
+            self.labels: list[str] = self.manifest["labels"]
+            self.max_batch_size: int = self.manifest["max_batch_size"]
+            (tensor,) = self.manifest["inputs"]
+            self.input_name: str = tensor["name"]
+            self.input_dtype = np.dtype(tensor["dtype"])
+            self.input_shape: tuple[int, ...] = tuple(tensor["shape"][1:])
+            self.input_range: tuple[float, float] = tuple(tensor["range"])
+            self.outputs = [tensor["name"] for tensor in self.manifest["outputs"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadBundle(f"{MANIFEST} of {self.folder} describes no model: {error!r}.") from error
         self.session = _session(self.folder / file, providers, num_threads)
 
     def __call__(self, inputs: Array) -> tuple[Array, Array]:
@@ -105,7 +108,7 @@ def _created(folder: Path) -> str:
 
 
 def versions(name_dir: Path) -> list[int]:
-    return [int(path.name) for path in name_dir.iterdir() if path.name.isdecimal()]
+    return [int(path.name) for path in name_dir.iterdir() if path.name.isdecimal() and path.is_dir()]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadBundle(f"{MANIFEST} of {folder} cannot be read: {type(error).__name__}: {error}.") from error
     if escaping := [name for name in files if Path(name).name != name]:
         raise BadBundle(f"{MANIFEST} of {folder} lists {escaping[0]}, which is no plain file name.")
