@@ -79,7 +79,8 @@ def _compose_and_run(main: Callable[[Config], None], name: str, needs: tuple[str
             main(_plain(cfg, needs))
         except Refusal as refusal:  # in a sweep the other jobs go on
             exit_codes.append(_print_refusal(refusal))
-            _remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
+            if "run.dir" not in str(HydraConfig.get().overrides.hydra):  # one that was given may hold an earlier run
+                _remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
 
     # Without it Hydra prints an error of its own and exits, and the sentence below would never be reached.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -194,7 +195,6 @@ def python() -> str:
 
 
 def bar(items: Sequence[Any], description: str) -> Iterable[Any]:
-    """The items, with a bar that shows how far it has come, on a terminal."""
     from rich import console, progress
 
     return progress.track(items, description, console=console.Console(stderr=True), disable=not sys.stderr.isatty())
