@@ -14,7 +14,7 @@ from conftest import LONG, PROJECT, SHORT, TEMPLATE, Bake, combinations, files_o
 
 NUM_COMBINATIONS = 72
 # The design asked for 80 and 3,000: docs/benchmarks.md says by how much that was missed, docs/decisions.md why.
-MAX_FILES, MAX_LINES = 110, 4560
+MAX_FILES, MAX_LINES = 110, 4550
 CLUSTERS = {"slurm": "sbatch deploy/slurm.sh", "kubernetes": "kubectl apply -f deploy/trainjob.yaml"}
 
 

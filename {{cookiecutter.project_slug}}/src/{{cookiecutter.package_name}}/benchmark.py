@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cli import Config, bar, command, python, shown
+from .cli import Config, command
 from .refusal import Refusal
+from .terminal import bar, python, shown
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .refusal import Refusal
 from .strategies import ranks
 
 Config = dict[str, Any]
+CLAIMED: set[Path] = set()  # folders that this process made for a run, or for a sweep and its jobs
 
 
 class Termination(KeyboardInterrupt):
@@ -79,8 +80,7 @@ def _compose_and_run(main: Callable[[Config], None], name: str, needs: tuple[str
             main(_plain(cfg, needs))
         except Refusal as refusal:  # in a sweep the other jobs go on
             exit_codes.append(_print_refusal(refusal))
-            if "run.dir" not in str(HydraConfig.get().overrides.hydra):  # one that was given may hold an earlier run
-                _remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
+            _remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
 
     # Without it Hydra prints an error of its own and exits, and the sentence below would never be reached.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -171,30 +171,16 @@ def _claim(folder: str) -> str:
         except OSError as error:
             raise Refusal(f"the run directory {path} cannot be made: {error.strerror}.") from error
         else:
+            CLAIMED.add(path.resolve())
             return str(path)
 
 
 def _remove_empty_run(run_dir: Path, log_file: str) -> None:
-    """A refused job leaves no folder: Hydra made one, and nothing is in it but its own notes and the log."""
+    """Of a refused job: only if it was made for it, and nothing is in it but Hydra's notes and the log."""
+    if not CLAIMED & {run_dir.resolve(), run_dir.resolve().parent}:
+        return
     if all(path.name in (".hydra", log_file) for path in run_dir.iterdir()):
         logging.shutdown()  # closes the log file, which some systems do not remove while it is open
         shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
         (run_dir / log_file).unlink(missing_ok=True)
         run_dir.rmdir()
-
-
-def shown(path: Path) -> str:
-    """Relative to the working directory where it lies below it: shorter, and it can be copied into a command."""
-    path = Path.cwd() / path
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def python() -> str:
-    """As it can be typed here: the environment's own, where that is not activated."""
-    return shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
-
-
-def bar(items: Sequence[Any], description: str) -> Iterable[Any]:
-    from rich import console, progress
-
-    return progress.track(items, description, console=console.Console(stderr=True), disable=not sys.stderr.isatty())

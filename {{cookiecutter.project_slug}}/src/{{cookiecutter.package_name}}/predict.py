@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .cli import Config, bar, command, shown
+from .cli import Config, command
 from .refusal import Refusal
+from .terminal import bar, shown
 
 if TYPE_CHECKING:
     import numpy.typing as npt

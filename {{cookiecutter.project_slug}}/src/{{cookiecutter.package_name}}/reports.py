@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from .cli import Config, python, shown
+from .cli import Config
 from .exporters.bundle import write_json
 from .exporters.gate import Parity
 from .models.classifier import Classifier
 from .strategies.devices import Devices
 from .strategies.samplers import BatchSplit
+from .terminal import python, shown
 
 log = logging.getLogger(__name__)
 

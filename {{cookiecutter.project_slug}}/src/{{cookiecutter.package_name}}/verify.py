@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli import Config, command, shown
+from .cli import Config, command
+from .terminal import shown
 
 if TYPE_CHECKING:
     from .exporters.contract import Contract
@@ -63,10 +64,11 @@ def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
     for entry in manifest["parity"]:
         if FORMATS[entry["format"]].code and not trust:
             log.info("not run     %s, which is code: add trust=true", entry["file"])
-        elif (package := _missing_package(entry["format"])) is not None:
-            log.info("not run     %s, which needs %s", entry["file"], package)
-        else:
+            continue
+        try:
             _check_answers(folder, entry, contract, manifest)
+        except ModuleNotFoundError as error:
+            log.info("not run     %s, which needs %s", entry["file"], error.name)
     if (folder.parent / CONFIG).is_file():
         check_config(folder.parent / CONFIG, contract.signature, manifest["max_batch_size"])
     return manifest
@@ -88,16 +90,6 @@ def read_checked(folder: Path) -> dict[str, Any]:
         raise BadBundle(f"manifest.json of {folder} has {len(manifest['labels'])} labels, one a logit is needed.")
     check_files(folder, manifest)
     return manifest
-
-
-def _missing_package(format_name: str) -> str | None:
-    from .exporters import exporter
-
-    try:
-        exporter(format_name)
-    except ModuleNotFoundError as error:
-        return error.name
-    return None
 
 
 def _check_answers(folder: Path, entry: dict[str, Any], contract: Contract, manifest: dict[str, Any]) -> None:

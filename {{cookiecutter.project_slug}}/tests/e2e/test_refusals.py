@@ -129,6 +129,19 @@ def test_mistake_gets_one_sentence_and_leaves_nothing(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("option", ["hydra.run.dir=keep", "hydra.sweep.dir=keep"])
+def test_refused_command_leaves_a_folder_that_was_given(option: str, tmp_path: Path) -> None:
+    """It may hold an earlier run, of which nothing but the log and Hydra's notes can be told."""
+    sweep = ["-m"] if "sweep" in option else []
+    folder = tmp_path / "keep/0" if sweep else tmp_path / "keep"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "predict.log").write_text("earlier\n", encoding="utf-8")
+    refused = run_command("predict", *sweep, option, "input=nowhere", cwd=tmp_path, check=False)
+    assert refused.returncode == 2
+    assert (folder / "predict.log").read_text(encoding="utf-8").startswith("earlier\n")
+    assert (folder / ".hydra").is_dir()
+
+
 @pytest.fixture
 def process_kept() -> Iterator[None]:
     """What a command changes in its process: where logs go, and what SIGTERM does."""

@@ -361,8 +361,7 @@ def test_triton_reads_the_configuration_and_it_agrees_with_the_file(bundle: Path
     ],
 )
 def test_standing_configuration_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: str, sentence: str) -> None:
-    path, text = tmp_path / "made" / CONFIG, config_text("made", DIGITS, 64)
-    path.parent.mkdir()
+    path, text = tmp_path / CONFIG, config_text("made", DIGITS, 64)
     path.write_text(text, encoding="utf-8")
     check_config(path, DIGITS, 64)
     path.write_text(text.replace(old, new), encoding="utf-8")
@@ -373,7 +372,7 @@ def test_standing_configuration_that_does_not_fit_is_refused(tmp_path: Path, old
 def test_what_was_added_to_the_configuration_by_hand_is_kept_and_read(tmp_path: Path) -> None:
     added = "instance_group [ { kind: KIND_GPU, count: 2 } ]\n"
     added += 'parameters { key: "#a" value: { string_value: "\\"{" } }\n'
-    text = config_text(tmp_path.name, DIGITS, 64).replace("dims: [ 10 ]", "dims: 10", 1) + added
+    text = config_text("made", DIGITS, 64).replace("dims: [ 10 ]", "dims: 10", 1) + added
     assert parsed_by_triton(text).instance_group[0].count == 2
     (tmp_path / CONFIG).write_text(text, encoding="utf-8")
     check_config(tmp_path / CONFIG, DIGITS, 64)

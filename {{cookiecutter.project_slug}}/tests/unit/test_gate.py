@@ -310,6 +310,13 @@ def test_double_precision_of_a_network_is_kept_and_its_answers_are_float32(sourc
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
+def test_model_that_answers_with_nan_is_refused_as_such(source: Source, data: DigitsDataModule) -> None:
+    spoiled = copy.deepcopy(source.network)
+    next(spoiled.parameters()).fill_(float("nan"))
+    with pytest.raises(GateFailure, match="the trained model answers samples of the test split with NaN"):
+        reference_of(replace(source, network=spoiled), data, 64)
+
+
 class OneBranch(nn.Module):
     """Looks at a value, of which a trace would keep one branch, or at a shape."""
 

@@ -106,7 +106,7 @@ def check_structure(format_name: str, path: Path, contract: Contract) -> None:
     """Raises `GateFailure` for a file that is not what it should be, without running it."""
     try:
         exporter(format_name).check(path, contract)
-    except (Refusal, OSError):
+    except (Refusal, OSError, ModuleNotFoundError):
         raise
     except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
         reason = " ".join(str(error).split())[:300]

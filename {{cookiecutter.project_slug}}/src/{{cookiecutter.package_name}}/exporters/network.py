@@ -36,8 +36,7 @@ class DeployedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.net(x)
-        if logits.dtype != torch.float32:
-            logits = logits.float()
+        logits = logits if logits.dtype == torch.float32 else logits.float()
         return logits, logits.softmax(dim=1)
 
 

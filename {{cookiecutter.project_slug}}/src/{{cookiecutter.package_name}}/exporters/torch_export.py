@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +64,5 @@ def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
 
 
 def _read(path: Path, extra_files: dict[str, Any]) -> ExportedProgram:
-    torchs, level = logging.getLogger("torch.export"), logging.getLogger("torch.export").level
-    torchs.setLevel(logging.ERROR)  # of a damaged file it warns with a traceback, and goes on
-    try:
-        with quietly(TORCHS_GRAPHS):
-            return torch.export.load(path, extra_files=extra_files)
-    finally:
-        torchs.setLevel(level)
+    with quietly(TORCHS_GRAPHS):
+        return torch.export.load(path, extra_files=extra_files)

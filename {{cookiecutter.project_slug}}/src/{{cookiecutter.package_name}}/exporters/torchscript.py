@@ -22,20 +22,14 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 # Records that torch's archives hold beside a model's own.
 VERSIONS, WRITTEN_ANYWAY = ("version", ".data/version"), ("byteorder", ".data/serialization_id")
-# Python looked at a number: the trace keeps what followed from it, which is wrong unless it is a shape.
-LOOKED = "Converting a tensor to a"
+# The trace keeps what followed from a number, which is right of shapes; torch's own functions look at nothing else.
+LOOKED, AT_SHAPES = "Converting a tensor to a", "torch/nn/functional.py"
 QUIET = (
     Quiet(
         DeprecationWarning,
         r"`torch\.jit\.\w+` is deprecated",
         r"torch\.jit\._\w+",
         "TorchScript is supported up to Python 3.13, which is the newest that this project allows",
-    ),
-    Quiet(
-        TracerWarning,
-        r"Converting a tensor to a Python boolean might cause the trace to be incorrect",
-        r"torch\.nn\.functional",
-        "group_norm compares the batch size with 1 to raise an error; nothing else depends on it",
     ),
 )
 
@@ -48,8 +42,8 @@ def export(source: Source) -> bytes:
     for warning in told:
         if not str(warning.message).startswith(LOOKED):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    if any(str(warning.message).startswith(LOOKED) for warning in told):
-        torch_export.export(source)  # raises for a value, and takes a shape
+        elif not Path(warning.filename).as_posix().endswith(AT_SHAPES):
+            torch_export.export(source)  # raises for a value, and takes a shape
     written = io.BytesIO()
     with quietly(*QUIET):
         jit.save(traced, written, _extra_files={SUMMARY: json.dumps(source.contract.summary)})

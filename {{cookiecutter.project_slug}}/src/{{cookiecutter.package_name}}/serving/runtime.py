@@ -95,16 +95,13 @@ def find_bundle(bundle: str, artifact_dir: Path) -> Path:
         found = [path for path in artifact_dir.glob(f"*/*/{MANIFEST}") if path.parent.name.isdecimal()]
         if not found:
             raise Refusal(f"bundle=latest finds none under {artifact_dir}: export one, or give bundle=<folder>.")
-        return max((path.parent for path in found), key=lambda path: (_created(path), int(path.name)))
+        # Not by the file's own time: that is another one in a copy, and once `benchmark` has added its figures.
+        created = {path.parent: str(read_manifest(path.parent).get("created")) for path in found}
+        return max(created, key=lambda path: (created[path], int(path.name)))
     if not folder.is_dir():
         raise Refusal(f"bundle={bundle} does not exist: give a folder as artifacts/<name>/<version>.")
     numbers = [] if (folder / MANIFEST).exists() else versions(folder)
     return folder / str(max(numbers)) if numbers else folder
-
-
-def _created(folder: Path) -> str:
-    """Not the file's own time: that is another one in a copy, and once `benchmark` has added its figures."""
-    return str(read_manifest(folder).get("created"))
 
 
 def versions(name_dir: Path) -> list[int]:

@@ -1,0 +1,24 @@
+"""How paths, commands and progress are shown to who sits at the terminal."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def shown(path: Path) -> str:
+    """Relative to the working directory where it lies below it: shorter, and it can be copied into a command."""
+    path = Path.cwd() / path
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def python() -> str:
+    """As it can be typed here: the environment's own, where that is not activated."""
+    return shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+
+
+def bar(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """The items, with a bar that shows on a terminal how far it has come."""
+    from rich import console, progress
+
+    return progress.track(items, description, console=console.Console(stderr=True), disable=not sys.stderr.isatty())
