@@ -1,6 +1,7 @@
 """What holds of every export, whatever was trained and how."""
 
 import errno
+import functools
 import getpass
 import io
 import json
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import digit_classifier as package
 import numpy as np
@@ -28,6 +30,7 @@ from digit_classifier.exporters.contract import Contract, GateFailure, Signature
 from digit_classifier.exporters.fresh import run_afresh
 from digit_classifier.exporters.network import Source, deployed
 from digit_classifier.models.classifier import Classifier
+from digit_classifier.models.cnn import CNN
 from digit_classifier.models.mlp import MLP
 from digit_classifier.refusal import Refusal
 from digit_classifier.serving.runtime import read_manifest
@@ -237,6 +240,26 @@ def test_disk_that_is_full_at_the_very_end_leaves_nothing(
     monkeypatch.undo()
     export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
     assert sorted(path.name for path in (tmp_path / "artifacts/made").iterdir()) == ["1", "config.pbtxt"]
+
+
+def test_network_that_is_another_one_whenever_it_is_built_is_refused(
+    best_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it draws is no part of its state, so the checkpoint does not hold what was trained."""
+    built, answered = CNN.__init__, CNN.forward
+
+    @functools.wraps(built)
+    def build(self: CNN, *arguments: Any, **options: Any) -> None:
+        built(self, *arguments, **options)
+        self.drawn = [torch.randn(10)]
+
+    monkeypatch.setattr(CNN, "__init__", build)
+    monkeypatch.setattr(CNN, "forward", lambda self, x: answered(self, x) + self.drawn[0])
+    checkpoint = checkpoints.load(best_checkpoint)
+    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, 0.005, None, None, None)
+    with pytest.raises(GateFailure, match="the network answers otherwise once it is built anew"):
+        export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_of_this_machine_are_not_published() -> None:

@@ -43,15 +43,12 @@ def check(path: Path, contract: Contract) -> None:
     for graph in program.graph_module.modules():
         for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
             if isinstance(node.target, torch._ops.OpOverload):
-                # Arguments at their defaults are left out at the end.
-                arguments = {
-                    argument.name: value
-                    for argument, value in zip(node.target._schema.arguments, node.args, strict=False)
-                }
-                if any({**arguments, **node.kwargs}.get(name) for name in ("train", "training")):
+                names = [argument.name for argument in node.target._schema.arguments]
+                given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}  # the last defaults are left out
+                if any(given.get(name) for name in ("train", "training")):
                     raise GateFailure(f"{path.name} was exported in training mode: {node.target}.")
-    (given,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
-    batch = given.meta["val"].shape[0]
+    (tensor,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    batch = tensor.meta["val"].shape[0]
     if isinstance(batch, int):
         raise GateFailure(f"{path.name} takes batches of {batch} only: its input has a fixed axis.")
     contract.check_summary(path.name, json.loads(extra[SUMMARY] or "{}"))
