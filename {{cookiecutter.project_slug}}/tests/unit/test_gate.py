@@ -1,6 +1,8 @@
 """The gate lets through what was trained, and nothing else. Each mutation first shows the unspoiled file passing."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -335,6 +337,13 @@ def test_branch_on_a_value_is_refused_and_one_on_a_shape_is_not(source: Source, 
     write(replace(source, network=OneBranch(value=False)), tmp_path, "torchscript")
     with pytest.raises(RuntimeError, match="data-dependent"):
         write(replace(source, network=OneBranch(value=True)), tmp_path, "torchscript")
+
+
+@pytest.mark.parametrize("name", ["onnx", "torchscript"])
+def test_process_that_only_runs_a_file_does_not_import_lightning(name: str) -> None:
+    """It takes seconds, of every file that is verified."""
+    code = f"import sys, {exporter(name).__name__}; sys.exit('lightning' in sys.modules)"  # type: ignore[attr-defined]
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_difference_in_any_test_sample_is_caught(source: Source, data: DigitsDataModule, exported: Path) -> None:

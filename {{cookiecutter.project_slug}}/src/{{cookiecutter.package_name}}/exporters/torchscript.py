@@ -13,7 +13,7 @@ from torch import jit
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from ..quiet import Quiet, quieten, quietly
-from . import Array, Run, torch_export
+from . import Array, Run
 from .contract import Contract, GateFailure
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ QUIET = (
 
 
 def export(source: Source) -> bytes:
+    from . import torch_export  # imports lightning, which a process that only runs a file can do without
+
     with warnings.catch_warnings(record=True) as told, torch.inference_mode():
         warnings.filterwarnings("always", LOOKED, TracerWarning)
         quieten(*QUIET)
