@@ -21,14 +21,17 @@ EVERYTHING_OFF = {"license": "Proprietary", "git_init": False, "package_name": L
 Bake = Callable[..., Path]
 
 
+# The questions that have a fixed set of answers; the first one of each is the default.
+ANSWERS = {
+    key: [value, not value] if isinstance(value, bool) else value
+    for key, value in QUESTIONS.items()
+    if not key.startswith("_") and isinstance(value, bool | list)
+}
+DEFAULTS = {key: answers[0] for key, answers in ANSWERS.items()}
+
+
 def combinations() -> list[dict[str, object]]:
-    """Every combination of the questions that have a fixed set of answers."""
-    answers = {
-        key: [True, False] if isinstance(value, bool) else value
-        for key, value in QUESTIONS.items()
-        if not key.startswith("_") and isinstance(value, bool | list)
-    }
-    return [dict(zip(answers, chosen, strict=True)) for chosen in itertools.product(*answers.values())]
+    return [dict(zip(ANSWERS, chosen, strict=True)) for chosen in itertools.product(*ANSWERS.values())]
 
 
 def bake_into(folder: Path, **answers: object) -> Path:

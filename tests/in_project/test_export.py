@@ -219,8 +219,19 @@ def test_full_disk_leaves_nothing_and_says_so(best_checkpoint: Path, tmp_path: P
     done = subprocess.run(command, cwd=tmp_path, preexec_fn=limited, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert re.fullmatch(r"error: .* cannot be written: File too large(; nothing was published)?\.", line)
+    assert re.fullmatch(r"error: .* cannot be (read or )?written: File too large(; nothing was published)?\.", line)
     assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_file_of_the_data_that_is_missing_is_no_matter_of_the_disk(
+    best_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = checkpoints.load(best_checkpoint)
+    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, 0.005, None, None, None)
+    monkeypatch.setattr(datamodule, "prepare_data", lambda: (tmp_path / "absent.npy").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"absent\.npy"):
+        export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_disk_that_is_full_at_the_very_end_leaves_nothing(

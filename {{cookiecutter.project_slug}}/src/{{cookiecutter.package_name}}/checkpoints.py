@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 PACKAGE = __name__.split(".")[0]
 # What a configuration that comes from a checkpoint may name; anything else could run foreign code.
 TRUSTED = (PACKAGE, "torch", "lightning", "torchmetrics")
+# Options of `data.` that move samples from one split to another.
+OF_THE_SPLIT = ("val_fraction", "test_fraction", "split_seed")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,17 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]
 
     def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
-        """The data that the model was trained on; `overrides` (options of `data.`) go over its configuration."""
+        """The data that the model was trained on; `overrides` (options of `data.`) go over its configuration.
+
+        Refuses another split: it would test on samples that the model was trained on.
+        """
+        for name in OF_THE_SPLIT:
+            value, trained = overrides.get(name), self.config["data"].get(name)
+            if value is not None and value != trained:
+                raise Refusal(
+                    f"data.{name}={value} would test on samples that the model was trained on: "
+                    f"leave it at {trained}, or train with it."
+                )
         datamodule: pl.LightningDataModule = build({**self.config["data"], **overrides}, "data")
         return datamodule
 

@@ -26,6 +26,8 @@ from .refusal import Refusal
 from .strategies import ranks
 
 Config = dict[str, Any]
+# A disk that is full, and files that this user may not read or write: no mistake of this code.
+OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 CLAIMED: set[Path] = set()  # folders that this process made for a run, or for a sweep and its jobs
 
 
@@ -93,9 +95,10 @@ def _compose_and_run(main: Callable[[Config], None], name: str, needs: tuple[str
             raise
         exit_codes.append(_print_refusal(sentence))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in OF_FILES:
             raise
-        exit_codes.append(_print_refusal(Refusal(f"{error.filename or 'a file'} cannot be written: {error.strerror}.")))
+        file = error.filename or "a file"
+        exit_codes.append(_print_refusal(Refusal(f"{file} cannot be read or written: {error.strerror}.")))
     except KeyboardInterrupt as interrupt:
         exit_codes.append(_print_refusal(Interruption(interrupt)))
 

@@ -159,7 +159,7 @@ def plot_confusion_matrix(matrix: Tensor, labels: tuple[str, ...], picture: Path
     for row, column in zip(*np.nonzero(counts), strict=True):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
-    ticks = range(len(labels))
+    ticks, labels = range(len(labels)), tuple(label.replace("$", r"\$") for label in labels)  # else it opens a formula
     axes.set_xticks(ticks, labels, rotation=0 if max(map(len, labels)) <= 3 else 90)
     axes.set_yticks(ticks, labels)
     axes.set_xlabel("predicted label")

@@ -43,6 +43,14 @@ def test_model_and_data_come_back_without_typing_anything(best_checkpoint: Path)
     assert all(torch.equal(model[name], trained[name]) for name in trained)
 
 
+@pytest.mark.parametrize("option", [{"split_seed": 7}, {"test_fraction": 0.3}, {"val_fraction": 0.2}])
+def test_another_split_is_refused(best_checkpoint: Path, option: dict[str, float]) -> None:
+    checkpoint = checkpoints.load(best_checkpoint)
+    checkpoint.datamodule({"split_seed": checkpoint.config["data"]["split_seed"]})
+    with pytest.raises(Refusal, match="would test on samples that the model was trained on"):
+        checkpoint.datamodule(option)
+
+
 def test_missing_truncated_and_foreign_files_are_refused(best_checkpoint: Path, tmp_path: Path) -> None:
     whole = best_checkpoint.read_bytes()
     truncated, empty = tmp_path / "truncated.ckpt", tmp_path / "empty.ckpt"

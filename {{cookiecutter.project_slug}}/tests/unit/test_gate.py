@@ -124,6 +124,15 @@ def test_reduced_format_may_lose_no_more_than_was_allowed(
         admitted(name, tmp_path, source, reference)
 
 
+@pytest.mark.parametrize("calibration", ["entropy", "percentile"])
+def test_any_number_of_samples_calibrates(source: Source, tmp_path: Path, calibration: str) -> None:
+    """100: more than the largest batch, and no multiple of it."""
+    options = {**FORMATS["onnx_int8"].options, "num_calibration_samples": 100, "calibration": calibration}
+    path = tmp_path / FORMATS["onnx_int8"].file
+    path.write_bytes(exporter("onnx_int8").export(replace(source, options=options)))
+    exporter("onnx_int8").check(path, source.contract)
+
+
 @pytest.mark.parametrize("name", REDUCED)
 def test_file_that_was_not_reduced_is_caught(source: Source, exported: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / FORMATS[name].file).write_bytes((exported / FORMATS["onnx"].file).read_bytes())
@@ -310,6 +319,16 @@ def test_double_precision_of_a_network_is_kept_and_its_answers_are_float32(sourc
         logits, probabilities = run(inputs)
         assert logits.dtype == probabilities.dtype == np.float32
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_network_that_drops_the_axis_of_a_batch_of_one_is_refused(source: Source, data: DigitsDataModule) -> None:
+    class Squeezing(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits, probabilities = source.network(x)
+            return logits.squeeze(0), probabilities.squeeze(0)
+
+    with pytest.raises(GateFailure, match=r"answers 1 samples with \(10,\): \(B, K\) is needed"):
+        reference_of(replace(source, network=Squeezing()), data, 64)
 
 
 def test_model_that_answers_with_nan_is_refused_as_such(source: Source, data: DigitsDataModule) -> None:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -43,6 +44,9 @@ def incoming(name_dir: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
+        place = Path(os.fsdecode(error.filename)) if error.filename else name_dir
+        if error.errno is None or not (place.is_relative_to(name_dir) or name_dir.is_relative_to(place)):
+            raise  # of the data, as a file that is missing
         raise Refusal(f"{name_dir} cannot be written: {error.strerror or error}; nothing was published.") from error
     finally:
         for parent in made:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import FORMATS
+from .contract import verified_batch_sizes
 from .snippets import use
 
 CONFUSION, BENCHMARK, BENCHMARK_PICTURE = "confusion_matrix.png", "benchmark.json", "benchmark.png"
@@ -36,8 +37,8 @@ def _head(manifest: Mapping[str, Any]) -> str:
 
 Classifies `{data["name"]}` into {len(manifest["labels"])} labels: {", ".join(manifest["labels"])}.
 
-**Data.** {description} Trained on {counts["train"]:,} samples; {counts["val"]:,} others chose the epoch, and
-{counts["test"]:,} that neither saw gave these figures:
+**Data.** {description} Trained on {counts["train"]:,} samples, validated on {counts["val"]:,} others, and tested on
+{counts["test"]:,} that were kept from both:
 
 | on the test split | |
 | --- | --- |
@@ -50,6 +51,7 @@ Classifies `{data["name"]}` into {len(manifest["labels"])} labels: {", ".join(ma
 def _input_and_output(manifest: Mapping[str, Any]) -> str:
     (tensor,) = manifest["inputs"]
     low, high = tensor["range"]
+    *sizes, largest = verified_batch_sizes(manifest["max_batch_size"])
     rows = "\n".join(
         f"| `{output['name']}` | {output['dtype']} | {_shape(output)} | {what} |"
         for output, what in zip(manifest["outputs"], ("one figure a label", "their softmax"), strict=True)
@@ -61,7 +63,7 @@ def _input_and_output(manifest: Mapping[str, Any]) -> str:
 | `{tensor["name"]}` | {tensor["dtype"]} | {_shape(tensor)} | raw, {low:g} to {high:g}; normalised inside the graph |
 {rows}
 
-Batches of 1 to {manifest["max_batch_size"]} samples were verified.
+Takes batches of 1 to {largest} samples; {", ".join(map(str, sizes))} and {largest} were verified.
 """
 
 

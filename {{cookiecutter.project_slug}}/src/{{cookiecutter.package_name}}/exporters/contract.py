@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
+def verified_batch_sizes(max_batch_size: int) -> list[int]:
+    """The batches that the gate tries: one, odd and even ones, and the largest."""
+    return sorted({size for size in (1, 2, 7, 64) if size <= max_batch_size} | {max_batch_size})
+
+
 class GateFailure(Refusal):
     """A file that is not what was trained; nothing of its bundle is published."""
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..refusal import Refusal
 from . import FORMATS, Array, exporter
-from .contract import Contract, GateFailure
+from .contract import Contract, GateFailure, verified_batch_sizes
 from .fresh import first_samples, run_afresh
 
 # `softmax(logits)` may differ by this much from the probabilities of a reduced format: 16 bits hold three digits.
@@ -55,7 +55,7 @@ class Reference:
         logits = np.concatenate([model(inputs[start : start + max_batch_size])[0] for start in starts])
         if not np.isfinite(logits).all():
             raise GateFailure("the trained model answers samples of the test split with NaN or infinity: train anew.")
-        sizes = sorted({size for size in (1, 2, 7, 64) if size <= max_batch_size} | {max_batch_size})
+        sizes = verified_batch_sizes(max_batch_size)
         return cls(inputs, labels, logits, {size: model(first_samples(inputs, size)) for size in sizes})
 
     @property

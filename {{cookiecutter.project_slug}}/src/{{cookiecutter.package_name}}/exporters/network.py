@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..data.spec import DataSpec
 from ..models.classifier import Classifier
 from . import Array, Run
-from .contract import Contract
+from .contract import Contract, GateFailure
 from .fresh import median_latency_ms
 
 
@@ -37,7 +37,7 @@ class DeployedNetwork(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.net(x)
         logits = logits if logits.dtype == torch.float32 else logits.float()
-        return logits, logits.softmax(dim=1)
+        return logits, logits.softmax(dim=-1)
 
 
 def deployed(classifier: Classifier) -> DeployedNetwork:
@@ -52,6 +52,9 @@ def eager(network: nn.Module) -> Run:
     def run(inputs: Array) -> tuple[Array, Array]:
         with torch.inference_mode():
             logits, probabilities = network(torch.from_numpy(inputs))
+        if logits.ndim != 2 or len(logits) != len(inputs):
+            shape = tuple(logits.shape)
+            raise GateFailure(f"the network answers {len(inputs)} samples with {shape}: (B, K) is needed.")
         return logits.numpy(), probabilities.numpy()
 
     return run

@@ -32,8 +32,9 @@ def export(source: Source) -> bytes:
 
     class Samples(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self, inputs: Array) -> None:
-            starts = range(0, len(inputs), BATCH_SIZE)
-            self.batches: Iterator[Array] = iter([inputs[start : start + BATCH_SIZE] for start in starts])
+            # `entropy` and `percentile` take batches of one size only.
+            size = max(size for size in range(1, BATCH_SIZE + 1) if len(inputs) % size == 0)
+            self.batches: Iterator[Array] = iter(inputs.reshape(-1, size, *inputs.shape[1:]))
 
         def get_next(self) -> dict[str, Array] | None:
             batch = next(self.batches, None)
