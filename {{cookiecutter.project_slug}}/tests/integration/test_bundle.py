@@ -4,6 +4,7 @@ Each mutation first shows the unspoiled copy passing.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from {{ cookiecutter.package_name }}.serving.runtime import (
 )
 from {{ cookiecutter.package_name }}.verify import verify
 
+SOURCE = Path(package.__file__).parents[1]
 Spoil = Callable[[Path], None]
 PROVIDERS = ["CUDAExecutionProvider"]
 
@@ -252,6 +254,16 @@ def test_loader_predicts_without_torch(bundle: Path) -> None:
     assert done.returncode == 0, done.stderr
     _, logits, _ = read_golden(bundle)
     assert done.stdout.split() == [str(label) for label in logits.argmax(axis=1)]
+
+
+def test_loader_leaves_nothing_and_says_nothing_to_others(bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry starts with an identifier on the disk, unless a CI service is recognised."""
+    told = ("ORT_DISABLE_TELEMETRY", "CI", "GITHUB_ACTIONS", "TF_BUILD", "CIRCLECI")
+    environment = {name: value for name, value in os.environ.items() if name not in told}
+    environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHONPATH": str(SOURCE)}
+    for first, left in ((f"from {package.__name__}.serving.runtime import Bundle", []), ("import onnxruntime", [".ses"])):
+        subprocess.run([sys.executable, "-c", first], env=environment, check=True)
+        assert [path.name for path in tmp_path.iterdir() if path.name == ".ses"] == left
 
 
 def test_loader_gives_the_golden_answers_and_splits_large_batches(bundle: Path) -> None:
