@@ -16,10 +16,11 @@ from torch import nn
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.exporters import FORMATS, exporter
 from {{ cookiecutter.package_name }}.exporters.contract import Contract, GateFailure, Signature
-from {{ cookiecutter.package_name }}.exporters.gate import Limits, Parity, Reference, admit, difference
+from {{ cookiecutter.package_name }}.exporters.gate import Limits, Parity, Reference, admit
 from {{ cookiecutter.package_name }}.exporters.network import Source, deployed, eager
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.models.cnn import CNN
+from {{ cookiecutter.package_name }}.serving.runtime import difference
 
 LIMITS = Limits(max_batch_size=64, tolerance=1e-5, max_metric_loss=0.05)
 WRITTEN = [name for name in FORMATS if name != "safetensors"]  # which needs a network that a configuration names

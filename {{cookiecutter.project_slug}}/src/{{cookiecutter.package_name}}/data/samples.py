@@ -48,6 +48,10 @@ class Augmented(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def labels(self) -> Tensor:
+        return self.samples.labels
+
     def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
         inputs, labels = self.samples.__getitems__([index for _, index in places])
         pairs = zip(inputs, places, strict=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..checkpoints import Checkpoint
+from ..data.spec import DataSpec
 from ..refusal import Refusal
 from ..reports import plot_confusion_matrix
 from ..serving.runtime import GOLDEN
@@ -64,19 +65,24 @@ def write_verified(
     metrics = {name: value.item() for name, value in classifier.test_scores(*given).items()}
     plot_confusion_matrix(classifier.test_confusion(*given), checkpoint.spec.labels, folder / CONFUSION)
     figures = {
-        "data": {
-            "name": checkpoint.spec.name,
-            "description": checkpoint.spec.description,
-            "num_samples": {
-                "train": len(datamodule.train_dataloader().dataset),
-                "val": len(datamodule.val_dataloader().dataset),
-                "test": len(labels),
-            },
-        },
+        "data": _data(checkpoint.spec, datamodule, len(labels)),
         "metrics": metrics,
         "eager_latency_ms": eager_latency_ms(network, inputs[:1]),
     }
     return parities, figures
+
+
+def _data(spec: DataSpec, datamodule: pl.LightningDataModule, num_test: int) -> dict[str, Any]:
+    """What the manifest says of it."""
+    training: Any = datamodule.train_dataloader().dataset
+    labels = getattr(training, "labels", None)  # (N,)
+    num_val = len(datamodule.val_dataloader().dataset)
+    return {
+        "name": spec.name,
+        "description": spec.description,
+        "num_samples": {"train": len(training), "val": num_val, "test": num_test},
+        "label_counts": None if labels is None else labels.bincount(minlength=spec.num_classes).tolist(),
+    }
 
 
 def _write_and_admit(

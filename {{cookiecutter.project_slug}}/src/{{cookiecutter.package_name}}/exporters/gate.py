@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..refusal import Refusal
+from ..serving.runtime import difference
 from . import FORMATS, Array, exporter
 from .contract import Contract, GateFailure, verified_batch_sizes
 from .fresh import first_samples, run_afresh
@@ -61,14 +62,6 @@ class Reference:
     @property
     def accuracy(self) -> float:
         return float(np.mean(self.logits.argmax(axis=1) == self.labels))
-
-
-def difference(found: Array, expected: Array) -> float:
-    """max |a - b| / max(1, |b|): absolute for small values, relative for large ones; infinite for NaN."""
-    if found.shape != expected.shape:
-        return float("inf")
-    worst = np.max(np.abs(found - expected) / np.maximum(1, np.abs(expected)), initial=0.0)
-    return float(worst) if np.isfinite(worst) else float("inf")
 
 
 def admit(format_name: str, folder: Path, contract: Contract, reference: Reference, limits: Limits) -> Parity:

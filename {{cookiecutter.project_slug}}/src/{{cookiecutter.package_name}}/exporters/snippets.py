@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from string import Template
 from typing import Any
 
-from .triton import TYPES
+from ..serving.datatypes import TYPES
 
 PACKAGE = __name__.split(".")[0]
 LIBTORCH_TYPES = {

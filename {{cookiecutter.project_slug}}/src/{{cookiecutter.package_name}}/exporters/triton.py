@@ -6,15 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..refusal import Refusal
+from ..serving.datatypes import TYPES
 from .contract import Signature, TensorSignature
 
 CONFIG = "config.pbtxt"
-TYPES = {  # Triton's names of numpy's types
-    "bool": "BOOL",
-    **{f"uint{bits}": f"UINT{bits}" for bits in (8, 16, 32, 64)},
-    **{f"int{bits}": f"INT{bits}" for bits in (8, 16, 32, 64)},
-    **{f"float{bits}": f"FP{bits}" for bits in (16, 32, 64)},
-}
 
 Fields = dict[str, list[Any]]
 

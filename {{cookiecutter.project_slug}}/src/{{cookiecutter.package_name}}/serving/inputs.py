@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,7 @@ def read_samples(path: Path, accepted: Accepted) -> Iterator[Sample | LeftOut]:
     try:
         arrays = _read(path, accepted)
     except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
-        yield LeftOut(name, None, _reason(error))
+        yield LeftOut(name, None, reason_of(error))
         return
     low, high = accepted.range
     for index, values in enumerate(arrays):
@@ -110,14 +110,19 @@ def _read(path: Path, accepted: Accepted) -> Array:
         return _read_array(path, accepted)
     if suffix not in SUFFIXES:
         raise ValueError(f"it is neither a picture ({' '.join(SUFFIXES)}) nor an array ({ARRAY})")
+    return picture_as_input(path, accepted)
+
+
+def picture_as_input(file: Path | BinaryIO, accepted: Accepted) -> Array:
+    """`(1, *accepted.shape)`; raises `OSError` or `ValueError` for what is no picture, damaged or too large."""
     if len(accepted.shape) != 3 or accepted.shape[0] not in MODES:
         raise ValueError(f"the model takes {accepted}, no pictures")
     channels, height, width = accepted.shape
-    pixels = read_picture(path, (channels, height, width))
+    pixels = read_picture(file, (channels, height, width))[np.newaxis]
     low, high = accepted.range
     if (low, high) == (0, 255):
-        return pixels[np.newaxis].astype(accepted.dtype)
-    scaled = low + pixels[np.newaxis] * ((high - low) / 255)
+        return pixels.astype(accepted.dtype)
+    scaled = low + pixels * ((high - low) / 255)
     return (np.rint(scaled) if accepted.dtype.kind in "ui" else scaled).astype(accepted.dtype)
 
 
@@ -134,7 +139,7 @@ def _read_array(path: Path, accepted: Accepted) -> Array:
     return array
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is no picture, or damaged"
     if isinstance(error, OSError) and error.strerror:

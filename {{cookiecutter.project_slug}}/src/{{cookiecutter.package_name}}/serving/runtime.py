@@ -153,6 +153,14 @@ def read_golden(folder: Path) -> tuple[Array, Array, Array]:
     return inputs, logits, probabilities
 
 
+def difference(found: Array, expected: Array) -> float:
+    """max |a - b| / max(1, |b|): absolute for small values, relative for large ones; infinite for NaN."""
+    if found.shape != expected.shape:
+        return float("inf")
+    worst = np.max(np.abs(found - expected) / np.maximum(1, np.abs(expected)), initial=0.0)
+    return float(worst) if np.isfinite(worst) else float("inf")
+
+
 def digest(path: Path) -> str:
     """The sha256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:

@@ -1,0 +1,8 @@
+"""The types of tensors."""
+
+TYPES = {  # numpy's names to those of the Open Inference Protocol, which are Triton's too
+    "bool": "BOOL",
+    **{f"uint{bits}": f"UINT{bits}" for bits in (8, 16, 32, 64)},
+    **{f"int{bits}": f"INT{bits}" for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"FP{bits}" for bits in (16, 32, 64)},
+}
