@@ -3,9 +3,10 @@ BIN := .venv/bin
 # Where `make bake` puts the project, and more words for cookiecutter: make bake OUT=.. ARGS="--no-input"
 OUT ?= build
 ARGS ?=
+SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake check test test-all executorch clean
+.PHONY: help demo bake check test test-all tools executorch schemathesis peers clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +37,12 @@ check: .venv/ready ## lint and format check of the template as it lies
 test: .venv/ready ## rules, every combination of answers, refusals and the generated project's own tests
 	$(BIN)/python -m pytest -m "not story" $(ARGS)
 
-test-all: .venv/ready executorch ## all tests: also each case of strategies and exports, and the README in a fresh clone
-	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" $(BIN)/python -m pytest $(ARGS)
+test-all: .venv/ready executorch schemathesis ## all tests: also each case of strategies, exports and serving, and the README in a fresh clone
+	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" \
+	SCHEMATHESIS="$(CURDIR)/build/schemathesis/bin/schemathesis" $(BIN)/python -m pytest $(ARGS)
+
+tools: ## install nginx, wrk and Chromium (packages of Debian), which tests and benchmarks of the server need
+	$(SUDO) apt-get install --yes --no-install-recommends nginx wrk chromium chromium-driver
 
 executorch: build/executorch/ready ## an environment with ExecuTorch, for the test of the page on phones
 
@@ -45,6 +50,22 @@ build/executorch/ready: .venv/ready
 	$(PYTHON) -m venv build/executorch
 	build/executorch/bin/python -m pip install --quiet -c "{{cookiecutter.project_slug}}/constraints.txt" \
 		torch==2.13.0 torchao==0.18.0 executorch==1.4.1
+	@touch $@
+
+schemathesis: build/schemathesis/ready ## an environment with schemathesis, which makes requests from a description
+
+build/schemathesis/ready: .venv/ready
+	$(PYTHON) -m venv build/schemathesis
+	build/schemathesis/bin/python -m pip install --quiet schemathesis==4.32.5
+	@touch $@
+
+peers: build/peers/ready ## environments with MLServer and LitServe, for benchmarks/serving.py
+
+build/peers/ready: .venv/ready
+	for peer in mlserver==1.7.1 litserve==0.2.19; do \
+		$(PYTHON) -m venv "build/peers/$${peer%%=*}" && \
+		"build/peers/$${peer%%=*}/bin/python" -m pip install --quiet "$$peer" onnxruntime==1.32.0 || exit 1; \
+	done
 	@touch $@
 
 clean: ## remove what the commands above made

@@ -16,7 +16,7 @@ PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 
 SHORT, LONG = "ab", "a" * 40
-EVERYTHING_OFF = {"license": "Proprietary", "git_init": False, "package_name": LONG}
+EVERYTHING_OFF = {"license": "Proprietary", "serving": False, "git_init": False, "package_name": LONG}
 
 Bake = Callable[..., Path]
 

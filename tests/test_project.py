@@ -13,8 +13,15 @@ from conftest import EVERYTHING_OFF, LONG, SHORT, TEMPLATE, bake_into, files_of,
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
 
-IN_PROJECT = ("dp", "export", "faults", "ranks")
-SKIPS = {"there is no GPU here", "EXECUTORCH_PYTHON is not set (make executorch makes it)", "g++ is not installed"}
+IN_PROJECT = ("dp", "export", "faults", "ranks", "serving")
+SKIPS = {
+    "there is no GPU here",
+    "EXECUTORCH_PYTHON is not set (make executorch makes it)",
+    "SCHEMATHESIS is not set (make schemathesis makes it)",
+    "Chromium is not installed (make tools)",
+    "nginx is not installed (make tools)",
+    "g++ is not installed",
+}
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +36,7 @@ def default_project() -> Path:
     if kept.exists():
         kept.rename(project / ".venv")
     run("make", "setup", f"PYTHON={sys.executable}", cwd=project)
-    run(".venv/bin/python", "-m", "pip", "install", "--quiet", "pytest-xdist==3.8.0", cwd=project)
+    run(".venv/bin/python", "-m", "pip", "install", "--quiet", "pytest-xdist==3.8.0", "selenium==4.51.0", cwd=project)
     return project
 
 
@@ -86,6 +93,11 @@ def test_exports_keep_their_promises_case_by_case(python: str, examined_project:
     run_suite(python, examined_project, "tests/in_project/test_edge.py")
 
 
+@pytest.mark.story
+def test_server_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
+    run_suite(python, examined_project, "tests/in_project/test_serving.py", "-m", "slow")
+
+
 def test_project_with_everything_off_passes_its_own_tests(python: str, other_project: Path) -> None:
     """But for those of options and processes, which no answer changes: they take minutes."""
     run_suite(python, other_project, "tests/unit", "tests/integration/test_configs.py", "tests/e2e/test_commands.py")
@@ -99,7 +111,9 @@ def test_types_are_clean(python: str, tmp_path: Path, package: str) -> None:
 
 @pytest.mark.parametrize("cluster", ["slurm", "kubernetes"])
 def test_job_files_do_what_they_say(python: str, tmp_path: Path, cluster: str) -> None:
-    run_suite(python, bake_into(tmp_path, cluster=cluster), "tests/e2e/test_cluster.py")
+    run_suite(
+        python, bake_into(tmp_path, cluster=cluster), "tests/e2e/test_cluster.py", "tests/integration/test_deploy.py"
+    )
 
 
 def test_check_passes(default_project: Path) -> None:

@@ -1,0 +1,28 @@
+"""The project's own server without its batches: each request is computed alone.
+
+python one_by_one.py <package> <option of serve>...
+"""
+
+import asyncio
+import importlib
+import sys
+
+package = sys.argv.pop(1)
+served = importlib.import_module(f"{package}.serving.http.served")
+
+
+class Alone:
+    def __init__(self, run, max_batch_size, limits, thread, open_requests, metrics):
+        self.run, self.thread = run, thread
+
+    async def __call__(self, inputs):
+        if self.thread is None:
+            return self.run(inputs)
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self.run, inputs)
+
+
+served.Batcher = Alone
+sys.argv[0] = f"{package}.serve"
+
+if __name__ == "__main__":
+    importlib.import_module(f"{package}.serve").main()
