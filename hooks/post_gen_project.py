@@ -7,20 +7,40 @@ import subprocess
 import sys
 from pathlib import Path
 
-# (question, answer) -> what the project does not need then.
+# (question, answer) -> patterns of what the project does not need then.
 UNWANTED = {
     ("license", "Proprietary"): ["LICENSE"],
-    ("cluster", "none"): ["deploy", "tests/e2e/test_cluster.py"],
-    ("cluster", "slurm"): ["deploy/trainjob.yaml"],
+    ("serving", False): [
+        "src/*/serve.py",
+        "src/*/configs/serve.yaml",
+        "src/*/configs/hydra/console.yaml",
+        "src/*/serving/http",
+        "tests/e2e/test_serve.py",
+        "tests/integration/test_deploy.py",
+        "tests/server.py",
+        "deploy/Dockerfile",
+        "deploy/Dockerfile.dockerignore",
+        "deploy/compose.yaml",
+        "deploy/kubernetes",
+        "deploy/nginx.conf",
+        "deploy/prometheus.yml",
+        "docs/serving.md",
+        "tests/unit/test_batching.py",
+    ],
+    ("cluster", "none"): ["deploy/kubernetes", "deploy/slurm.sh", "deploy/trainjob.yaml", "tests/e2e/test_cluster.py"],
+    ("cluster", "slurm"): ["deploy/kubernetes", "deploy/trainjob.yaml"],
     ("cluster", "kubernetes"): ["deploy/slurm.sh"],
 }
 
 
 def remove_unwanted(answers: dict) -> None:
-    for (question, answer), paths in UNWANTED.items():
+    for (question, answer), patterns in UNWANTED.items():
         if answers[question] == answer:
-            for path in map(Path, paths):
+            for path in [path for pattern in patterns for path in Path().glob(pattern)]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+    deploy = Path("deploy")
+    if deploy.is_dir() and not any(deploy.iterdir()):
+        deploy.rmdir()
 
 
 def init_repository() -> None:
