@@ -1,5 +1,6 @@
 """The socket that is listened on, and the server until it is told to end."""
 
+import asyncio
 import gc
 import signal
 import socket
@@ -9,6 +10,7 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...refusal import Refusal
 from .batching import OpenRequests
@@ -30,6 +32,7 @@ def run(app: ASGIApp, listening: socket.socket, grace_seconds: int, open_request
     config = uvicorn.Config(
         app,
         access_log=False,
+        http=Protocol,
         lifespan="on",
         log_config=None,
         server_header=False,
@@ -45,6 +48,43 @@ def run(app: ASGIApp, listening: socket.socket, grace_seconds: int, open_request
     gc.freeze()
     gc.set_threshold(ALLOCATIONS_BETWEEN_COLLECTIONS)
     server.run(sockets=[listening])
+
+
+class Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(Whole(transport))  # type: ignore[arg-type]
+
+
+class Whole:
+    """A transport that sends the head of an answer together with its body.
+
+    A server that is killed between the two has sent a head whose body never comes, and nginx cannot ask another one.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self._head = transport, b""
+        self._later: asyncio.Handle | None = None
+
+    def write(self, data: bytes) -> None:
+        if not self._head and data.startswith(b"HTTP/1."):
+            self._head, self._later = data, asyncio.get_running_loop().call_soon(self._flush)  # should no body come
+            return
+        head, self._head = self._head, b""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        self._transport.write(head + data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def _once_started(server: uvicorn.Server, before: Any) -> Callable[[int, types.FrameType | None], None]:
