@@ -26,6 +26,7 @@ UNWANTED = {
         "deploy/prometheus.yml",
         "docs/serving.md",
         "tests/unit/test_batching.py",
+        "tests/unit/test_protocol.py",
     ],
     ("cluster", "none"): ["deploy/kubernetes", "deploy/slurm.sh", "deploy/trainjob.yaml", "tests/e2e/test_cluster.py"],
     ("cluster", "slurm"): ["deploy/kubernetes", "deploy/trainjob.yaml"],

@@ -1,17 +1,17 @@
 """Every combination of answers gives a whole, clean project."""
 
 import configparser
-import itertools
 import json
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import DEFAULTS, LONG, PROJECT, SHORT, TEMPLATE, Bake, combinations, files_of, ruff
+from conftest import ANSWERS, DEFAULTS, LONG, PROJECT, SHORT, TEMPLATE, Bake, combinations, files_of, ruff
 
 NUM_COMBINATIONS = 144
 # The design asked for 80 and 3,000: docs/benchmarks.md says by how much that was missed, docs/decisions.md why.
@@ -25,13 +25,26 @@ def test_all_combinations_are_tried() -> None:
 
 
 NAMES = {"2 letters": SHORT, "40 letters": LONG, "default": "digit_classifier"}
-# A name changes lines that no answer changes: each combination takes the next name, and the defaults take all of them.
-NAMED = [(name, answers) for answers, name in zip(combinations(), itertools.cycle(NAMES), strict=False)]
+
+
+def named() -> Iterator[tuple[str, dict[str, object]]]:
+    """Each combination with one name: the three floors of Python take the three names in turn.
+
+    So what the other answers make of the files is tried with every name.
+    """
+    for answers in combinations():
+        place = sum(ANSWERS[question].index(answer) for question, answer in answers.items())
+        yield list(NAMES)[place % len(NAMES)], answers
+
+
+def test_every_name_meets_all_answers_but_the_floor_of_python() -> None:
+    met = {(name, *(answers[key] for key in ANSWERS if key != "python_version")) for name, answers in named()}
+    assert len(met) == len(NAMES) * NUM_COMBINATIONS // len(ANSWERS["python_version"])
 
 
 @pytest.mark.parametrize(
     ("name", "answers"),
-    [*NAMED, *((name, {}) for name in NAMES)],
+    [*named(), *((name, {}) for name in NAMES)],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())) or "defaults",
 )
 def test_combination_gives_a_whole_and_clean_project(bake: Bake, name: str, answers: dict[str, object]) -> None:
@@ -68,7 +81,13 @@ def expected_files(package: str, answers: dict[str, object]) -> set[str]:
         **{f"{source}/{name}": serving for name in ("serve.py", "configs/serve.yaml", "configs/hydra/console.yaml")},
         **{
             f"tests/{name}.py": serving
-            for name in ("server", "e2e/test_serve", "integration/test_deploy", "unit/test_batching")
+            for name in (
+                "server",
+                "e2e/test_serve",
+                "integration/test_deploy",
+                "unit/test_batching",
+                "unit/test_protocol",
+            )
         },
         "docs/serving.md": serving,
     }

@@ -42,6 +42,16 @@ class Server:
             time.sleep(0.01)
         raise AssertionError((self.process.poll(), self.output.read_text(encoding="utf-8")))
 
+    def requests(self, last: str) -> list[dict[str, Any]]:
+        """The lines of requests, once that of the id `last` is there: a line comes after its answer."""
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            found = [line for line in self.lines() if "request_id" in line]
+            if found and found[-1]["request_id"] == last:
+                return found
+            time.sleep(0.01)
+        raise AssertionError(self.output.read_text(encoding="utf-8"))
+
     def ask(
         self, method: str, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:

@@ -171,3 +171,15 @@ def test_request_that_is_alone_does_not_wait() -> None:
     metrics = run(scenario, network, LIMITS, thread=False, open_requests=held)
     assert network.sizes == [1, 2]
     assert metrics.registry.get_sample_value("serving_batch_size_sum") == 3
+
+
+def test_request_that_is_alone_waits_where_a_delay_was_asked_for() -> None:
+    network = Doubling()
+
+    async def scenario(batcher: Batcher) -> None:
+        first = asyncio.create_task(ask(batcher, 1))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, ask(batcher, 2))
+
+    run(scenario, network, Limits(1000, max_delay=0.5, timeout=10), thread=False, open_requests=OpenRequests([1]))
+    assert network.sizes == [2]

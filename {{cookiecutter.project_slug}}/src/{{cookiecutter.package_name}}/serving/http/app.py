@@ -20,7 +20,7 @@ from . import protocol
 from .guard import CLIENT_CLOSED_REQUEST, Access, Guard, error_response, json_response
 from .metrics import Metrics
 from .served import Served
-from .tensors import Array, Rejected, from_json, is_within
+from .tensors import Array, Rejected, check_range, from_json
 from .versions import Versions
 
 PACKAGE = __name__.split(".")[0]
@@ -176,10 +176,11 @@ def _numbers(body: bytes, served: Served) -> Array:
     """One sample of raw input as a list, flat or nested."""
     accepted = served.accepted
     data = protocol.parse(body, len(body), int(np.prod(accepted.shape)))
-    sample = from_json(data, accepted.shape, accepted.dtype, "the body")[np.newaxis]
-    if not is_within(sample, *accepted.range):
-        raise Rejected("the body holds values that are not within {:g} to {:g}.".format(*accepted.range))
-    return sample
+    if not isinstance(data, list):
+        raise Rejected("the body is no list: send one sample, flat or nested.")
+    sample = from_json(data, accepted.shape, accepted.dtype, "the body")
+    check_range(sample, *accepted.range, "the body")
+    return sample[np.newaxis]
 
 
 def _named(request: Request, versions: Versions) -> Served:

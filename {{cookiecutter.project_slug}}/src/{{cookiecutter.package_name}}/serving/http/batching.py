@@ -42,7 +42,7 @@ class Waiting:
 class Batcher:
     """Hands requests to `run` in the order in which they came, up to `max_batch_size` samples at once.
 
-    One that is alone is computed at once.
+    One that is alone is computed at once, unless it is to wait for others.
 
     With `thread` a call of `run` does not keep the event loop from its other work, and what comes meanwhile waits for
     the next call; without, it spares a short call the way to a thread and back.
@@ -67,7 +67,8 @@ class Batcher:
 
     async def __call__(self, inputs: Array) -> Arrays:
         """Raw inputs `(B, ...)` to the outputs of `run`; raises `Rejected` for a full queue, or when it takes long."""
-        if self._thread is None and len(self._open.tasks) == 1 and not self._queue:
+        is_alone = len(self._open.tasks) == 1 and not self._queue
+        if is_alone and self._thread is None and not self._limits.max_delay:
             self._metrics.queued.observe(0)
             return self._compute(inputs)
         if len(self._queue) >= self._limits.max_queue:

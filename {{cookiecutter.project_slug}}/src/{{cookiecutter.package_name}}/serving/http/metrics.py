@@ -16,7 +16,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Observed:
-    """One histogram. The library's own takes a lock for each figure, a twentieth of a small network's time in all."""
+    """One histogram; the library's own takes a lock for each figure."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds, self.sum = bounds, 0.0
@@ -51,7 +51,7 @@ class Histograms(Collector):
 
 
 class Metrics:
-    """Every figure is a sum since the start, so that Prometheus can take rates over any window."""
+    """Counts and durations are sums since the start, so that Prometheus can take rates over any window."""
 
     def __init__(self, with_drift: bool) -> None:
         self.registry = CollectorRegistry()

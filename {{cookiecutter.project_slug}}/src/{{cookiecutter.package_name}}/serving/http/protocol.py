@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from ..datatypes import TYPES
-from .tensors import Array, Rejected, from_bytes, from_json, is_within, shown
+from .tensors import Array, Rejected, check_range, from_bytes, from_json, shown
 
 Entry = Mapping[str, Any]
 
@@ -137,11 +137,12 @@ def _input(asked: Entry, raw: memoryview, model: Model) -> Array:
         array = from_bytes(raw, parameters["binary_data_size"], shape, model.dtype, name)
     elif len(raw):
         raise Rejected(f"{len(raw)} bytes follow the JSON, but '{name}' has no parameter 'binary_data_size'.")
+    elif not isinstance(data := entry.get("data"), list):
+        raise Rejected(f"'{name}' has no list 'data', and no parameter 'binary_data_size'.")
     else:
-        array = from_json(entry.get("data"), shape, model.dtype, name)
+        array = from_json(data, shape, model.dtype, f"'data' of '{name}'")
     low, high = model.input["range"]
-    if not is_within(array, low, high):
-        raise Rejected(f"'{name}' holds values that are not within {low:g} to {high:g}.")
+    check_range(array, low, high, f"'{name}'")
     return array
 
 

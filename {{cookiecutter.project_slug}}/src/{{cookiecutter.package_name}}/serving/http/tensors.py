@@ -36,23 +36,26 @@ def from_bytes(raw: memoryview, size: Any, shape: tuple[int, ...], dtype: np.dty
     return array
 
 
-def from_json(data: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
-    """Flat, or nested as the shape says."""
-    if not isinstance(data, list):
-        raise Rejected(f"'{name}' has no list 'data', and no parameter 'binary_data_size'.")
+def from_json(data: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> Array:
+    """Flat, or nested as the shape says; `where` the list stood."""
     try:
         given = np.asarray(data)
     except (ValueError, OverflowError) as error:  # lists of different lengths, a number of too many digits
-        raise Rejected(f"'data' of '{name}' is no array of numbers.") from error
+        raise Rejected(f"{where} is no array of numbers.") from error
     if given.dtype.kind not in KINDS[dtype.kind]:
-        raise Rejected(f"'data' of '{name}' does not hold numbers of {TYPES[dtype.name]} alone.")
+        raise Rejected(f"{where} does not hold numbers of {TYPES[dtype.name]} alone.")
     if given.shape not in (shape, (math.prod(shape),)):
-        raise Rejected(f"'data' of '{name}' has the shape {shown(list(given.shape))}, not {list(shape)}.")
+        raise Rejected(f"{where} has the shape {shown(list(given.shape))}, not {list(shape)}.")
     if dtype.kind in "iu" and not is_within(given, *_bounds(dtype)):
-        raise Rejected(f"'data' of '{name}' holds numbers that do not fit into {TYPES[dtype.name]}.")
+        raise Rejected(f"{where} holds numbers that do not fit into {TYPES[dtype.name]}.")
     with np.errstate(over="ignore"):  # infinite is out of range too
         array: Array = given.astype(dtype, copy=False).reshape(shape)
     return array
+
+
+def check_range(array: Array, low: float, high: float, where: str) -> None:
+    if not is_within(array, low, high):
+        raise Rejected(f"{where} holds values that are not within {low:g} to {high:g}.")
 
 
 def is_within(array: Array, low: float, high: float) -> bool:
