@@ -13,7 +13,7 @@ from conftest import EVERYTHING_OFF, LONG, SHORT, TEMPLATE, bake_into, files_of,
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
 
-IN_PROJECT = ("dp", "export", "faults", "ranks", "serving")
+IN_PROJECT = ("dp", "export", "ranks", "serving")
 SKIPS = {
     "there is no GPU here",
     "EXECUTORCH_PYTHON is not set (make executorch makes it)",
@@ -84,7 +84,7 @@ def test_default_project_keeps_its_promises(python: str, examined_project: Path)
 
 @pytest.mark.story
 def test_default_project_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
-    run_suite(python, examined_project, "tests/in_project/test_slow.py")
+    run_suite(python, examined_project, "tests/in_project/test_slow.py", "tests/in_project/test_faults.py")
 
 
 @pytest.mark.story
@@ -120,6 +120,7 @@ def test_check_passes(default_project: Path) -> None:
     run("make", "check", cwd=default_project)
 
 
+@pytest.mark.story
 def test_default_model_reaches_its_accuracy(python: str, tmp_path: Path) -> None:
     """Five seeds: the mean is at least 0.98, none is under 0.97."""
     printed = run(python, "-m", "digit_classifier.train", "-m", "seed=1,2,3,4,5", cwd=tmp_path)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,6 +65,17 @@ def wait_for(process: subprocess.Popen[str], words: str) -> None:
     """Until a line that it prints starts with the words."""
     assert process.stdout is not None
     assert any(line.startswith(words) for line in process.stdout), process.communicate()
+
+
+def is_empty_soon(group: int) -> bool:
+    """Whether nobody is left of a group of processes; one that was just starting sees that it is alone a bit later."""
+    for _ in range(300):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,13 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from .callbacks import LargestMicroBatch, RandomState, SelfContained
 from .checks import check
 from .cli import Config
 from .data.spec import DataSpec
+from .hooks import Unprofiled, drop_empty_hooks
 from .models.classifier import Classifier
 from .refusal import Refusal
 from .strategies import ranks
@@ -64,6 +66,7 @@ def build_classifier(section: Mapping[str, Any], spec: DataSpec, lr_factor: floa
         model.configure_optimizers()
     except (TypeError, ValueError) as error:
         raise Refusal(f"model.optimizer or model.scheduler refuses a value: {_one_line(error)}.") from error
+    drop_empty_hooks(model)
     return model
 
 
@@ -92,7 +95,10 @@ def build_callbacks(
         built = [callback for callback in built if not isinstance(callback, LearningRateMonitor)]
     if split is not None and config["data"].get("micro_batch_size") == "auto":
         built.append(LargestMicroBatch(split))
-    return [*built, RandomState(), SelfContained(contents)]
+    callbacks = [*built, RandomState(), SelfContained(contents)]
+    for callback in callbacks:
+        drop_empty_hooks(callback)
+    return callbacks
 
 
 def build_trainer(
@@ -112,6 +118,8 @@ def build_trainer(
         use_distributed_sampler=False,
         plugins=[_environment(), WholeFiles()],
     )
+    if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
+        trainer.profiler = Unprofiled()  # type: ignore[attr-defined]
     if trainer.world_size > 1:
         leave_signals_alone(trainer)
     return trainer

@@ -2,14 +2,12 @@
 
 import logging
 import random
-import sys
-import time
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -22,31 +20,13 @@ from .strategies.samplers import BatchSplit
 log = logging.getLogger(__name__)
 
 
-def progress_bar() -> ProgressBar:
-    """A bar on a terminal; in a pipe or a log file, where a bar would be thousands of lines, one line an epoch."""
-    return RichProgressBar() if sys.stdout.isatty() else EpochLines()
-
-
-class EpochLines(ProgressBar):
-    """Prints `epoch 3/30  1.2 s  train/loss 0.1234  val/acc 0.9778` at the end of each epoch."""
-
-    start = 0.0
-
-    def disable(self) -> None:
-        """Lightning asks for it; here the first rank alone prints."""
-
-    enable = disable
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.start = time.perf_counter()
+class DataWait(Callback):
+    """Logs `time/data`, the seconds of an epoch that the first rank waited for batches of training."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        seconds = time.perf_counter() - self.start
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in sorted(trainer.callback_metrics.items()))
-        last = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
-        print(f"epoch {trainer.current_epoch + 1}{last}  {seconds:.1f} s  {figures}", flush=True)
+        seconds = getattr(trainer.train_dataloader, "seconds_waited", None)
+        if seconds is not None:
+            pl_module.log("time/data", seconds, rank_zero_only=True)
 
 
 class SelfContained(Callback):
@@ -116,24 +96,25 @@ class RandomState(Callback):
 
 
 def _random_state() -> dict[str, Any]:
-    """Numbers and words only, as in all of a checkpoint."""
+    """Tensors, numbers and words only, as in all of a checkpoint; long lists of numbers would be slow to write."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     version, numbers, gauss = random.getstate()
     return {
-        "torch": torch.get_rng_state().tolist(),
-        "cuda": [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
-        "numpy": [kind, np.asarray(keys).tolist(), *rest],
-        "python": [version, list(numbers), gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.tensor(np.asarray(keys, np.int64)), *rest],
+        "python": [version, torch.tensor(numbers), gauss],
     }
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([torch.tensor(cuda, dtype=torch.uint8) for cuda in state["cuda"]])
-    np.random.set_state(tuple(state["numpy"]))
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
+    random.setstate((version, tuple(numbers.tolist()), gauss))
 
 
 class LargestMicroBatch(Callback):

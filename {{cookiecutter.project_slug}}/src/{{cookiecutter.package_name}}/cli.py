@@ -130,7 +130,9 @@ def register_with_hydra() -> None:
 
 
 def job_logging() -> Config:
-    """How Hydra configured this process's logging, for worker processes that never meet Hydra."""
+    """How Hydra configured this process's logging, if it did, for worker processes that never meet Hydra."""
+    if not HydraConfig.initialized():
+        return {"version": 1}
     settings = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}

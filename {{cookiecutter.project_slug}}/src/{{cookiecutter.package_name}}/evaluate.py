@@ -42,7 +42,7 @@ def run(config: Config) -> dict[str, float]:
     """One process of an evaluation."""
     from . import checkpoints
     from .build import build_trainer
-    from .callbacks import progress_bar
+    from .progress import progress_bar
     from .reports import report_evaluation
     from .strategies.launch import devices_of, evaluation_steps
 

@@ -107,7 +107,8 @@ def train(
     `ckpt_path` goes on from that checkpoint: weights, optimizer, scheduler and epoch.
     """
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-    metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
+    logged = trainer.callback_metrics
+    metrics = {name: value.item() for name, value in logged.items() if name.startswith(("train/", "val/"))}
     if test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         for figures in trainer.test(model, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False):

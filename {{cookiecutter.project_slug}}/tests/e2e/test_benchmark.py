@@ -1,177 +1,75 @@
-"""`benchmark` on real bundles: its figures, and the bundle that keeps them."""
+"""`benchmark`: real runs of the strategies beside the loop written by hand."""
 
-import getpass
 import json
 import os
-import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
-from conftest import run_command, started, wait_for
+from conftest import is_empty_soon, run_command, started, wait_for
 
-from {{ cookiecutter.package_name }}.exporters.bundle import add_to
-from {{ cookiecutter.package_name }}.refusal import Refusal
-from {{ cookiecutter.package_name }}.serving.runtime import find_bundle, read_manifest
-from {{ cookiecutter.package_name }}.speed import rows_of
-from {{ cookiecutter.package_name }}.verify import verify
+from {{ cookiecutter.package_name }}.speed.strategies import Key, fastest, once, rows_of
 
-QUICK = ("seconds=0.01", "num_rounds=2")
+QUICK = ("trainer=cpu", "model=mlp", "num_rounds=2", "num_steps=20")
 
 
-@pytest.fixture
-def copied(bundle: Path, tmp_path: Path) -> Path:
-    """A bundle of its own in `artifacts/`, to be changed."""
-    shutil.copytree(bundle.parents[1], tmp_path / "artifacts")
-    return tmp_path / "artifacts" / bundle.parent.name / bundle.name
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_figures_go_into_the_run_and_into_the_bundle(copied: Path, tmp_path: Path) -> None:
-    before = read_manifest(copied)
-    for options, formats in ((["trust=true"], ["eager", "onnx", "torchscript"]), ([], ["eager", "onnx"])):
-        done = run_command("benchmark", *QUICK, *options, cwd=tmp_path)
-        assert ("left out    model.pt: code, which runs only with trust=true" in done.stdout) == (options == [])
-        measured: dict[str, Any] = json.loads((copied / "benchmark.json").read_text(encoding="utf-8"))
-        names = [(row["format"], row["batch_size"]) for row in measured["rows"]]
-        assert names == [(name, size) for size in (1, 64) for name in formats]
-        for row in measured["rows"]:
-            assert 0 < row["p50_ms"] <= row["p95_ms"]
-            assert row["num_calls"] >= 10
-            assert row["samples_per_second"] > 0
-            low, high = row["speedup_range"]
-            assert low <= row["speedup"] <= high
-        assert measured["num_threads"] == 1
-    verify(copied)
-    card = (copied / "README.md").read_text(encoding="utf-8")
-    assert card.count("## Speed") == card.count("| onnx | 64 |") == 1, "it was written again, not added to"
-    assert "torchscript |" not in card
-    assert card.count("(benchmark.png)") == 1
-    after = read_manifest(copied)
-    assert after["files"].keys() - before["files"].keys() == {"benchmark.json", "benchmark.png"}
-    assert {**after, "files": {}} == {**before, "files": {}}
-    run_dir = max((tmp_path / "logs/benchmark/runs").iterdir())
-    assert (run_dir / "benchmark.json").read_bytes() == (copied / "benchmark.json").read_bytes()
+def test_every_strategy_is_measured_beside_its_loop(tmp_path: Path) -> None:
+    done = run_command("benchmark", *QUICK, cwd=tmp_path)
+    (run_dir,) = (tmp_path / "logs/benchmark/runs").iterdir()
+    assert {path.name for path in run_dir.iterdir()} == {".hydra", "benchmark.json", "benchmark.log", "benchmark.png"}
+    measured = json.loads((run_dir / "benchmark.json").read_text(encoding="utf-8"))
+    rows = {(row["case"], row["num_devices"]): row for row in measured["rows"]}
+    assert list(rows) == [("loop", 1), ("single", 1), ("ddp loop", 2), ("ddp", 2)]
+    for row in rows.values():
+        assert 0 < row["epoch_seconds"]["min"] <= row["epoch_seconds"]["median"] <= row["epoch_seconds"]["max"]
+        assert row["samples_per_second"] > 0
+        assert row["peak_memory_bytes"] > 0
+    assert rows["single", 1]["speedup"] == 1
+    assert rows["ddp", 2]["efficiency"] == rows["ddp", 2]["speedup"] / 2
+    ratios = {("single", 1): ["ratio_to_loop"], ("ddp", 2): ["ratio_to_loop", "ratio_to_ddp_loop"]}
+    for case, names in ratios.items():
+        assert rows[case]["epoch_seconds_waiting_for_data"] > 0
+        for name in names:
+            low, high = rows[case][f"{name}_range"]
+            assert 0 < low <= high
+            assert rows[case][name] > 0
+    assert list(measured["not_measured"]) == ["strategy=dp on 2"]
+    assert "not measured: strategy=dp on 2: strategy=dp spreads a batch over GPUs" in done.stdout
+    assert measured["machine"]["num_cores"] >= 1
+    assert measured["versions"]["torch"]
     assert (run_dir / "benchmark.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in copied.parent.iterdir()) == ["1", "config.pbtxt"]
 
 
-def test_figures_tell_of_the_processor_and_of_nobody(copied: Path, tmp_path: Path) -> None:
-    run_command("benchmark", *QUICK, "batch_sizes=[3]", "num_threads=2", cwd=tmp_path)
-    text = (copied / "benchmark.json").read_text(encoding="utf-8")
-    measured = json.loads(text)
-    assert measured["machine"].keys() == {"processor", "num_cores", "system"}
-    assert measured["num_threads"] == 2
-    assert {row["batch_size"] for row in measured["rows"]} == {3}
-    for word in (str(tmp_path), str(Path.home()), f'"{getpass.getuser()}"', os.uname().nodename):
-        assert word not in text
+def test_rows_are_the_figures_of_the_turns() -> None:
+    def turns(*seconds: float) -> list[dict[str, float]]:
+        return [{"seconds": figure, "waited": 0.5, "memory": 1.0} for figure in seconds]
+
+    measured = {
+        Key("loop", 1): turns(2.0, 4.0, 2.0),
+        Key("single", 1): turns(4.0, 5.0, 8.0),
+        Key("ddp loop", 2): turns(1.0, 1.0, 1.0),
+        Key("ddp", 2): turns(2.0, 2.0, 4.0),
+    }
+    rows = {row["case"]: row for row in rows_of(measured, num_samples=100, num_epochs=2)}
+    assert rows["single"]["samples_per_second"] == 25
+    assert rows["single"]["epoch_seconds"] == {"min": 2.0, "median": 2.5, "max": 4.0}
+    assert rows["single"]["ratio_to_loop"] == 0.5
+    assert rows["single"]["ratio_to_loop_range"] == [0.25, 0.8]
+    assert rows["ddp"]["speedup"] == 2
+    assert rows["ddp"]["efficiency"] == 1
+    assert rows["ddp"]["ratio_to_ddp_loop"] == 0.5
+    assert rows["ddp"]["epoch_seconds_waiting_for_data"] == 0.25
+    assert "ratio_to_loop" not in rows["loop"]
+    assert fastest(list(rows.values())) == "ddp trainer.devices=2"
+    again = [*rows.values(), {**rows["single"], "speedup": 7}]
+    assert [row["case"] for row in once(again, with_single=True)] == ["loop", "single", "ddp loop", "ddp"]
+    assert [row["case"] for row in once(again, with_single=False)] == ["loop", "ddp loop", "ddp"]
 
 
-def test_rows_are_the_figures_of_the_calls() -> None:
-    eager, fast = [[0.004, 0.004, 0.010], [0.008, 0.008, 0.008]], [[0.001, 0.001, 0.001], [0.004, 0.004, 0.004]]
-    base, row = rows_of({"eager": eager, "onnx": fast}, batch_size=10)
-    assert base["p50_ms"] == pytest.approx(8.0)
-    assert base["p95_ms"] == pytest.approx(9.5)
-    assert base["speedup_range"] == [1, 1]
-    assert row["num_calls"] == 6
-    assert row["speedup_range"] == pytest.approx([2, 4])
-    assert row["speedup"] == pytest.approx(3)
-    assert row["samples_per_second"] == pytest.approx(10 * 6 / 0.015)
-
-
-def changed(folder: Path) -> None:
-    with (folder / "model.onnx").open("ab") as file:
-        file.write(b"\0")
-
-
-def without_weights(folder: Path) -> None:
-    manifest = read_manifest(folder)
-    del manifest["files"]["model.safetensors"]
-    (folder / "model.safetensors").unlink()
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "options", "exit_code", "sentence"),
-    [
-        (changed, [], 1, "model.onnx in "),
-        (without_weights, [], 2, "export with formats=[onnx,torchscript,safetensors]"),
-        (lambda folder: None, ["batch_sizes=[1,65]"], 2, "batch_sizes=65 is out of range"),
-    ],
-    ids=["changed", "no weights", "batch"],
-)
-def test_bundle_that_cannot_be_measured_is_refused_and_untouched(
-    spoil: Callable[[Path], None], options: list[str], exit_code: int, sentence: str, copied: Path, tmp_path: Path
-) -> None:
-    spoil(copied)
-    before = contents(tmp_path)
-    refused = run_command("benchmark", *QUICK, *options, cwd=tmp_path, check=False)
-    assert refused.returncode == exit_code, refused.stderr
-    (line,) = refused.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert sentence in line
-    assert contents(tmp_path) == before
-
-
-def test_file_that_no_runtime_takes_is_named(copied: Path, tmp_path: Path) -> None:
-    """Its hash is right, so only to run it tells."""
-    (copied / "model.onnx").write_bytes(b"no model")
-    add_to(copied, read_manifest(copied), lambda made: shutil.copy(copied / "model.onnx", made) and None)
-    refused = run_command("benchmark", *QUICK, cwd=tmp_path, check=False)
-    assert refused.returncode == 1
-    (line,) = refused.stderr.splitlines()
-    assert line.startswith("error: model.onnx cannot be timed: ")
-
-
-@pytest.mark.parametrize("last", ["manifest.json", "zebra.txt"])
-def test_failure_between_two_files_gives_the_bundle_back(copied: Path, last: str) -> None:
-    """The move of one file fails, because a folder has its name, when those before it have been moved."""
-    (copied / last).unlink(missing_ok=True)
-    (copied / last).mkdir()
-    before = contents(copied)
-
-    def write(made: Path) -> None:
-        for name in ("README.md", "a new file", "zebra.txt"):
-            (made / name).write_text("new", encoding="utf-8")
-
-    with pytest.raises(IsADirectoryError):
-        add_to(copied, {"files": {}}, write)
-    assert contents(copied) == before
-    assert sorted(path.name for path in copied.parent.iterdir()) == ["1", "config.pbtxt"]
-
-
-def is_empty_soon(group: int) -> bool:
-    """Whether nobody is left of a group of processes; one that was just starting sees that it is alone a bit later."""
-    for _ in range(300):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def test_interruption_ends_all_processes_and_changes_nothing(copied: Path, tmp_path: Path) -> None:
-    before = contents(copied.parent)
-    with started("benchmark", "seconds=30", cwd=tmp_path) as process:
+def test_interruption_ends_all_processes(tmp_path: Path) -> None:
+    with started("benchmark", *QUICK[:2], "num_rounds=1000", cwd=tmp_path) as process:
         wait_for(process, "measuring")
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         assert is_empty_soon(process.pid), "processes of the benchmark are left"
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert contents(copied.parent) == before
-
-
-def test_bundle_is_found_from_within_its_own_folder(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(copied)
-    verify(find_bundle(".", Path("artifacts")))
-    (copied.parent / "config.pbtxt").write_text("max_batch_size: 64", encoding="utf-8")
-    with pytest.raises(Refusal, match=r"config\.pbtxt"):
-        verify(find_bundle(".", Path("artifacts")))

@@ -111,6 +111,16 @@ def test_many_at_once_each_get_their_own_answer(bundle: Path, samples: npt.NDArr
     assert found["serving_batch_size_count"] < 48
 
 
+@pytest.mark.parametrize("path", ["/v2/models/%0A%1Bx/ready", "/%0A%00", f"/v2/models/{'x' * 3000}/ready"])
+def test_what_a_client_has_sent_is_shown_on_one_short_line(bundle: Path, path: str) -> None:
+    with serving(bundle) as server:
+        status, _, answer = server.ask("GET", path)
+    sentence = json.loads(answer)["error"]
+    assert status == 404
+    assert sentence.isprintable()
+    assert len(sentence) <= 300
+
+
 def test_mistakes_reach_the_client_as_one_sentence(
     client: InferenceServerClient, samples: npt.NDArray[np.uint8]
 ) -> None:

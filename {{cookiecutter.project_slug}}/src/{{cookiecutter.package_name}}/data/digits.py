@@ -36,7 +36,7 @@ class DigitsDataModule(pl.LightningDataModule):
         split_seed: int = 42,
         seed: int = 42,
         num_workers: int = 0,
-        pin_memory: bool = False,
+        pin_memory: bool | None = None,
     ) -> None:
         super().__init__()
         if val_fraction <= 0 or test_fraction <= 0 or val_fraction + test_fraction >= 1:
@@ -54,11 +54,7 @@ class DigitsDataModule(pl.LightningDataModule):
         self.micro_batch_size = micro_batch_size
         self.max_shift = max_shift
         self.seed = seed
-        self.loader_options = {
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "persistent_workers": num_workers > 0,
-        }
+        self.loader_options = {"num_workers": num_workers, "pin_memory": pin_memory}
         self.samples = _split(val_fraction, test_fraction, split_seed)
         num_train = len(self.samples["train"])
         if batch_size > num_train:

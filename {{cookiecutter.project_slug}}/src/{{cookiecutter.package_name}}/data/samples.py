@@ -1,11 +1,13 @@
 """Samples in memory, and the two loaders that every strategy reads them through."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,7 +32,7 @@ class SamplesInMemory(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         rows = torch.tensor(indices, dtype=torch.long)
-        return self.inputs[rows], self.labels[rows]
+        return self.inputs.index_select(0, rows), self.labels.index_select(0, rows)
 
 
 class Augmented(Dataset[Batch]):
@@ -66,6 +68,7 @@ class ResumableLoader(DataLoader[Batch]):
         super().__init__(dataset, batch_sampler=batches, collate_fn=_as_fetched, **options)
         self.position = sampler
         self.num_handed_out = 0  # not those that worker processes have fetched ahead
+        self.seconds_waited = 0.0  # in this epoch, for batches that were not there yet
         self.resumed: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -73,9 +76,12 @@ class ResumableLoader(DataLoader[Batch]):
         in_this_epoch = state is not None and state["epoch"] == self.position.epoch
         self.num_handed_out = state["num_handed_out"] if state and in_this_epoch else 0
         self.position.first = self.num_handed_out
+        self.seconds_waited, start = 0.0, time.perf_counter()
         for batch in super().__iter__():
+            self.seconds_waited += time.perf_counter() - start
             self.num_handed_out += 1
             yield batch
+            start = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.position.epoch, "num_handed_out": self.num_handed_out}
@@ -97,7 +103,7 @@ def training_loader(
     reshuffle = trainer is None or not trainer.overfit_batches  # type: ignore[attr-defined]
     sampler = TrainingBatchSampler(len(dataset), batch_size, seed, *_place(trainer), _num_steps(trainer), reshuffle)
     # Its own generator: the loader would draw from the one that dropout uses.
-    return ResumableLoader(dataset, sampler, generator=seeded(seed), **options)
+    return ResumableLoader(dataset, sampler, generator=seeded(seed), **_loader_options(trainer, **options))
 
 
 def evaluation_loader(
@@ -106,7 +112,15 @@ def evaluation_loader(
     """Every sample once over all ranks; a batch may hold zero samples where there are more ranks than samples."""
     size = -(-batch_size // _num_steps(trainer))  # what is too much at once in training may be so here
     sampler = EvaluationBatchSampler(len(dataset), size, *_place(trainer))
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_fetched, generator=torch.Generator(), **options)
+    options = {**_loader_options(trainer, **options), "generator": torch.Generator()}
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_fetched, **options)
+
+
+def _loader_options(trainer: pl.Trainer | None, num_workers: int = 0, pin_memory: bool | None = None) -> dict[str, Any]:
+    """Workers stay from epoch to epoch, and fetch two batches ahead each."""
+    if pin_memory is None:
+        pin_memory = isinstance(getattr(trainer, "accelerator", None), CUDAAccelerator)
+    return {"num_workers": num_workers, "pin_memory": pin_memory, "persistent_workers": num_workers > 0}
 
 
 def _place(trainer: pl.Trainer | None) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """One LightningModule for any network that turns a batch into logits."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +20,15 @@ from ..refusal import Refusal
 from .layers import Normalize
 
 
+@dataclass
+class Totals:
+    """Sums over samples; the first two lie on the device, and are read from it once an epoch."""
+
+    loss: Tensor
+    correct: Tensor
+    count: int = 0
+
+
 class Classifier(pl.LightningModule):
     """Trains `net(spec)` with cross entropy: raw input `(B, *spec.input_shape)` to logits `(B, K)`.
 
@@ -35,6 +45,7 @@ class Classifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         warmup_steps: int = 0,
         compile: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -48,6 +59,7 @@ class Classifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.warmup_steps = warmup_steps
         self.compiled = compile
+        self.channels_last = channels_last
         scores: dict[str, Metric | MetricCollection] = {
             "acc": MulticlassAccuracy(spec.num_classes, average="micro"),
             "f1": MulticlassF1Score(spec.num_classes, average="macro"),
@@ -56,7 +68,7 @@ class Classifier(pl.LightningModule):
         self.test_scores = MetricCollection(scores, prefix="test/")
         self.test_confusion = MulticlassConfusionMatrix(spec.num_classes)
         self.confusion_matrix: Tensor | None = None  # (K, K), rows the true labels; there after a test
-        self._totals: dict[str, Tensor] = {}
+        self._totals: dict[str, Totals] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.net(x)
@@ -65,6 +77,8 @@ class Classifier(pl.LightningModule):
     def on_fit_start(self) -> None:
         if self.compiled:  # in place, so the names in a checkpoint stay; `evaluate` and `export` run the plain network
             self.net.compile()
+        if self.channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def on_train_start(self) -> None:
         self._totals.clear()
@@ -117,20 +131,24 @@ class Classifier(pl.LightningModule):
         """Adds to running sums on the device; a log call or `.item()` a step would cost more than a small network."""
         if split not in self._totals:
             self._totals[split] = self._no_samples()
-        correct = (logits.argmax(dim=1) == y).sum()
-        totals, count = self._totals[split], torch.full_like(correct, len(y))
-        totals += torch.stack([loss.detach().to(totals.dtype) * len(y), correct, count])
+        totals = self._totals[split]
+        totals.loss.add_(loss.detach(), alpha=len(y))
+        totals.correct += (logits.argmax(dim=1) == y).sum()
+        totals.count += len(y)
 
     def _means(self, split: str) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy over the samples of all ranks since the last call."""
-        totals = self._totals.pop(split) if split in self._totals else self._no_samples()
-        loss, correct, count = self.trainer.strategy.reduce(totals, reduce_op="sum").unbind()
+        totals = self._totals.pop(split, None) or self._no_samples()
+        count = torch.full_like(totals.loss, totals.count)
+        sums = torch.stack([totals.loss, totals.correct.to(count.dtype), count])
+        loss, correct, count = self.trainer.strategy.reduce(sums, reduce_op="sum").unbind()
         return loss / count, correct / count
 
-    def _no_samples(self) -> Tensor:
-        """Sums of loss, right answers and samples; of one dtype on all ranks, those without a sample included."""
+    def _no_samples(self) -> Totals:
+        """Of one dtype on all ranks, those without a sample included."""
         dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
-        return torch.zeros(3, dtype=dtype, device=self.device)
+        zero = torch.zeros((), device=self.device)
+        return Totals(zero.to(dtype), zero.long())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameters())

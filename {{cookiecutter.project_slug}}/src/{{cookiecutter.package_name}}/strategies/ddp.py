@@ -11,6 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 
+from ..models.layers import Normalize
 from ..refusal import Refusal
 
 Compression = Literal["none", "fp16", "bf16", "powersgd"]
@@ -70,6 +71,11 @@ class DistributedDataParallelStrategy(DDPStrategy):
         )
 
     def configure_ddp(self) -> None:
+        assert self.model is not None
+        # In each step rank 0 would send its buffers to all; those of `Normalize` are constants.
+        self._ddp_kwargs["broadcast_buffers"] = any(
+            not isinstance(part, Normalize) for part in self.model.modules() for _ in part.buffers(recurse=False)
+        )
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
         # Not by Lightning's own option, which leaves the hook out on the CPU without a word.

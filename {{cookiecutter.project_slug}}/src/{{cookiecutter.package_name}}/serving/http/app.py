@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, Response
 
 from ..inputs import picture_as_input, reason_of
 from . import protocol
-from .guard import CLIENT_CLOSED_REQUEST, Access, Guard, error_response, json_response
+from .guard import CLIENT_CLOSED_REQUEST, Access, Guard, error_response, json_response, one_line
 from .metrics import Metrics
 from .served import Served
 from .tensors import Array, Rejected, check_range, from_json
@@ -87,7 +87,8 @@ def _add_errors(app: FastAPI, metrics: Metrics) -> None:
 
     async def not_found(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return json_response({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
+        sentence = one_line(f"{request.method} {request.url.path}: {error.detail}")
+        return json_response({"error": sentence}, error.status_code)
 
     app.add_exception_handler(Rejected, refused)
     app.add_exception_handler(HTTPException, not_found)

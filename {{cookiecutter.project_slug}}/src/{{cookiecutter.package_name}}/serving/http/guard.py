@@ -25,6 +25,7 @@ OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 # Asked every few seconds by machines: written down only where they fail.
 PROBES = ("/v2/health/live", "/v2/health/ready", "/metrics")
 CLIENT_CLOSED_REQUEST = 499  # as nginx has it
+LONGEST_SENTENCE = 280  # characters
 REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
@@ -104,12 +105,18 @@ class Guard:
 
 def error_response(rejected: Rejected, metrics: Metrics) -> Response:
     metrics.rejected.labels(rejected.reason).inc()
-    response = json_response({"error": str(rejected)}, rejected.status)
+    response = json_response({"error": one_line(str(rejected))}, rejected.status)
     if rejected.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     if rejected.status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = "1"
     return response
+
+
+def one_line(sentence: str) -> str:
+    """It may name what a client has sent: any character, and as many as a request line holds."""
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in sentence)
+    return shown if len(shown) <= LONGEST_SENTENCE else f"{shown[: LONGEST_SENTENCE // 2]}...{shown[-100:]}"
 
 
 def json_response(content: Any, status: int = 200) -> Response:

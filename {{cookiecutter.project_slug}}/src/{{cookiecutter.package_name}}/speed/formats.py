@@ -1,7 +1,5 @@
 """What `benchmark` measured: as figures, as a table and as a picture."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,22 +42,6 @@ def rows_of(times: Times, batch_size: int) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on; nothing that tells whose machine it is."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": _processor(), "num_cores": cores, "system": f"{platform.system()} {platform.machine()}"}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return " ".join(value.split())
-    return platform.processor() or platform.machine()
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,89 @@
+"""What makes a step fast, and that it changes nothing."""
+
+from functools import partial
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from torch.optim.lr_scheduler import ExponentialLR
+
+from {{ cookiecutter.package_name }}.callbacks import DataWait
+from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
+from {{ cookiecutter.package_name }}.hooks import OF_A_STEP, Unprofiled, drop_empty_hooks
+from {{ cookiecutter.package_name }}.models.classifier import Classifier
+from {{ cookiecutter.package_name }}.models.mlp import MLP
+from {{ cookiecutter.package_name }}.speed.loop import HandWrittenLoop
+
+
+def make_classifier(datamodule: DigitsDataModule) -> Classifier:
+    torch.manual_seed(1)
+    return Classifier(
+        datamodule.spec,
+        partial(MLP, widths=[16], dropout=0.0),
+        partial(torch.optim.AdamW, lr=0.01, fused=True),
+        partial(ExponentialLR, gamma=0.5),
+        label_smoothing=0.1,
+    )
+
+
+def make_trainer(**options: object) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return pl.Trainer(accelerator="cpu", enable_model_summary=False, **(quiet | options))  # type: ignore[arg-type]
+
+
+def test_loop_written_by_hand_does_the_same_work() -> None:
+    """Else its time would say nothing: the same samples, steps and learning rates. It sums its figures in float32."""
+    datamodule = DigitsDataModule(batch_size=200)
+    by_hand = make_classifier(datamodule)
+    loop = HandWrittenLoop(by_hand, datamodule, torch.device("cpu"), 200, seed=42, precision="64-true")
+    figures = [loop.epoch(number, 99, 99) for number in range(2)]
+    trained = make_classifier(datamodule)
+    trainer = make_trainer(max_epochs=2, precision="64-true", num_sanity_val_steps=0)
+    trainer.fit(trained, datamodule=datamodule)
+    for own, its in zip(trained.parameters(), by_hand.parameters(), strict=True):
+        assert (own - its).abs().max() < 1e-12
+    for name, figure in figures[-1].items():
+        assert trainer.callback_metrics[name].item() == pytest.approx(figure, rel=1e-6), name
+
+
+def test_loop_stops_where_it_is_told() -> None:
+    datamodule = DigitsDataModule(batch_size=64)
+    loop = HandWrittenLoop(make_classifier(datamodule), datamodule, torch.device("cpu"), 64, seed=42)
+    steps: list[int] = []
+    loop.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    loop.epoch(0, train_batches=3, val_batches=1)
+    assert len(steps) == 3
+
+
+def test_hooks_that_do_something_are_called_and_empty_ones_are_not() -> None:
+    called: list[str] = []
+
+    class Some(Callback):
+        def on_before_zero_grad(self, *_: object) -> None:
+            called.append("callback")
+
+    class Own(Classifier):
+        def on_after_backward(self) -> None:
+            called.append("module")
+
+    datamodule = DigitsDataModule(batch_size=1000)
+    model = Own(datamodule.spec, partial(MLP, widths=[8], dropout=0.0), partial(torch.optim.SGD, lr=0.1))
+    callback, empty = Some(), Callback()
+    for owner in (model, callback, empty):
+        drop_empty_hooks(owner)
+    assert all(getattr(empty, name) is None for name in OF_A_STEP)
+    trainer = make_trainer(max_epochs=1, callbacks=[callback, empty])
+    trainer.profiler = Unprofiled()  # type: ignore[attr-defined]
+    trainer.fit(model, datamodule=datamodule)
+    assert called == ["callback", "module"]
+    assert "train/acc" in trainer.callback_metrics, "what the classifier does at the end of a batch stays"
+
+
+def test_time_that_was_spent_waiting_for_data_is_logged(tmp_path: object) -> None:
+    datamodule = DigitsDataModule(batch_size=64)
+    trainer = make_trainer(max_epochs=1, callbacks=[DataWait()], logger=CSVLogger(str(tmp_path)), log_every_n_steps=1)
+    trainer.fit(make_classifier(datamodule), datamodule=datamodule)
+    loader = trainer.train_dataloader
+    assert 0 < trainer.callback_metrics["time/data"] == pytest.approx(loader.seconds_waited)
