@@ -7,6 +7,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import PassThroughProfiler
 
+METRICS = "[Metrics]"  # what a step spends on its own figures, for the profiler
+
 OF_A_STEP = (
     "on_train_batch_start",
     "on_before_zero_grad",

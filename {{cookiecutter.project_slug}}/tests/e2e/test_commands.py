@@ -64,6 +64,11 @@ def test_debug_options_run_in_a_place_of_their_own(option: str, tmp_path: Path) 
     (debug_dir,) = (tmp_path / "logs/debug/runs").iterdir()
     assert (debug_dir / "fit-profile.txt").is_file() == (option == "debug=profiler")
     assert not (tmp_path / "logs/train").exists(), "a debug run would be taken as the latest run"
+    if option == "debug=profiler":
+        assert "a step takes " in (debug_dir / "fit-profile.txt").read_text(encoding="utf-8")
+        assert (debug_dir / "profile.png").read_bytes().startswith(b"\x89PNG")
+        events = json.loads((debug_dir / "profile.json").read_text(encoding="utf-8"))["traceEvents"]
+        assert {"run_training_batch", "[Metrics]"} <= {event["name"] for event in events}
 
 
 def test_tensorboard_writes_events_beside_the_metrics(tmp_path: Path) -> None:

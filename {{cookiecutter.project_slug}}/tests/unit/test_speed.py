@@ -1,6 +1,7 @@
 """What makes a step fast, and that it changes nothing."""
 
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -14,6 +15,7 @@ from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.hooks import OF_A_STEP, Unprofiled, drop_empty_hooks
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.models.mlp import MLP
+from {{ cookiecutter.package_name }}.profiling import PARTS, StepProfiler
 from {{ cookiecutter.package_name }}.speed.loop import HandWrittenLoop
 
 
@@ -81,9 +83,36 @@ def test_hooks_that_do_something_are_called_and_empty_ones_are_not() -> None:
     assert "train/acc" in trainer.callback_metrics, "what the classifier does at the end of a batch stays"
 
 
-def test_time_that_was_spent_waiting_for_data_is_logged(tmp_path: object) -> None:
+def test_time_that_was_spent_waiting_for_data_is_logged(tmp_path: Path) -> None:
     datamodule = DigitsDataModule(batch_size=64)
     trainer = make_trainer(max_epochs=1, callbacks=[DataWait()], logger=CSVLogger(str(tmp_path)), log_every_n_steps=1)
     trainer.fit(make_classifier(datamodule), datamodule=datamodule)
     loader = trainer.train_dataloader
     assert 0 < trainer.callback_metrics["time/data"] == pytest.approx(loader.seconds_waited)
+
+
+def test_profile_divides_the_step_into_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is within another action is not counted twice, and validation not at all."""
+    now = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
+    profiler = StepProfiler(str(tmp_path))
+    with profiler.profile("run_training_epoch"):
+        with profiler.profile("[_TrainingEpochLoop].train_dataloader_next"):
+            pass
+        with profiler.profile("run_training_batch"), profiler.profile("[LightningModule]Own.optimizer_step"):
+            with profiler.profile("[Strategy]Own.training_step"), profiler.profile("[Metrics]"):
+                pass
+            with profiler.profile("[Strategy]Own.backward"):
+                pass
+        with profiler.profile("[Callback]Some.on_validation_start"), profiler.profile("[Strategy]Own.validation_step"):
+            pass
+        with profiler.profile("[LightningModule]Own.on_validation_end"):
+            pass
+    seconds = {part: figure / 1e6 for part, figure in profiler.microseconds().items()}
+    assert list(seconds) == [*PARTS, "loop"]
+    assert (seconds["data"], seconds["metrics"], seconds["backward"]) == (1, 1, 1)
+    assert seconds["forward"] == 2
+    assert seconds["optimizer"] == 3
+    assert seconds["callbacks and logging"] == 0
+    assert sum(seconds.values()) == profiler.seconds["epoch"] - profiler.seconds["validation"]
+    assert "a step takes" in profiler.summary()

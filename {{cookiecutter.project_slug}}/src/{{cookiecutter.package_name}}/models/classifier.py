@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from ..data.samples import Batch
 from ..data.spec import DataSpec
+from ..hooks import METRICS
 from ..refusal import Refusal
 from .layers import Normalize
 
@@ -87,7 +88,8 @@ class Classifier(pl.LightningModule):
         x, y = batch
         logits = self(x)
         loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
-        self._count("train", logits, y, loss)
+        with self.trainer.profiler.profile(METRICS):  # type: ignore[attr-defined]
+            self._count("train", logits, y, loss)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
