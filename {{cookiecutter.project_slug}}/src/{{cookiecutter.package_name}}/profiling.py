@@ -101,7 +101,7 @@ class StepProfiler(Profiler):
             _plot(parts, Path(self.dirpath) / "profile.png")
             (Path(self.dirpath) / "profile.json").write_text(json.dumps({"traceEvents": self.events}), encoding="utf-8")
         lines = [f"a step takes {whole:,.0f} microseconds (mean of {self.num_steps})", ""]
-        lines += [f"{part:<22} {figure:>9,.0f}  {figure / whole:>4.0%}" for part, figure in parts.items()]
+        lines += [f"{part:<22} {figure:>9,.0f}  {100 * figure / whole:>4.0f} %" for part, figure in parts.items()]
         return "\n".join([*lines, ""])
 
 
@@ -111,7 +111,7 @@ def _plot(parts: dict[str, float], picture: Path) -> None:
     axes.barh(list(parts), list(parts.values()), color=COLOURS)
     whole = sum(parts.values())
     for part, value in parts.items():
-        text = f"{value:,.0f}  ({value / whole:.0%})"
+        text = f"{value:,.0f}  ({100 * value / whole:.0f} %)"
         axes.annotate(text, (max(value, 0), part), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_xlim(0, max(parts.values()) * 1.25)
     axes.invert_yaxis()

@@ -71,7 +71,7 @@ def measure_training(config: Config, options: Options, run_dir: Path) -> None:
         turns, reasons = _turns(config, options, plan, names, num_devices)
         left_out.update(reasons)
         rows += strategies.rows_of(turns, plan.num_samples, plan.num_epochs * plan.of_epoch)
-    rows = strategies.once(rows, with_single="single" in options.strategies)
+    rows = strategies.once(rows, with_single="single" in options.strategies or len(chosen) == 1)
     measured = {
         "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {**machine(), "gpus": gpus()},
