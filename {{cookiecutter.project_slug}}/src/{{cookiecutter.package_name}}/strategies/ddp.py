@@ -71,13 +71,12 @@ class DistributedDataParallelStrategy(DDPStrategy):
         )
 
     def configure_ddp(self) -> None:
-        assert self.model is not None
-        # In each step rank 0 would send its buffers to all; those of `Normalize` are constants.
-        self._ddp_kwargs["broadcast_buffers"] = any(
-            not isinstance(part, Normalize) for part in self.model.modules() for _ in part.buffers(recurse=False)
-        )
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
+        # In each step rank 0 would send its buffers to all; those of `Normalize` are constants.
+        self.model.broadcast_buffers = any(
+            not isinstance(part, Normalize) for part in self.model.modules() for _ in part.buffers(recurse=False)
+        )
         # Not by Lightning's own option, which leaves the hook out on the CPU without a word.
         if self.compression == "fp16":
             self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
