@@ -39,10 +39,14 @@ class Setting:
     latency_within: float = 5e-6
     latency_between: float = 10e-6
 
+    def link(self, n: int) -> tuple[float, float]:
+        """Latency and bandwidth of the slowest link that n GPUs need."""
+        if n <= self.per_machine:
+            return self.latency_within, self.within
+        return self.latency_between, min(self.within, self.between)
+
     def all_reduce(self, num_bytes: float, n: int) -> float:
-        one_machine = n <= self.per_machine
-        latency = self.latency_within if one_machine else self.latency_between
-        bandwidth = self.within if one_machine else min(self.within, self.between)
+        latency, bandwidth = self.link(n)
         return 2 * (n - 1) * latency + 2 * (n - 1) / n * num_bytes / bandwidth
 
     def ddp_step(self, n: int) -> float:
@@ -56,9 +60,7 @@ class Setting:
         return max(self.step, sent)
 
     def dp_step(self, n: int) -> float:
-        one_machine = n <= self.per_machine
-        bandwidth = self.within if one_machine else min(self.within, self.between)
-        latency = self.latency_within if one_machine else self.latency_between
+        latency, bandwidth = self.link(n)
         return self.step + (n - 1) * (3 * latency + (self.batch + 2 * self.gradient) / bandwidth)
 
     def efficiency(self, n: int) -> dict[str, float]:
@@ -91,7 +93,7 @@ PUBLISHED = [
 def comparison() -> list[dict[str, object]]:
     rows = []
     for name, setting, n, beside, published, source in PUBLISHED:
-        estimate = setting.ddp_step(beside) / setting.ddp_step(n) if beside > 1 else setting.efficiency(n)["ddp"]
+        estimate = setting.ddp_step(beside) / setting.ddp_step(n)
         rows.append(
             {
                 "network": name,

@@ -78,6 +78,15 @@ def is_empty_soon(group: int) -> bool:
     return False
 
 
+def assert_ends_by_interruption(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C, as a terminal sends it to all processes: none is left, and there is one sentence."""
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert is_empty_soon(process.pid), "processes are left"
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+
+
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one finished run of two epochs in it."""

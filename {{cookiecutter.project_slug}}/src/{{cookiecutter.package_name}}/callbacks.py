@@ -108,13 +108,14 @@ def _random_state() -> dict[str, Any]:
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
+    """Lists too, as in checkpoints of earlier versions of this project."""
+    torch.set_rng_state(torch.as_tensor(state["torch"], dtype=torch.uint8))
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all([torch.as_tensor(cuda, dtype=torch.uint8) for cuda in state["cuda"]])
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state((kind, np.asarray(keys, np.uint32), *rest))
     version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), gauss))
+    random.setstate((version, tuple(map(int, numbers)), gauss))
 
 
 class LargestMicroBatch(Callback):

@@ -1,6 +1,7 @@
 """`debug=profiler`: where the time of a training step goes, as a table, a picture and a trace."""
 
 import json
+import logging
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -10,6 +11,9 @@ from lightning.pytorch.profilers import Profiler
 from matplotlib.figure import Figure
 
 from .hooks import METRICS
+from .terminal import shown
+
+log = logging.getLogger(__name__)
 
 # The part of a step that an action of Lightning belongs to; the first that fits. What is left is the loop around them.
 PARTS = {
@@ -22,7 +26,7 @@ PARTS = {
 }
 EXACT = ("forward", "backward")  # all of their words must stand in the action
 COLOURS = ("#E69F00", "#0072B2", "#CC79A7", "#56B4E9", "#009E73", "#D55E00", "#999999")  # Okabe and Ito (2008)
-EPOCH, STEP, VALIDATION = "run_training_epoch", "run_training_batch", ("on_validation_start", "on_validation_end")
+EPOCH, STEP = "run_training_epoch", "run_training_batch"
 MOST_EVENTS = 50_000  # of a trace, which a browser must open
 
 
@@ -49,7 +53,7 @@ class StepProfiler(Profiler):
         self.validation_start = 0.0
 
     def start(self, action_name: str) -> None:
-        if action_name.endswith(VALIDATION[0]) and not self.validation_start and self._in_epoch():
+        if action_name.endswith("on_validation_start") and not self.validation_start and self._in_epoch():
             self.validation_start = time.perf_counter()
         self.running.append([action_name, time.perf_counter(), 0.0])
 
@@ -73,7 +77,7 @@ class StepProfiler(Profiler):
             event = {"name": action, "ph": "X", "pid": 0, "tid": 0, "ts": start * 1e6, "dur": seconds * 1e6}
             self.events.append(event)
         if self.validation_start:
-            if action.startswith("[LightningModule]") and action.endswith(VALIDATION[1]):
+            if action.startswith("[LightningModule]") and action.endswith("on_validation_end"):
                 self.seconds["validation"] += time.perf_counter() - self.validation_start
                 self.validation_start = 0.0
         elif action == EPOCH:
@@ -98,8 +102,10 @@ class StepProfiler(Profiler):
         parts = self.microseconds()
         whole = sum(parts.values())
         if self.dirpath is not None and self._local_rank in (None, 0):
-            _plot(parts, Path(self.dirpath) / "profile.png")
-            (Path(self.dirpath) / "profile.json").write_text(json.dumps({"traceEvents": self.events}), encoding="utf-8")
+            picture = Path(self.dirpath) / "profile.png"
+            _plot(parts, picture)
+            picture.with_suffix(".json").write_text(json.dumps({"traceEvents": self.events}), encoding="utf-8")
+            log.info("profile     %s, and beside it profile.json for ui.perfetto.dev", shown(picture))
         lines = [f"a step takes {whole:,.0f} microseconds (mean of {self.num_steps})", ""]
         lines += [f"{part:<22} {figure:>9,.0f}  {100 * figure / whole:>4.0f} %" for part, figure in parts.items()]
         return "\n".join([*lines, ""])

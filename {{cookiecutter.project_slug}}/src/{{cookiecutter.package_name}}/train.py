@@ -108,7 +108,7 @@ def train(
     """
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     logged = trainer.callback_metrics
-    metrics = {name: value.item() for name, value in logged.items() if name.startswith(("train/", "val/"))}
+    metrics = {name: value.item() for name, value in logged.items() if "/" in name and not name.startswith("time/")}
     if test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         for figures in trainer.test(model, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False):

@@ -35,6 +35,7 @@ SLOW = [
     ("train", ["trainer=gpu", "trainer.devices=512"], "trainer."),
     ("train", ["strategy=ddp", "trainer=cpu", "trainer.num_nodes=2"], "start the command with 'torchrun --nnodes 2'"),
     ("train", ["+trainer.accumulate_grad_batches=2"], "follows from 'data.micro_batch_size': set that one."),
+    ("train", ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1"], "needs model.optimizer.fused=false"),
     ("train", ["data.micro_batch_size=48"], "the nearest that does is 32 or 64"),
     ("train", ["data.micro_batch_size=many"], "data.micro_batch_size=many does not fit"),
     ("train", ["data.micro_batch_size=16", "trainer.limit_train_batches=0.5"], "may cut a batch in two"),

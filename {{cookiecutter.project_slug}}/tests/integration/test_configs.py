@@ -15,6 +15,7 @@ from {{ cookiecutter.package_name }}.checks import read_options
 from {{ cookiecutter.package_name }}.cli import register_with_hydra
 from {{ cookiecutter.package_name }}.explain import CONFIGS
 from {{ cookiecutter.package_name }}.export import Options as ExportOptions
+from {{ cookiecutter.package_name }}.hooks import Unprofiled
 from {{ cookiecutter.package_name }}.strategies.launch import devices_of
 from {{ cookiecutter.package_name }}.train import Options as TrainOptions
 
@@ -67,6 +68,17 @@ def test_commands_compose(command: str, tmp_path: Path) -> None:
 
 def test_export_options_fit(tmp_path: Path) -> None:
     assert read_options(composed("export", tmp_path)["export"], ExportOptions).name == package.__name__
+
+
+def test_what_is_built_leaves_out_empty_hooks_and_an_idle_profiler(tmp_path: Path) -> None:
+    config = composed("train", tmp_path)
+    callbacks = build.build_callbacks(config, [], {})
+    trainer = build.build_trainer(config, devices_of(config), callbacks, [])
+    assert isinstance(trainer.profiler, Unprofiled)  # type: ignore[attr-defined]
+    assert all(callback.on_before_zero_grad is None for callback in callbacks)
+    model = build.build_classifier(config["model"], build.build(config["data"], "data").spec)
+    assert model.on_before_zero_grad is None
+    assert callable(model.on_train_batch_end)
 
 
 def test_learning_rate_monitor_is_left_out_without_a_logger(tmp_path: Path) -> None:

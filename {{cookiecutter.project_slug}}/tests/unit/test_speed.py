@@ -1,22 +1,26 @@
 """What makes a step fast, and that it changes nothing."""
 
+import random
 from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim.lr_scheduler import ExponentialLR
 
-from {{ cookiecutter.package_name }}.callbacks import DataWait
+from {{ cookiecutter.package_name }}.callbacks import DataWait, _random_state, _set_random_state
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.hooks import OF_A_STEP, Unprofiled, drop_empty_hooks
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
+from {{ cookiecutter.package_name }}.models.cnn import CNN
 from {{ cookiecutter.package_name }}.models.mlp import MLP
 from {{ cookiecutter.package_name }}.profiling import PARTS, StepProfiler
 from {{ cookiecutter.package_name }}.speed.loop import HandWrittenLoop
+from {{ cookiecutter.package_name }}.strategies.ddp import has_changing_buffers
 
 
 def make_classifier(datamodule: DigitsDataModule) -> Classifier:
@@ -116,3 +120,44 @@ def test_profile_divides_the_step_into_its_parts(tmp_path: Path, monkeypatch: py
     assert seconds["callbacks and logging"] == 0
     assert sum(seconds.values()) == profiler.seconds["epoch"] - profiler.seconds["validation"]
     assert "a step takes" in profiler.summary()
+
+
+def test_ddp_sends_buffers_that_change_and_no_constants() -> None:
+    model = make_classifier(DigitsDataModule())
+    assert not has_changing_buffers(model)
+    model.net.append(torch.nn.BatchNorm1d(10))
+    assert has_changing_buffers(model)
+
+
+def test_channels_last_changes_the_layout_alone() -> None:
+    datamodule = DigitsDataModule(batch_size=600)
+    weights = {}
+    for channels_last in (False, True):
+        torch.manual_seed(1)
+        net = partial(CNN, widths=[8, 8], num_groups=4, dropout=0.0)
+        model = Classifier(
+            datamodule.spec, net, partial(torch.optim.AdamW, lr=0.01, fused=True), channels_last=channels_last
+        )
+        make_trainer(max_epochs=1, precision="64-true", num_sanity_val_steps=0).fit(model, datamodule=datamodule)
+        weights[channels_last] = list(model.parameters())
+    convolution = weights[True][3]
+    assert convolution.is_contiguous(memory_format=torch.channels_last)
+    assert not convolution.is_contiguous()
+    for one, other in zip(weights[False], weights[True], strict=True):
+        assert (one - other).abs().max() < 1e-10
+
+
+def test_random_states_of_earlier_versions_are_read() -> None:
+    """They were lists."""
+    state = _random_state()
+    drawn = (torch.rand(3), np.random.rand(), random.random())
+    lists = {
+        "torch": state["torch"].tolist(),
+        "cuda": [],
+        "numpy": [state["numpy"][0], state["numpy"][1].tolist(), *state["numpy"][2:]],
+        "python": [state["python"][0], state["python"][1].tolist(), state["python"][2]],
+    }
+    for given in (state, lists):
+        _set_random_state(given)
+        assert torch.equal(torch.rand(3), drawn[0])
+        assert (np.random.rand(), random.random()) == drawn[1:]

@@ -75,11 +75,13 @@ class Classifier(pl.LightningModule):
         logits: Tensor = self.net(x)
         return logits
 
+    def configure_model(self) -> None:
+        if self.channels_last:  # before ddp lays out its buckets like the weights
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def on_fit_start(self) -> None:
         if self.compiled:  # in place, so the names in a checkpoint stay; `evaluate` and `export` run the plain network
             self.net.compile()
-        if self.channels_last:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def on_train_start(self) -> None:
         self._totals.clear()

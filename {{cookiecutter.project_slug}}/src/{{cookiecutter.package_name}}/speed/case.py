@@ -69,18 +69,16 @@ def by_hand(config: Config) -> None:
     datamodule.trainer = SimpleNamespace(
         global_rank=rank, world_size=devices.num_devices, accumulate_grad_batches=1, overfit_batches=0
     )
-    trainer = config["trainer"]
-    precision, clip_norm = trainer["precision"], trainer["gradient_clip_val"]
     loop = HandWrittenLoop(
         build_classifier(config["model"], datamodule.spec),
         datamodule,
         device,
         config["data"]["batch_size"],
         config["seed"],
-        str(precision),
-        clip_norm,
-        rank,
-        devices.num_devices,
+        precision=str(config["trainer"]["precision"]),
+        clip_norm=config["trainer"]["gradient_clip_val"],
+        rank=rank,
+        world_size=devices.num_devices,
     )
     player = Player(turns["address"], turns["token"])
     for turn in itertools.count():

@@ -1,4 +1,4 @@
-"""What `benchmark` measured: as figures, as a table and as a picture."""
+"""What was measured of a bundle: as figures, as a table and as a picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -65,42 +65,38 @@ class HandWrittenLoop:
     def epoch(self, number: int, train_batches: int, val_batches: int) -> dict[str, float]:
         """At most so many batches of training and of validation; the mean loss and accuracy of both, over all ranks."""
         self.net.train()
-        train = self._means(self._train(islice(self._training_batches(number), train_batches)))
+        train = self._means(self._pass(islice(self._training_batches(number), train_batches), training=True))
         if self.scheduler is not None:
             self.scheduler.step()
         self.net.eval()
         with torch.inference_mode():
-            val = self._means(self._validate(islice(self._validation_batches(), val_batches)))
+            val = self._means(self._pass(islice(self._validation_batches(), val_batches), training=False))
         names = ("train/loss", "train/acc", "val/loss", "val/acc")
         return dict(zip(names, (*train, *val), strict=True))
 
-    def _train(self, batches: Iterable[Batch]) -> Tensor:
+    def _pass(self, batches: Iterable[Batch], training: bool) -> Tensor:
+        """Sums over the samples: loss, right answers, and how many there were."""
+        smoothing = self.label_smoothing if training else 0.0
         loss_sum, num_correct, num_samples = self._zero(), self._zero(), 0
         for x, y in batches:
-            self.optimizer.zero_grad()
             with self.autocast:
                 logits = self.net(x)
-                loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
-            torch.autograd.backward(self.scaler.scale(loss))
-            if self.clip_norm is not None:
-                self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+                loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
+            if training:
+                self._update(loss)
             loss_sum.add_(loss.detach(), alpha=len(y))
             num_correct += (logits.argmax(dim=1) == y).sum()
             num_samples += len(y)
         return torch.stack([loss_sum, num_correct, self._zero() + num_samples])
 
-    def _validate(self, batches: Iterable[Batch]) -> Tensor:
-        loss_sum, num_correct, num_samples = self._zero(), self._zero(), 0
-        for x, y in batches:
-            with self.autocast:
-                logits = self.net(x)
-                loss_sum += F.cross_entropy(logits, y, reduction="sum")
-            num_correct += (logits.argmax(dim=1) == y).sum()
-            num_samples += len(y)
-        return torch.stack([loss_sum, num_correct, self._zero() + num_samples])
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        torch.autograd.backward(self.scaler.scale(loss))
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def _means(self, sums: Tensor) -> tuple[float, float]:
         if self.world_size > 1:

@@ -99,15 +99,12 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         waited, memory = row["epoch_seconds_waiting_for_data"], row["peak_memory_bytes"]
         beside = "ratio_to_ddp_loop" if "ratio_to_ddp_loop" in row else "ratio_to_loop"
-        low, high = row.get(f"{beside}_range", (0.0, 0.0))
+        ratios = [] if _by_hand(row) else [row["speedup"], row[beside], *row[f"{beside}_range"]]
         table.add_row(
             f"{row['case']}, {row['num_devices']}",
             f"{row['samples_per_second']:,.0f}",
             f"{row['epoch_seconds']['min']:.3f}",
-            "" if _by_hand(row) else f"{row['speedup']:.2f}",
-            "" if _by_hand(row) else f"{row[beside]:.2f}",
-            "" if _by_hand(row) else f"{low:.2f}",
-            "" if _by_hand(row) else f"{high:.2f}",
+            *([f"{ratio:.2f}" for ratio in ratios] or [""] * 4),
             "" if waited is None else f"{waited:.3f}",
             "" if memory is None else f"{memory / 2**20:,.0f}",
             style="dim" if _by_hand(row) else "",

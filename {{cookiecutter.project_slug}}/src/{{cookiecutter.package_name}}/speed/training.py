@@ -109,8 +109,10 @@ def _choose(config: Config, options: Options) -> tuple[list[tuple[str, int]], di
         if name == "single":
             continue
         for number in sorted(set(numbers)):
-            case = f"strategy={name} on {number}"
+            case = str(strategies.Key(name, number))
             if number == 1:
+                if options.devices:
+                    left_out[case] = "on one device it is strategy=single."
                 continue
             try:
                 devices = resolve_devices(config["trainer"]["accelerator"], number, name)

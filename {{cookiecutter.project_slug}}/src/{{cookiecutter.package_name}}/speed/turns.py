@@ -91,7 +91,7 @@ class Case:
                 continue
             connection.settimeout(None)
             rank = connection.makefile("rw", encoding="utf-8")
-            if json.loads(rank.readline()).get("token") == self.token:  # else it is a stranger
+            if self.token in rank.readline():  # else it is a stranger, or has ended
                 self.ranks.append(rank)
 
     def turn(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
@@ -73,10 +74,7 @@ class DistributedDataParallelStrategy(DDPStrategy):
     def configure_ddp(self) -> None:
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
-        # In each step rank 0 would send its buffers to all; those of `Normalize` are constants.
-        self.model.broadcast_buffers = any(
-            not isinstance(part, Normalize) for part in self.model.modules() for _ in part.buffers(recurse=False)
-        )
+        self.model.broadcast_buffers = has_changing_buffers(self.model)
         # Not by Lightning's own option, which leaves the hook out on the CPU without a word.
         if self.compression == "fp16":
             self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
@@ -84,6 +82,11 @@ class DistributedDataParallelStrategy(DDPStrategy):
             self.model.register_comm_hook(None, default_hooks.bf16_compress_hook)
         elif self.compression == "powersgd":
             self.model.register_comm_hook(self.powersgd(), powerSGD_hook)
+
+
+def has_changing_buffers(model: nn.Module) -> bool:
+    """Whether rank 0 must send its buffers to all in each step, as BatchNorm's: those of `Normalize` are constants."""
+    return any(not isinstance(part, Normalize) for part in model.modules() for _ in part.buffers(recurse=False))
 
 
 class FullyShardedStrategy(FSDPStrategy):
