@@ -59,13 +59,18 @@ build/schemathesis/ready: .venv/ready
 	build/schemathesis/bin/python -m pip install --quiet schemathesis==4.32.5
 	@touch $@
 
-peers: build/peers/ready ## environments with MLServer and LitServe, for benchmarks/serving.py
+peers: build/peers/ready ## environments of what benchmarks/serving.py and benchmarks/peer.py measure beside a project
 
 build/peers/ready: .venv/ready
 	for peer in mlserver==1.7.1 litserve==0.2.19; do \
 		$(PYTHON) -m venv "build/peers/$${peer%%=*}" && \
 		"build/peers/$${peer%%=*}/bin/python" -m pip install --quiet "$$peer" onnxruntime==1.32.0 || exit 1; \
 	done
+	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build/peers git_init=false
+	cp benchmarks/training/pictures.py build/peers/digit-classifier/src/digit_classifier/data/
+	$(PYTHON) -m venv build/peers/lightning-hydra-template
+	build/peers/lightning-hydra-template/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 \
+		hydra-colorlog==1.2.0 rootutils==1.0.7 -e build/peers/digit-classifier
 	@touch $@
 
 clean: ## remove what the commands above made

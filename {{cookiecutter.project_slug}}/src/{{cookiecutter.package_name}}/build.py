@@ -54,19 +54,25 @@ def _one_line(error: BaseException) -> str:
     return f"{' '.join(str(error).split())} ({Path(raised.filename).name}:{raised.lineno})"
 
 
-def build_classifier(section: Mapping[str, Any], spec: DataSpec, lr_factor: float = 1.0) -> Classifier:
-    """The network sized by `spec`; its optimizer is tried once, so that a bad value is refused before the run."""
+def build_classifier(section: Mapping[str, Any], spec: DataSpec) -> Classifier:
+    """The network sized by `spec`."""
+    model: Classifier = build(section, "model", spec=spec)
+    drop_empty_hooks(model)
+    return model
+
+
+def build_trainee(section: Mapping[str, Any], spec: DataSpec, lr_factor: float) -> Classifier:
+    """Its optimizer, with a learning rate times `lr_factor`, is tried once: a bad value is refused before the run."""
     if lr_factor != 1:
         if "lr" not in section["optimizer"]:
             raise Refusal("lr_scaling needs a learning rate to scale: set model.optimizer.lr.")
         optimizer = {**section["optimizer"], "lr": section["optimizer"]["lr"] * lr_factor}
         section = {**section, "optimizer": optimizer}
-    model: Classifier = build(section, "model", spec=spec)
+    model = build_classifier(section, spec)
     try:
         model.configure_optimizers()
     except (TypeError, ValueError) as error:
         raise Refusal(f"model.optimizer or model.scheduler refuses a value: {_one_line(error)}.") from error
-    drop_empty_hooks(model)
     return model
 
 

@@ -96,7 +96,8 @@ def load(path: Path) -> Checkpoint:
     if not path.is_file():
         raise Refusal(f"ckpt_path={path} does not exist: give the path of a .ckpt file.")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: what is not used, as the optimizer's state where nothing is trained, is never read.
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise Refusal(f"ckpt_path={path} cannot be read, it is damaged or no checkpoint ({reason}).") from error

@@ -4,6 +4,8 @@ import errno
 import functools
 import logging
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -136,6 +138,12 @@ def job_logging() -> Config:
     settings = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}
+
+
+def typed(*sections: str) -> str:
+    """The options of this command that belong to `sections`, as a shell takes them again."""
+    options = HydraConfig.get().overrides.task
+    return shlex.join(option for option in options if re.split("[.=]", option.lstrip("+~"))[0] in sections)
 
 
 def _plain(cfg: DictConfig, needs: tuple[str, ...]) -> Config:

@@ -1,9 +1,12 @@
 """What a run says at its start and leaves behind at its end: lines, tables and pictures."""
 
+from __future__ import annotations
+
 import csv
 import logging
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import numpy as np
@@ -17,12 +20,13 @@ from rich.table import Table
 from torch import Tensor
 
 from .cli import Config
-from .exporters.bundle import write_json
-from .exporters.gate import Parity
 from .models.classifier import Classifier
 from .strategies.devices import Devices
 from .strategies.samplers import BatchSplit
-from .terminal import python, shown
+from .terminal import python, shown, write_json
+
+if TYPE_CHECKING:
+    from .exporters.gate import Parity
 
 log = logging.getLogger(__name__)
 

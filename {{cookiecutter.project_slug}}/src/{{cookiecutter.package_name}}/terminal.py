@@ -1,5 +1,6 @@
-"""How paths, commands and progress are shown to who sits at the terminal."""
+"""How what people read is written: paths, commands and progress at the terminal, JSON in files."""
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ def shown(path: Path) -> str:
 def python() -> str:
     """As it can be typed here: the environment's own, where that is not activated."""
     return shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+
+
+def write_json(contents: object, path: Path) -> None:
+    path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def bar(items: Sequence[Any], description: str) -> Iterable[Any]:

@@ -63,7 +63,7 @@ def run(config: Config) -> dict[str, float]:
     """One process of a run: builds what the configuration names, trains it and reports."""
     import lightning.pytorch as pl
 
-    from .build import build, build_callbacks, build_classifier, build_loggers, build_trainer
+    from .build import build, build_callbacks, build_loggers, build_trainee, build_trainer
     from .checkpoints import load, self_description
     from .checks import read_options
     from .reports import announce, keep_metrics, report_training
@@ -74,7 +74,7 @@ def run(config: Config) -> dict[str, float]:
     devices = devices_of(config)
     split = batch_split(config["data"], devices)
     datamodule = build(config["data"], "data")
-    model = build_classifier(config["model"], datamodule.spec, options.lr_factor(split.batch_size))
+    model = build_trainee(config["model"], datamodule.spec, options.lr_factor(split.batch_size))
     checkpoint = None if options.ckpt_path is None else load(Path(options.ckpt_path))
     if checkpoint is not None:
         checkpoint.load_weights_into(model)

@@ -1,6 +1,7 @@
 """`benchmark`: real runs of the strategies beside the loop written by hand."""
 
 import json
+import re
 from pathlib import Path
 
 from conftest import assert_ends_by_interruption, run_command, started, wait_for
@@ -34,6 +35,7 @@ def test_every_strategy_is_measured_beside_its_loop(tmp_path: Path) -> None:
     assert "not measured: strategy=dp on 2: strategy=dp spreads a batch over GPUs" in done.stdout
     assert measured["machine"]["num_cores"] >= 1
     assert measured["versions"]["torch"]
+    assert re.search(r"\.train strategy=\S+.* trainer=cpu model=mlp$", done.stdout, re.MULTILINE)
     assert (run_dir / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 

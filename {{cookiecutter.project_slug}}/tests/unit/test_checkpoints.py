@@ -43,6 +43,14 @@ def test_model_and_data_come_back_without_typing_anything(best_checkpoint: Path)
     assert all(torch.equal(model[name], trained[name]) for name in trained)
 
 
+def test_model_comes_back_without_the_optimizer_that_trained_it(best_checkpoint: Path, tmp_path: Path) -> None:
+    contents = read(best_checkpoint)
+    contents["project"]["config"]["model"]["optimizer"]["lr"] = -1  # no optimizer takes it
+    model = checkpoints.load(write(contents, tmp_path / "trained.ckpt")).model()
+    with pytest.raises(ValueError, match="learning rate"):
+        model.configure_optimizers()
+
+
 @pytest.mark.parametrize("option", [{"split_seed": 7}, {"test_fraction": 0.3}, {"val_fraction": 0.2}])
 def test_another_split_is_refused(best_checkpoint: Path, option: dict[str, float]) -> None:
     checkpoint = checkpoints.load(best_checkpoint)

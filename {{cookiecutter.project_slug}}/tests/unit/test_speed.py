@@ -1,6 +1,8 @@
 """What makes a step fast, and that it changes nothing."""
 
 import random
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -85,6 +87,13 @@ def test_hooks_that_do_something_are_called_and_empty_ones_are_not() -> None:
     trainer.fit(model, datamodule=datamodule)
     assert called == ["callback", "module"]
     assert "train/acc" in trainer.callback_metrics, "what the classifier does at the end of a batch stays"
+
+
+def test_training_imports_nothing_that_only_exports_and_servers_use() -> None:
+    package = Classifier.__module__.split(".")[0]
+    unused = "sys.modules.keys() & {'onnxruntime', 'onnx', 'fastapi'}"
+    code = f"import sys, {package}.reports, {package}.build; assert not {unused}, {unused}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_time_that_was_spent_waiting_for_data_is_logged(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..refusal import Refusal
 from ..serving.runtime import MANIFEST, digest, versions
+from ..terminal import write_json
 from .contract import SCHEMA_VERSION, Contract
 from .gate import Limits, Parity
 from .triton import CONFIG, check_config, config_text
@@ -159,10 +160,6 @@ def add_to(bundle: Path, manifest: Mapping[str, Any], write: Callable[[Path], No
                 elif not (made / name).exists():
                     (bundle / name).unlink()
             raise
-
-
-def write_json(contents: object, path: Path) -> None:
-    path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def without_local_paths(section: Any) -> Any:

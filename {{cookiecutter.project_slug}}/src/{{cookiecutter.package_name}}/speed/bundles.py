@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exporters import FORMATS
-from ..exporters.bundle import add_to, write_json
+from ..exporters.bundle import add_to
 from ..exporters.card import BENCHMARK, BENCHMARK_PICTURE, card
 from ..exporters.snippets import PACKAGE
 from ..exporters.timing import Timer
 from ..refusal import Refusal
 from ..serving.runtime import GOLDEN, find_bundle
-from ..terminal import bar, python, shown
+from ..terminal import bar, python, shown, write_json
 from ..verify import read_checked
 from . import formats
 from .machine import machine

@@ -12,6 +12,7 @@ from rich.table import Table
 
 # Okabe and Ito (2008): the colour-blind can tell them apart.
 COLOURS = {True: "#999999", False: "#0072B2"}  # of loops written by hand, and of this project
+HEADINGS = ("samples/s", "epoch\n(s)", "median", "waits", "MiB", "speed-\nup", "effi-\nciency", "of\nloop", "range")
 
 
 class Key(NamedTuple):
@@ -91,22 +92,23 @@ def _by_hand(row: Mapping[str, Any]) -> bool:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """As wide as a terminal; `low` and `high` are the smallest and the largest ratio of a round."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    """As wide as a terminal; an epoch and its wait for data in seconds, the range that of the ratios of a round."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("case", no_wrap=True)
-    for heading in ("samples/s", "epoch, s", "speedup", "of loop", "low", "high", "waits, s", "MiB"):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         waited, memory = row["epoch_seconds_waiting_for_data"], row["peak_memory_bytes"]
         beside = "ratio_to_ddp_loop" if "ratio_to_ddp_loop" in row else "ratio_to_loop"
-        ratios = [] if _by_hand(row) else [row["speedup"], row[beside], *row[f"{beside}_range"]]
+        ratios = [] if _by_hand(row) else [row["speedup"], row["efficiency"], row[beside]]
         table.add_row(
             f"{row['case']}, {row['num_devices']}",
             f"{row['samples_per_second']:,.0f}",
-            f"{row['epoch_seconds']['min']:.3f}",
-            *([f"{ratio:.2f}" for ratio in ratios] or [""] * 4),
+            *(f"{row['epoch_seconds'][which]:.3f}" for which in ("min", "median")),
             "" if waited is None else f"{waited:.3f}",
             "" if memory is None else f"{memory / 2**20:,.0f}",
+            *(f"{ratio:.2f}" for ratio in ratios),
+            "" if not ratios else "{:.2f}-{:.2f}".format(*row[f"{beside}_range"]),
             style="dim" if _by_hand(row) else "",
         )
     Console().print(table)

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..build import build
-from ..cli import Config
-from ..exporters.bundle import write_json
+from ..cli import Config, typed
 from ..exporters.snippets import PACKAGE
 from ..refusal import Refusal
 from ..strategies import ranks
 from ..strategies.devices import resolve_devices
 from ..strategies.launch import batch_split, devices_of
-from ..terminal import bar, python, shown
+from ..terminal import bar, python, shown, write_json
 from . import strategies
 from .machine import gpus, machine, versions
 from .turns import Case, CaseFailure
@@ -90,7 +89,8 @@ def measure_training(config: Config, options: Options, run_dir: Path) -> None:
     for case, reason in left_out.items():
         log.info("not measured: %s: %s", case, reason)
     log.info("run         %s has benchmark.json and benchmark.png", shown(run_dir))
-    log.info("next        %s -m %s.train strategy=%s", python(), PACKAGE, strategies.fastest(rows))
+    words = (f"strategy={strategies.fastest(rows)}", typed("data", "model", "trainer", "callbacks", "logger", "seed"))
+    log.info("next        %s -m %s.train %s", python(), PACKAGE, " ".join(filter(None, words)))
 
 
 def _refuse_what_is_measured(config: Config) -> None:

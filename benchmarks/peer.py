@@ -1,0 +1,112 @@
+"""Epochs of the most used template (ashleve/lightning-hydra-template) beside a project's and a loop by hand.
+
+In an environment with what both need (make peers), and a clone of the other template:
+
+git clone https://github.com/ashleve/lightning-hydra-template build/peers/clone
+git -C build/peers/clone checkout bddbc24
+build/peers/lightning-hydra-template/bin/python benchmarks/peer.py build/peers/clone
+
+All three train the same small network on as many pictures of noise, 28 x 28, in batches of 128, with validation and the
+same figures; the two templates also with checkpoints, progress bar and csv logger. They take turns as processes, and
+the fastest epoch of each counts. The other template reads MNIST's files, so its pictures are written in that form; what
+it does with them is its own code.
+"""
+
+import argparse
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+TRAINING = Path(__file__).parent / "training"
+NUM_TRAIN, NUM_VAL, NUM_TEST, BATCH_SIZE = 55_000, 5_000, 10_000, 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clone", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="that are timed, in each round")
+    options = parser.parse_args()
+    seconds: dict[str, list[float]] = {"by hand": [], "ours": [], "theirs": []}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        write_mnist(scratch / "MNIST/raw")
+        for number in range(options.rounds):
+            for name in seconds if number % 2 else reversed(seconds):
+                seconds[name] += epochs_of(command(name, options, scratch), scratch)
+                print(f"round {number + 1}, {name:>8}: epochs of {seconds[name][-1]:.2f} s", flush=True)
+    num_steps, by_hand = -(-NUM_TRAIN // BATCH_SIZE), min(seconds["by hand"])
+    for name, of_epochs in seconds.items():
+        rate, ratio = num_steps / min(of_epochs), by_hand / min(of_epochs)
+        print(f"{name:>8}: {rate:4.0f} steps/s, {ratio:.2f} of the loop (slowest epoch {max(of_epochs):.2f} s)")
+
+
+def write_mnist(folder: Path) -> None:
+    """Noise in the four files of MNIST, in the format of its page: sizes as big-endian numbers, then bytes."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for split, number in (("train", 60_000), ("t10k", NUM_TRAIN + NUM_VAL + NUM_TEST - 60_000)):
+        pixels = random.integers(256, size=(number, 28, 28), dtype=np.uint8)
+        labels = pixels.reshape(number, -1)[:, :10].argmax(axis=1).astype(np.uint8)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4I", 0x803, number, 28, 28) + pixels.tobytes()
+        )
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, number) + labels.tobytes())
+
+
+def command(name: str, options: argparse.Namespace, scratch: Path) -> list[str]:
+    """It trains one epoch more than is timed: an epoch ends where the next one begins."""
+    num_epochs, times = options.epochs + 1, scratch / "seconds.json"
+    if name == "by hand":
+        return [sys.executable, str(TRAINING / "by_hand.py"), str(times), str(num_epochs)]
+    both = [
+        f"trainer.max_epochs={num_epochs}",
+        "trainer=cpu",
+        "logger=csv",
+        f"data.batch_size={BATCH_SIZE}",
+        f"paths.log_dir={scratch}",
+        "+callbacks.clock._target_=clock.Clock",
+        f"+callbacks.clock.file={times}",
+        "test=false",  # theirs fails there: it does not load the checkpoint that it wrote
+    ]
+    if name == "theirs":
+        network = ["~model.net", "+model.net._target_=clock.tiny_network"]
+        return [
+            *(sys.executable, str(options.clone.resolve() / "src/train.py"), *both, *network),
+            *(f"data.data_dir={scratch}", f"data.train_val_test_split=[{NUM_TRAIN},{NUM_VAL},{NUM_TEST}]"),
+        ]
+    network = ["model=mlp", "model.net.widths=[64,128,64]", "model.net.dropout=0"]
+    data = [
+        "data=pictures",
+        "data._target_=digit_classifier.data.pictures.PicturesDataModule",  # make peers puts it there
+        f"data.num_samples={NUM_TRAIN}",
+        f"data.num_val={NUM_VAL}",
+    ]
+    return [sys.executable, "-m", "digit_classifier.train", "--config-dir", str(TRAINING), *both, *network, *data]
+
+
+def epochs_of(words: list[str], scratch: Path) -> list[float]:
+    environment = {
+        "PYTHONPATH": str(TRAINING),
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    }
+    process = subprocess.run(
+        words, cwd=scratch, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if process.returncode:
+        sys.exit(f"error: {' '.join(words)} failed:\n{process.stdout}")
+    times = scratch / "seconds.json"
+    seconds: list[float] = json.loads(times.read_text(encoding="utf-8"))
+    times.unlink()
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
