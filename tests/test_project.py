@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import EVERYTHING_OFF, LONG, SHORT, TEMPLATE, bake_into, files_of, run
 
+# One process runs these, one after another, while a second runs the rest.
+pytestmark = pytest.mark.xdist_group("project")
+
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
 
@@ -85,6 +88,7 @@ def test_default_project_keeps_its_promises(python: str, examined_project: Path)
 @pytest.mark.story
 def test_default_project_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
     run_suite(python, examined_project, "tests/in_project/test_slow.py", "tests/in_project/test_faults.py")
+    run_suite(python, examined_project, "tests/in_project/test_ranks.py", "-m", "slow")
 
 
 @pytest.mark.story

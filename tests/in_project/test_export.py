@@ -172,6 +172,7 @@ def test_manifest_tells_the_commit_and_whether_all_was_committed(best_checkpoint
     assert state() == {"commit": commit, "clean": False}
 
 
+@pytest.mark.slow
 def test_two_exports_at_once_get_two_versions(best_checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "digit_classifier.export", f"ckpt_path={best_checkpoint}", "formats=[onnx]"]
     both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]

@@ -154,6 +154,7 @@ class Dies(Callback):
 """
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_that_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dies.py").write_text(DIES, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")

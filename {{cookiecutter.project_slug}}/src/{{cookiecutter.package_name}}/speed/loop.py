@@ -19,14 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.samples import Batch, SamplesInMemory
 from ..models.classifier import Classifier
-from ..refusal import Refusal
 from ..strategies.samplers import seeded
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 class HandWrittenLoop:
-    """`batch_size` counts the samples of a step over all ranks; `precision` is Lightning's word for it."""
+    """`batch_size` counts the samples of a step over all ranks; `precision` is one of `PRECISIONS`."""
 
     def __init__(
         self,
@@ -40,8 +39,6 @@ class HandWrittenLoop:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise Refusal(f"trainer.precision={precision} is none of the loop's: {', '.join(PRECISIONS)}.")
         self.device, self.batch_size, self.seed, self.clip_norm = device, batch_size, seed, clip_norm
         self.rank, self.world_size, self.label_smoothing = rank, world_size, model.label_smoothing
         if precision == "64-true":

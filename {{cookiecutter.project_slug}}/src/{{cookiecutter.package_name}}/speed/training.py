@@ -21,6 +21,7 @@ from ..strategies.devices import resolve_devices
 from ..strategies.launch import batch_split, devices_of
 from ..terminal import bar, python, shown, write_json
 from . import strategies
+from .loop import PRECISIONS
 from .machine import gpus, machine, versions
 from .turns import Case, CaseFailure
 
@@ -58,12 +59,9 @@ def measure_training(config: Config, options: Options, run_dir: Path) -> None:
     _refuse_what_is_measured(config)
     chosen, left_out = _choose(config, options)
     plan = Plan.of(config, options.num_steps)
-    log.info(
-        "measuring   %d x %d steps of %d samples of each case, beside a loop written by hand",
-        options.num_rounds,
-        plan.num_epochs * plan.train_batches,
-        config["data"]["batch_size"],
-    )
+    num_steps, batch_size = plan.num_epochs * plan.train_batches, config["data"]["batch_size"]
+    sentence = "measuring   %d x %d steps of %d samples of each case, beside a loop written by hand"
+    log.info(sentence, options.num_rounds, num_steps, batch_size)
     rows: list[dict[str, Any]] = []
     for num_devices in sorted({number for _, number in chosen if number > 1} or {1}):
         names = [name for name, number in chosen if number == num_devices and name != "single"]
@@ -77,9 +75,9 @@ def measure_training(config: Config, options: Options, run_dir: Path) -> None:
         "versions": versions(),
         "network": config["model"]["net"]["_target_"].rsplit(".", 1)[-1],
         "precision": str(config["trainer"]["precision"]),
-        "batch_size": config["data"]["batch_size"],
+        "batch_size": batch_size,
         "num_rounds": options.num_rounds,
-        "steps_of_a_round": plan.num_epochs * plan.train_batches,
+        "steps_of_a_round": num_steps,
         "rows": rows,
         "not_measured": left_out,
     }
@@ -98,6 +96,9 @@ def _refuse_what_is_measured(config: Config) -> None:
         raise Refusal("trainer.devices is what benchmark changes: give devices=[1,2], say, in its place.")
     if config["data"].get("micro_batch_size") is not None:
         raise Refusal("data.micro_batch_size is not for benchmark: its hand-written loop takes a batch as a whole.")
+    precision = config["trainer"]["precision"]
+    if str(precision) not in PRECISIONS:
+        raise Refusal(f"trainer.precision={precision} is none of the hand-written loop's: {', '.join(PRECISIONS)}.")
     devices_of({**config, "strategy": config["strategy"]["single"]})  # an accelerator that is not there
 
 
