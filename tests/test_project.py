@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 from conftest import EVERYTHING_OFF, LONG, SHORT, TEMPLATE, bake_into, files_of, run
 
-# One process runs these, one after another, while a second runs the rest.
-pytestmark = pytest.mark.xdist_group("project")
-
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
 
