@@ -6,10 +6,10 @@ ARGS ?=
 SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake check test test-all tools executorch schemathesis peers clean
+.PHONY: help demo bake check test test-template test-project test-all tools executorch schemathesis peers clean
 
 help: ## show what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
@@ -34,12 +34,17 @@ check: .venv/ready ## lint and format check of the template as it lies
 	$(BIN)/ruff check --config ruff.toml
 	$(BIN)/ruff format --check --config ruff.toml
 
-test: .venv/ready ## rules, every combination of answers, refusals and the generated project's own tests
-	$(BIN)/python -m pytest -m "not story" $(ARGS)
+test: test-template test-project ## what must pass before a change lands: both of the next
 
-test-all: .venv/ready executorch schemathesis ## all tests: also each case of strategies, exports and serving, and the README in a fresh clone
+test-template: .venv/ready ## what needs no install: rules, every combination of answers, refusals
+	$(BIN)/python -m pytest -n 2 --ignore=tests/test_project.py $(ARGS)
+
+test-project: .venv/ready ## the generated project's own tests, in an environment that its Makefile makes
+	$(BIN)/python -m pytest -m "not story" tests/test_project.py $(ARGS)
+
+test-all: test-template executorch schemathesis ## all tests: also each case of strategies, exports and serving, and the README in a fresh clone
 	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" \
-	SCHEMATHESIS="$(CURDIR)/build/schemathesis/bin/schemathesis" $(BIN)/python -m pytest $(ARGS)
+	SCHEMATHESIS="$(CURDIR)/build/schemathesis/bin/schemathesis" $(BIN)/python -m pytest tests/test_project.py $(ARGS)
 
 tools: ## install nginx, wrk and Chromium (packages of Debian), which tests and benchmarks of the server need
 	$(SUDO) apt-get install --yes --no-install-recommends nginx wrk chromium chromium-driver

@@ -115,10 +115,13 @@ def test_choice_that_is_not_on_the_list_is_refused_by_cookiecutter(tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_hook_refuses_by_itself_too(tmp_path: Path) -> None:
+def test_hook_refuses_by_itself_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--replay` takes answers as they are; nothing of the folder is left."""
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"replay_dir: '{tmp_path}'\n", encoding="utf-8")  # the usual one is that of all tests
+    monkeypatch.setenv("COOKIECUTTER_CONFIG", str(settings))
     assert cookiecutter_command(tmp_path / "first").returncode == 0
-    replay = Path("~/.cookiecutter_replay").expanduser() / f"{TEMPLATE.name}.json"
+    replay = tmp_path / f"{TEMPLATE.name}.json"
     spoiled = tmp_path / "spoiled.json"
     spoiled.write_text(
         replay.read_text(encoding="utf-8").replace('"package_name": "digit_classifier"', '"package_name": "torch"'),
