@@ -58,13 +58,14 @@ class Checkpoint:
         self.load_weights_into(model)
         return model
 
-    def load_weights_into(self, model: Classifier) -> None:
-        """Refuses a network of another shape, as after a change of its code."""
+    def load_weights_into(self, model: Classifier) -> int:
+        """Returns the step that they are of; refuses a network of another shape, as after a change of its code."""
         try:
             model.load_state_dict(self.state_dict)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise Refusal(f"ckpt_path={self.path} does not fit the network as it is now: {reason}") from error
+        return self.step
 
 
 def self_description(config: Config, spec: DataSpec) -> dict[str, Any]:

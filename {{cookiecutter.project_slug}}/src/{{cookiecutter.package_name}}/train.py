@@ -75,16 +75,14 @@ def run(config: Config) -> dict[str, float]:
     split = batch_split(config["data"], devices)
     datamodule = build(config["data"], "data")
     model = build_trainee(config["model"], datamodule.spec, options.lr_factor(split.batch_size))
-    checkpoint = None if options.ckpt_path is None else load(Path(options.ckpt_path))
-    if checkpoint is not None:
-        checkpoint.load_weights_into(model)
+    step = None if options.ckpt_path is None else load(Path(options.ckpt_path)).load_weights_into(model)
     loggers = build_loggers(config.get("logger"))
     callbacks = build_callbacks(config, loggers, self_description(config, datamodule.spec), split)
     trainer = build_trainer(config, devices, callbacks, loggers, split.num_steps)
     if trainer.is_global_zero:
         announce(config, devices, split, model)
-        if checkpoint is not None:
-            keep_metrics(run_dir / "metrics.csv", loggers, checkpoint.step)
+        if step is not None:
+            keep_metrics(run_dir / "metrics.csv", loggers, step)
     for logger in loggers:
         logger.log_hyperparams(config)
     # fsdp leaves a part of the network on each device: its test is the command `evaluate`.

@@ -111,6 +111,7 @@ SLOW = [
     ("benchmark", ["trainer.devices=2"], "trainer.devices is what benchmark changes: give devices=[1,2]"),
     ("benchmark", ["data.micro_batch_size=16"], "its hand-written loop takes a batch as a whole"),
     ("benchmark", ["trainer.precision=bf16-true"], "trainer.precision=bf16-true is none of the hand-written"),
+    ("benchmark", ["strategies=[single]", "model.optimizer.lr=-1"], "model.scheduler refuses a value"),
     ("benchmark", ["num_threads=0"], "num_threads=0 is too small: give 1 or more."),
     ("benchmark", ["num_rounds=0"], "num_rounds=0 is too small: give 1 or more."),
     ("benchmark", ["seconds=0"], "seconds=0 is out of range: give more than 0"),

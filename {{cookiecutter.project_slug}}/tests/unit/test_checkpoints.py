@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ def test_model_comes_back_without_the_optimizer_that_trained_it(best_checkpoint:
     model = checkpoints.load(write(contents, tmp_path / "trained.ckpt")).model()
     with pytest.raises(ValueError, match="learning rate"):
         model.configure_optimizers()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not run: only Linux tells which files are mapped")
+def test_checkpoint_is_mapped_so_that_what_is_not_used_is_not_read(best_checkpoint: Path) -> None:
+    checkpoint = checkpoints.load(best_checkpoint)
+    assert str(best_checkpoint) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    del checkpoint
+    assert str(best_checkpoint) not in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("option", [{"split_seed": 7}, {"test_fraction": 0.3}, {"val_fraction": 0.2}])

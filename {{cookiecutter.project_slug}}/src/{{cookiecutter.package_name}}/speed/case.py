@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from .. import reports, train  # noqa: F401  # a run imports reports too: that is no growth of its own
-from ..build import build, build_classifier
+from ..build import build, build_trainee
 from ..cli import Config
 from ..strategies.launch import devices_of
 from .loop import HandWrittenLoop
@@ -70,7 +70,7 @@ def by_hand(config: Config) -> None:
         global_rank=rank, world_size=devices.num_devices, accumulate_grad_batches=1, overfit_batches=0
     )
     loop = HandWrittenLoop(
-        build_classifier(config["model"], datamodule.spec),
+        build_trainee(config["model"], datamodule.spec, lr_factor=1.0),
         datamodule,
         device,
         config["data"]["batch_size"],
