@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.quiet import QUIET
@@ -85,6 +88,18 @@ def assert_ends_by_interruption(process: subprocess.Popen[str]) -> None:
     assert is_empty_soon(process.pid), "processes are left"
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three digits of scikit-learn's, 40 pictures each as JPEG and PNG, in a folder for each label."""
+    root, digits = tmp_path_factory.mktemp("pictures"), load_digits()
+    for digit in range(3):
+        (root / f"digit {digit}").mkdir()
+        for number, image in enumerate(digits.images[digits.target == digit][:40]):
+            picture = Image.fromarray((image * 15).astype(np.uint8)).resize((20, 16))
+            picture.save(root / f"digit {digit}" / f"{number:02}.{'jpg' if number % 2 else 'png'}")
+    return root
 
 
 @pytest.fixture(scope="session")

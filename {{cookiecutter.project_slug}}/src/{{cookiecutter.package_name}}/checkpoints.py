@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 PACKAGE = __name__.split(".")[0]
 # What a configuration that comes from a checkpoint may name; anything else could run foreign code.
-TRUSTED = (PACKAGE, "torch", "lightning", "torchmetrics")
+TRUSTED = (PACKAGE, "torch", "lightning", "torchmetrics", "kornia")
+PLACES = ("root", "cache_dir")  # options of `data.`
 # Options of `data.` that move samples from one split to another.
 OF_THE_SPLIT = ("val_fraction", "test_fraction", "split_seed")
 
@@ -49,8 +50,24 @@ class Checkpoint:
                     f"data.{name}={value} would test on samples that the model was trained on: "
                     f"leave it at {trained}, or train with it."
                 )
-        datamodule: pl.LightningDataModule = build({**self.config["data"], **overrides}, "data")
-        return datamodule
+        datamodule: Any = build({**self.config["data"], **overrides}, "data")
+        self._refuse_other_data(datamodule.spec, overrides)
+        module: pl.LightningDataModule = datamodule
+        return module
+
+    def _refuse_other_data(self, spec: DataSpec, overrides: Mapping[str, Any]) -> None:
+        if spec.labels != self.spec.labels:
+            found, trained = (", ".join(labels) for labels in (spec.labels, self.spec.labels))
+            raise Refusal(
+                f"data has the labels {found}, but the model was trained on {trained}: it must have the same."
+            )
+        if spec.input_shape != self.spec.input_shape:
+            raise Refusal(f"data has samples of {spec.input_shape}, but the model takes {self.spec.input_shape}.")
+        if spec.fingerprint != self.spec.fingerprint and overrides.get("root") is None:
+            raise Refusal(
+                "the files of data.root are others than in training, so what is left for the test may have been "
+                "trained on: restore them, or give data.root=<folder> with pictures in test/."
+            )
 
     def model(self) -> Classifier:
         """The trained network on the CPU; the data is not needed for it."""
@@ -69,8 +86,10 @@ class Checkpoint:
 
 
 def self_description(config: Config, spec: DataSpec) -> dict[str, Any]:
-    """What `SelfContained` stores, and `load` reads back."""
+    """What `SelfContained` stores, and `load` reads back; places of files hold from any folder."""
     sections = {name: config[name] for name in ("data", "model", "seed")}
+    places = {name: str(Path(place).expanduser().resolve()) for name, place in config["data"].items() if name in PLACES}
+    sections["data"] = {**config["data"], **places}
     return {"package": PACKAGE, "config": sections, "spec": spec.to_dict()}
 
 

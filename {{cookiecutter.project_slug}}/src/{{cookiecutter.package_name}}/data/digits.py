@@ -13,7 +13,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..refusal import Refusal
-from .samples import Augmented, Batch, SamplesInMemory, evaluation_loader, pixel_statistics, training_loader
+from .samples import (
+    Augmented,
+    Batch,
+    SamplesInMemory,
+    check_batch,
+    check_options,
+    evaluation_loader,
+    pixel_statistics,
+    training_loader,
+)
 from .spec import DataSpec
 
 SPLITS = ("train", "val", "test")
@@ -39,15 +48,7 @@ class DigitsDataModule(pl.LightningDataModule):
         pin_memory: bool | None = None,
     ) -> None:
         super().__init__()
-        if val_fraction <= 0 or test_fraction <= 0 or val_fraction + test_fraction >= 1:
-            raise Refusal(
-                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave a split empty: "
-                "both must be above 0 and their sum below 1."
-            )
-        if batch_size < 1:
-            raise Refusal(f"data.batch_size={batch_size} holds no sample: give 1 or more.")
-        if num_workers < 0:
-            raise Refusal(f"data.num_workers={num_workers} is no number of processes: give 0 or more.")
+        check_options(batch_size, num_workers, val_fraction, test_fraction)
         if not 0 <= max_shift <= 8:
             raise Refusal(f"data.max_shift={max_shift} pixels is out of range: give 0 (no change) to 8.")
         self.batch_size = batch_size
@@ -56,12 +57,7 @@ class DigitsDataModule(pl.LightningDataModule):
         self.seed = seed
         self.loader_options = {"num_workers": num_workers, "pin_memory": pin_memory}
         self.samples = _split(val_fraction, test_fraction, split_seed)
-        num_train = len(self.samples["train"])
-        if batch_size > num_train:
-            raise Refusal(
-                f"data.batch_size={batch_size} is more than the {num_train} training samples: "
-                f"the largest size that works is {num_train}."
-            )
+        check_batch(batch_size, len(self.samples["train"]))
         mean, std = pixel_statistics(self.samples["train"].inputs)
         self.spec = DataSpec(
             name="digits",

@@ -6,26 +6,41 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..refusal import Refusal
 from ..strategies.samplers import EvaluationBatchSampler, TrainingBatchSampler, WithEpoch, seeded
 
 Batch = tuple[Tensor, Tensor]
+
+
+class Samples(Dataset[Batch]):
+    """Fetched a batch at a time, by `__getitems__`; `labels` is `(N,)`."""
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        raise NotImplementedError
+
+
+Sums = npt.NDArray[np.int64]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
-class SamplesInMemory(Dataset[Batch]):
+class SamplesInMemory(Samples):
     """Inputs `(N, ...)` and labels `(N,)`; a whole batch is fetched by one indexing call, not sample by sample."""
 
     def __init__(self, inputs: Tensor, labels: Tensor) -> None:
         self.inputs = inputs
         self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitem__(self, index: int) -> Batch:
         return self.inputs[index], self.labels[index]
@@ -42,7 +57,7 @@ class Augmented(Dataset[Batch]):
     samples before it. `augment` draws from the generator that it is given, and from nothing else.
     """
 
-    def __init__(self, samples: SamplesInMemory, augment: Augment, seed: int) -> None:
+    def __init__(self, samples: Samples, augment: Augment, seed: int) -> None:
         self.samples = samples
         self.augment = augment
         self.seed = seed
@@ -96,7 +111,7 @@ def _as_fetched(batch: Any) -> Any:
 
 
 def training_loader(
-    dataset: SamplesInMemory | Augmented, batch_size: int, seed: int, trainer: pl.Trainer | None, **options: Any
+    dataset: Samples | Augmented, batch_size: int, seed: int, trainer: pl.Trainer | None, **options: Any
 ) -> DataLoader[Batch]:
     """`batch_size` counts the samples of one optimiser step over all ranks; a batch here is this rank's micro-batch."""
     # `overfit_batches` means the same few batches again and again.
@@ -107,7 +122,7 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: SamplesInMemory, batch_size: int, trainer: pl.Trainer | None, **options: Any
+    dataset: Samples, batch_size: int, trainer: pl.Trainer | None, **options: Any
 ) -> DataLoader[Batch]:
     """Every sample once over all ranks; a batch may hold zero samples where there are more ranks than samples."""
     size = -(-batch_size // _num_steps(trainer))  # what is too much at once in training may be so here
@@ -138,8 +153,33 @@ def pixel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
 
     Summed as whole numbers: a sum of floats depends on the number of threads, and so would the trained weights.
     """
-    channels = pixels.transpose(0, 1).flatten(1).long()  # (C, N * H * W)
-    means = [int(channel.sum()) / len(channel) for channel in channels]
-    squares = [int(channel.square().sum()) / len(channel) for channel in channels]
-    deviations = [math.sqrt(square - mean**2) for square, mean in zip(squares, means, strict=True)]
-    return tuple(means), tuple(deviations)
+    pictures = pixels.flatten(2).long()  # (N, C, H * W)
+    return statistics_of(pictures.sum(dim=2).numpy(), pictures.square().sum(dim=2).numpy(), pictures.shape[2])
+
+
+def statistics_of(sums: Sums, squares: Sums, num_pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The same, from the sums of each picture `(N, C)`; a channel that never changes has the deviation 1."""
+    count = len(sums) * num_pixels
+    means = [int(total) / count for total in sums.sum(axis=0)]
+    variances = [int(total) / count - mean**2 for total, mean in zip(squares.sum(axis=0), means, strict=True)]
+    return tuple(means), tuple(math.sqrt(variance) if variance > 0 else 1.0 for variance in variances)
+
+
+def check_options(batch_size: int, num_workers: int, val_fraction: float, test_fraction: float) -> None:
+    if val_fraction <= 0 or test_fraction <= 0 or val_fraction + test_fraction >= 1:
+        raise Refusal(
+            f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave a split empty: "
+            "both must be above 0 and their sum below 1."
+        )
+    if batch_size < 1:
+        raise Refusal(f"data.batch_size={batch_size} holds no sample: give 1 or more.")
+    if num_workers < 0:
+        raise Refusal(f"data.num_workers={num_workers} is no number of processes: give 0 or more.")
+
+
+def check_batch(batch_size: int, num_train: int) -> None:
+    if batch_size > num_train:
+        raise Refusal(
+            f"data.batch_size={batch_size} is more than the {num_train} training samples: "
+            f"the largest size that works is {num_train}."
+        )

@@ -21,6 +21,7 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     description: str = ""  # a sentence for the model card
+    fingerprint: str = ""  # of the files that the training split was made of; "" where no split was made of files
 
     @property
     def num_classes(self) -> int:

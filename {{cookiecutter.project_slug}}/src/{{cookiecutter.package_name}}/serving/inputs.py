@@ -61,12 +61,12 @@ def find_files(given: Iterable[str]) -> list[Path]:
     for name in given:
         path = Path(name).expanduser()
         if path.is_dir():
-            files = _within(path)
+            files = files_within(path)
         elif path.exists():
             files = [path]
         else:
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-            files = [file for match in matches for file in (_within(match) if match.is_dir() else [match])]
+            files = [file for match in matches for file in (files_within(match) if match.is_dir() else [match])]
             if not matches:
                 remedy = "give a file, a folder, a list as [a,b], or a pattern as 'pictures/*.png'"
                 raise Refusal(f"input={name} does not exist: {remedy}.")
@@ -76,11 +76,12 @@ def find_files(given: Iterable[str]) -> list[Path]:
     return list(found)
 
 
-def _within(folder: Path) -> list[Path]:
+def files_within(folder: Path, suffixes: tuple[str, ...] = (*SUFFIXES, ARRAY)) -> list[Path]:
+    """In the folder and below, but for what is hidden; sorted."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names = [name for name in files if name.lower().endswith((*SUFFIXES, ARRAY)) and not name.startswith(".")]
+        names = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
         found += [Path(parent) / name for name in names]
     return sorted(found)
 
