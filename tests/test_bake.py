@@ -15,7 +15,7 @@ from conftest import ANSWERS, DEFAULTS, LONG, PROJECT, SHORT, TEMPLATE, Bake, co
 
 NUM_COMBINATIONS = 144
 # The design asked for 80 and 3,000: docs/benchmarks.md says by how much that was missed, docs/decisions.md why.
-MAX_FILES, MAX_LINES = 152, 6584
+MAX_FILES, MAX_LINES = 159, 6967
 SERVING_DEPLOYED = ("Dockerfile", "Dockerfile.dockerignore", "compose.yaml", "nginx.conf", "prometheus.yml")
 CLUSTERS = {"slurm": "sbatch deploy/slurm.sh", "kubernetes": "kubectl apply -f deploy/trainjob.yaml"}
 

@@ -100,8 +100,10 @@ def test_server_keeps_its_promises_case_by_case(python: str, examined_project: P
 
 
 def test_project_with_everything_off_passes_its_own_tests(python: str, other_project: Path) -> None:
-    """But for those of options and processes, which no answer changes: they take minutes."""
-    run_suite(python, other_project, "tests/unit", "tests/integration/test_configs.py", "tests/e2e/test_commands.py")
+    """But for those that no answer changes; of the commands, those that use the whole of a checkpoint and a bundle."""
+    run_suite(python, other_project, "tests/unit", "tests/integration/test_configs.py")
+    commands = "bundle_is_complete or need_only_the_checkpoint"
+    run_suite(python, other_project, "tests/e2e/test_commands.py", "-k", commands)
 
 
 @pytest.mark.parametrize("package", [SHORT, LONG, "digit_classifier"], ids=["2 letters", "40 letters", "default"])

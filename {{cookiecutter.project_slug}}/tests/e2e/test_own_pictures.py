@@ -57,15 +57,8 @@ def test_strategies_agree_on_augmented_pictures(pictures: Path, tmp_path: Path) 
     assert_same_result(trained(runs["ddp"], *options, *TWO_PROCESSES, "data.num_workers=1"), single)
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["data=image_folder"], "data.root= is needed"),
-        (["data=image_folder", "data.root=nowhere"], "data.root=nowhere does not exist"),
-    ],
-)
-def test_missing_folder_gets_one_sentence(options: list[str], sentence: str, tmp_path: Path) -> None:
-    refused = run_command("train", *options, "trainer=cpu", cwd=tmp_path, check=False)
+def test_missing_folder_gets_one_sentence(tmp_path: Path) -> None:
+    refused = run_command("train", "data=image_folder", "data.root=nowhere", "trainer=cpu", cwd=tmp_path, check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert sentence in refused.stderr
+    assert "data.root=nowhere does not exist" in refused.stderr
     assert not (tmp_path / "logs/train/runs").exists() or not list((tmp_path / "logs/train/runs").iterdir())

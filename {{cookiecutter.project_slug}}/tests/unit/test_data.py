@@ -165,7 +165,7 @@ def test_change_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
 
 def test_shifted_picture_keeps_its_size_and_loses_what_leaves_it() -> None:
     picture = torch.arange(1, 17, dtype=torch.uint8).view(1, 4, 4)
-    moved = {tuple(shifted(picture, samplers.seeded(draw), most=1).flatten().tolist()) for draw in range(50)}
+    moved = {tuple(shifted(picture, [samplers.seeded(draw)], most=1).flatten().tolist()) for draw in range(50)}
     assert len(moved) == 9, "three places along each axis"
     assert tuple(picture.flatten().tolist()) in moved
     assert (0, 0, 0, 0, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11) in moved

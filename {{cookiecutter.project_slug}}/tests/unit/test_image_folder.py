@@ -4,13 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from kornia.augmentation import RandomAffine, RandomHorizontalFlip
+from kornia.augmentation import ColorJitter, RandomAffine, RandomHorizontalFlip
 from PIL import Image
 
-from {{ cookiecutter.package_name }}.data.augment import Transformed
+from {{ cookiecutter.package_name }}.data.augment import AT_ONCE, Transformed
 from {{ cookiecutter.package_name }}.data.image_folder import ImageFolderDataModule
 from {{ cookiecutter.package_name }}.data.listing import list_pictures
 from {{ cookiecutter.package_name }}.data.samples import Augmented
@@ -95,9 +94,7 @@ def test_csv_lists_paths_labels_and_splits(separator: str, tmp_path: Path) -> No
     assert all(picture.path.is_file() for picture in pictures)
 
 
-def test_picture_that_cannot_be_read_is_named_and_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_picture_that_cannot_be_read_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = folder_of(tmp_path / "root", a=10, b=10)
     (root / "a/0.png").write_bytes(b"words")
     (root / "b/0.png").write_bytes((root / "b/0.png").read_bytes()[:40])
@@ -125,6 +122,12 @@ def test_what_is_no_data_set_is_refused(
     (tmp_path / "root").mkdir()
     with pytest.raises(Refusal, match=sentence):
         data(folder_of(tmp_path / "root", **pictures), tmp_path, **options)
+
+
+def test_quoted_name_may_go_over_lines(tmp_path: Path) -> None:
+    text = 'path,label\n"a\n0.png",x\na/1.png,y\n'
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+    assert [picture.name for picture in list_pictures(tmp_path / "list.csv")] == ["a\n0.png", "a/1.png"]
 
 
 @pytest.mark.parametrize(
@@ -174,9 +177,27 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(picture_folder: Pat
 def test_augmentation_that_changes_the_shape_is_told() -> None:
     smaller = Transformed([torch.nn.MaxPool2d(2)])
     with pytest.raises(ValueError, match=r"\(1, 4, 4\) of a picture of \(1, 8, 8\)"):
-        smaller(torch.zeros(1, 8, 8, dtype=torch.uint8), seeded(0))
+        smaller(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), [seeded(0)])
+
+
+@pytest.mark.parametrize("kind", [*AT_ONCE, ColorJitter], ids=lambda kind: kind.__name__)
+def test_picture_is_changed_alike_alone_and_in_a_batch(kind: type[torch.nn.Module]) -> None:
+    of_kind = {
+        "ColorJitter": {"brightness": 0.4, "hue": 0.4},
+        "RandomAffine": {"degrees": 30.0, "shear": 5.0},
+        "RandomBrightness": {"brightness": (0.5, 1.5)},
+        "RandomContrast": {"contrast": (0.5, 1.5)},
+        "RandomRotation": {"degrees": 30.0},
+    }
+    pictures = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8, generator=seeded(1))
+    transformed = Transformed([kind(p=0.7, **of_kind.get(kind.__name__, {}))])
+    together = transformed(pictures, [seeded(0, index) for index in range(40)])
+    alone = [transformed(picture[None], [seeded(0, index)]) for index, picture in enumerate(pictures)]
+    assert torch.equal(together, torch.cat(alone))
+    changed = (together != pictures).flatten(1).any(dim=1).sum().item()
+    assert 15 < changed < 40, "each is changed at random, for itself"
 
 
 def test_picture_is_unchanged_where_nothing_is_drawn() -> None:
-    picture = torch.from_numpy(np.arange(256, dtype=np.uint8).reshape(1, 16, 16))
-    assert torch.equal(Transformed([RandomHorizontalFlip(p=0.0)])(picture, seeded(0)), picture)
+    picture = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(Transformed([RandomHorizontalFlip(p=0.0)])(picture, [seeded(0)]), picture)

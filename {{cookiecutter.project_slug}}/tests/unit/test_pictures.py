@@ -46,6 +46,16 @@ def test_picture_is_turned_as_its_camera_says() -> None:
     np.testing.assert_array_equal(turned[0], RAMP[::-1, ::-1])
 
 
+def test_large_photograph_turned_by_its_camera_is_as_if_decoded_whole() -> None:
+    down, right = np.mgrid[0:480, 0:640]
+    photograph = Image.fromarray(np.stack([down // 2, right // 3, (down + right) // 5], axis=-1).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    whole = np.asarray(photograph.rotate(-90, expand=True).resize((20, 30), Image.Resampling.BILINEAR), dtype=int)
+    found = read_picture(saved(photograph, "jpeg", quality=95, exif=exif), (3, 30, 20))
+    assert np.abs(found.transpose(1, 2, 0) - whole).max() <= 3
+
+
 def test_transparency_lies_on_black() -> None:
     clear = np.full((8, 8, 4), 255, np.uint8)
     clear[:4, :, 3] = 0

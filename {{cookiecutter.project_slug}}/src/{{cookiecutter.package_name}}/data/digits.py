@@ -1,5 +1,6 @@
 """`data=digits`: 1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, so nothing is downloaded."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -84,11 +85,14 @@ class DigitsDataModule(pl.LightningDataModule):
         return evaluation_loader(self.samples["test"], self.batch_size, self.trainer, **self.loader_options)
 
 
-def shifted(picture: Tensor, generator: torch.Generator, most: int) -> Tensor:
-    """`(C, H, W)` moved by up to `most` pixels along each axis; what comes in at the edge is 0."""
-    height, width = picture.shape[-2:]
-    down, right = torch.randint(2 * most + 1, (2,), generator=generator).tolist()
-    return F.pad(picture, (most, most, most, most))[..., down : down + height, right : right + width]
+def shifted(pictures: Tensor, generators: Sequence[torch.Generator], most: int) -> Tensor:
+    """`(B, C, H, W)`, each moved by up to `most` pixels along each axis; what comes in at the edge is 0."""
+    height, width = pictures.shape[-2:]
+    moved = []
+    for padded, generator in zip(F.pad(pictures, (most, most, most, most)), generators, strict=True):
+        down, right = torch.randint(2 * most + 1, (2,), generator=generator).tolist()
+        moved.append(padded[..., down : down + height, right : right + width])
+    return torch.stack(moved)
 
 
 def _split(val_fraction: float, test_fraction: float, seed: int) -> dict[str, SamplesInMemory]:

@@ -1,6 +1,7 @@
 """Which pictures there are, and what they show: a folder for each label, or a CSV of paths and labels."""
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -65,7 +66,7 @@ def _of_csv(file: Path) -> Iterator[Picture]:
         dialect: type[csv.Dialect] = csv.Sniffer().sniff(text[:65536], delimiters=",;\t")
     except csv.Error:
         dialect = csv.excel
-    rows = csv.DictReader(text.splitlines(), dialect=dialect)
+    rows = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
     names = {name.strip().lower(): name for name in rows.fieldnames or []}
     if not {"path", "label"} <= names.keys():
         columns = ", ".join(names) or "none"

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -32,7 +32,7 @@ class Samples(Dataset[Batch]):
 
 
 Sums = npt.NDArray[np.int64]
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Augment = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 
 
 class SamplesInMemory(Samples):
@@ -54,7 +54,8 @@ class Augmented(Dataset[Batch]):
     """Samples changed at random, anew each epoch.
 
     What happens to one depends on the seed, the epoch and its index alone: not on the rank, the worker process or the
-    samples before it. `augment` draws from the generator that it is given, and from nothing else.
+    samples before it. `augment` takes inputs `(B, ...)` and a generator for each; it draws from those, and from
+    nothing else.
     """
 
     def __init__(self, samples: Samples, augment: Augment, seed: int) -> None:
@@ -71,8 +72,7 @@ class Augmented(Dataset[Batch]):
 
     def __getitems__(self, places: list[tuple[int, int]]) -> Batch:
         inputs, labels = self.samples.__getitems__([index for _, index in places])
-        pairs = zip(inputs, places, strict=True)
-        return torch.stack([self.augment(sample, seeded(self.seed, *place)) for sample, place in pairs]), labels
+        return self.augment(inputs, [seeded(self.seed, *place) for place in places]), labels
 
 
 class ResumableLoader(DataLoader[Batch]):

@@ -25,6 +25,7 @@ def read_picture(file: Path | BinaryIO, shape: tuple[int, int, int]) -> npt.NDAr
         with Image.open(file, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"its {opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}")
+            opened.draft(None, (2 * max(height, width),) * 2)  # JPEG: a far larger one is decoded at 1/2, 1/4 or 1/8
             picture = _flat(ImageOps.exif_transpose(opened)).convert(MODES[channels])
     except (OSError, ValueError):
         raise
