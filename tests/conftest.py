@@ -16,7 +16,14 @@ PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 
 SHORT, LONG = "ab", "a" * 40
-EVERYTHING_OFF = {"license": "Proprietary", "serving": False, "git_init": False, "package_name": LONG}
+# The last answer of each question that changes code, and the longest name.
+OTHERWISE = {
+    "license": "Proprietary",
+    "data_kind": "tables",
+    "serving": False,
+    "git_init": False,
+    "package_name": LONG,
+}
 
 Bake = Callable[..., Path]
 

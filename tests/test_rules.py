@@ -112,8 +112,9 @@ def test_every_question_has_a_human_sentence() -> None:
     assert not booleans, "booleans are JSON booleans"
 
 
-def test_no_package_may_be_called_like_a_dependency(tmp_path: Path) -> None:
-    pyproject = tomllib.loads((bake_into(tmp_path) / "pyproject.toml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("kind", QUESTIONS["data_kind"])
+def test_no_package_may_be_called_like_a_dependency(tmp_path: Path, kind: str) -> None:
+    pyproject = tomllib.loads((bake_into(tmp_path, data_kind=kind) / "pyproject.toml").read_text(encoding="utf-8"))
     needed = [*pyproject["project"]["dependencies"], *itertools.chain(*pyproject["dependency-groups"].values())]
     names = {re.match(r"[\w-]+", requirement).group().replace("-", "_") for requirement in needed}
     assert names <= set(QUESTIONS["_reserved"])
@@ -128,8 +129,9 @@ def test_no_machine_and_no_registry_is_named() -> None:
         assert found is None, f"{path}: {found}"
 
 
-def test_constraints_lie_within_the_ranges_of_pyproject(tmp_path: Path) -> None:
-    project = bake_into(tmp_path)
+@pytest.mark.parametrize("kind", QUESTIONS["data_kind"])
+def test_constraints_lie_within_the_ranges_of_pyproject(tmp_path: Path, kind: str) -> None:
+    project = bake_into(tmp_path, data_kind=kind)
     pins = dict(
         line.lower().replace("_", "-").split("==")
         for line in (project / "constraints.txt").read_text().splitlines()
