@@ -66,7 +66,7 @@ def rolled(pictures: Tensor, generators: list[torch.Generator]) -> Tensor:
 def linear(spec: DataSpec, width: int = 8, dropout: float = 0.0) -> nn.Sequential:
     """`(B, 1, 8, 8)` to logits `(B, K)`."""
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, spec.num_classes)
+        nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, spec.num_outputs)
     )
 
 
@@ -75,4 +75,4 @@ def convolutions(spec: DataSpec, dropout: float = 0.0) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (1, 8):
         layers += [nn.Conv2d(channels, 8, kernel_size=3, padding=1, bias=False), nn.GroupNorm(4, 8), nn.ReLU()]
-    return nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, spec.num_classes))
+    return nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, spec.num_outputs))

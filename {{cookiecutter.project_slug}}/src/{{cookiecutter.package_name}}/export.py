@@ -95,7 +95,7 @@ def export(
 
     spec, limits = checkpoint.spec, Limits(options.max_batch_size, options.tolerance, options.max_metric_loss)
     opset = options.of("onnx")["opset"]
-    contract = Contract(options.name, Signature.of(spec), spec.labels, digest(checkpoint.path), opset)
+    contract = Contract(options.name, Signature.of(spec), spec.labels, digest(checkpoint.path), opset, spec.task)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with incoming(artifact_dir / options.name) as folder:
         check_standing_config(folder.parent, contract, limits.max_batch_size, "onnx" in formats)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .predictions import Row
     from .serving.accepted import Accepted
     from .serving.inputs import LeftOut, Sample
+    from .serving.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Model:
-    """`run` takes raw inputs `(B, *accepted.shape)` to probabilities `(B, K)`, for up to `batch_size` samples."""
+    """`run` takes raw inputs `(B, *accepted.shape)` to the task's last output `(B, K)`, for up to `batch_size` samples."""
 
     accepted: Accepted
+    task: Task
     labels: Sequence[str]
     batch_size: int
     run: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
@@ -77,7 +79,7 @@ def main(config: Config) -> None:
     model = _from_bundle(options, config) if options.bundle is not None else _from_checkpoint(options, config)
     given = [options.input] if isinstance(options.input, str) else options.input
     files = find_files(given, model.accepted.suffixes)
-    with written(output, model.labels, options.probabilities) as write:
+    with written(output, model.task, model.labels, options.probabilities) as write:
         num_predicted, left_out = predict(model, files, write)
         for unused in left_out:
             log.warning("left out    %s", unused)
@@ -88,7 +90,7 @@ def main(config: Config) -> None:
 
 
 def predict(model: Model, files: Sequence[Path], write: Row) -> tuple[int, list[LeftOut]]:
-    """Hands each sample and its probabilities to `write`, in the order of the files; returns how many, and the rest."""
+    """Hands each sample and its output to `write`, in the order of the files; returns how many, and the rest."""
     import numpy as np
 
     from .serving.inputs import LeftOut, read_samples
@@ -132,7 +134,8 @@ def _from_bundle(options: Options, config: Config) -> Model:
     folder = find_bundle(str(options.bundle), Path(config["paths"]["artifact_dir"]))
     bundle = Bundle(folder, providers=[cuda, cpu] if has_cuda and options.device != "cpu" else [cpu])
     log.info("bundle      %s", shown(folder))
-    return Model(bundle.accepted, bundle.labels, min(options.batch_size, bundle.max_batch_size), lambda x: bundle(x)[1])
+    batch_size = min(options.batch_size, bundle.max_batch_size)
+    return Model(bundle.accepted, bundle.task, bundle.labels, batch_size, lambda x: bundle(x)[-1])
 
 
 def _from_checkpoint(options: Options, config: Config) -> Model:
@@ -142,6 +145,7 @@ def _from_checkpoint(options: Options, config: Config) -> Model:
     from .exporters.contract import Signature
     from .exporters.network import deployed
     from .serving.accepted import Accepted
+    from .serving.tasks import TASKS
 
     has_cuda = torch.cuda.is_available()
     if options.device == "cuda" and not has_cuda:
@@ -152,12 +156,12 @@ def _from_checkpoint(options: Options, config: Config) -> Model:
 
     def run(inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         with torch.inference_mode():
-            _, probabilities = network(torch.from_numpy(inputs).to(device))
-        found: npt.NDArray[Any] = probabilities.cpu().numpy()
+            outputs = network(torch.from_numpy(inputs).to(device))
+        found: npt.NDArray[Any] = outputs[-1].cpu().numpy()
         return found
 
     accepted = Accepted.of(Signature.of(spec).input.to_dict())
-    return Model(accepted, spec.labels, options.batch_size, run)
+    return Model(accepted, TASKS[spec.task], spec.labels, options.batch_size, run)
 
 
 def _lines(files: Sequence[Path]) -> Iterator[Path]:

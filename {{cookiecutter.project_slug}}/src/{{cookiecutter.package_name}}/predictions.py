@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import numpy.typing as npt
 
 from .refusal import Refusal
 from .serving.inputs import Sample
+from .serving.tasks import Task, figure
 
 Row = Callable[[Sample, npt.NDArray[Any]], None]
 
@@ -27,8 +29,8 @@ def check_output(path: Path) -> None:
 
 
 @contextmanager
-def written(path: Path, labels: Sequence[str], probabilities: bool) -> Iterator[Row]:
-    """Yields what writes a row, from a sample and its probabilities `(K,)`; `probabilities` adds one for every label.
+def written(path: Path, task: Task, labels: Sequence[str], probabilities: bool) -> Iterator[Row]:
+    """Yields what writes a row, from a sample and the task's last output `(K,)`; `probabilities` adds one a label.
 
     The file appears at the end, whole; after an error or an interruption a file of that name is as it was before.
     """
@@ -36,7 +38,7 @@ def written(path: Path, labels: Sequence[str], probabilities: bool) -> Iterator[
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with incoming.open("w", encoding="utf-8", newline="") as file:
-            yield (_csv if path.suffix.lower() == ".csv" else _json_lines)(file, labels, probabilities)
+            yield (_csv if path.suffix.lower() == ".csv" else _json_lines)(file, task, labels, probabilities)
         incoming.replace(path)
     except OSError as error:
         raise Refusal(f"output={path} cannot be written: {error.strerror or error}.") from error
@@ -45,31 +47,23 @@ def written(path: Path, labels: Sequence[str], probabilities: bool) -> Iterator[
             incoming.unlink(missing_ok=True)
 
 
-def _csv(file: TextIO, labels: Sequence[str], probabilities: bool) -> Row:
-    writer = csv.writer(file, lineterminator="\n")
+def _csv(file: TextIO, task: Task, labels: Sequence[str], probabilities: bool) -> Row:
+    """Several labels stand in one cell, between semicolons."""
+    writer: Any = csv.writer(file, lineterminator="\n")
     every = [f"probability_{label}" for label in labels] if probabilities else []
-    writer.writerow(["file", "index", "label", "probability", *every])
+    writer.writerow(["file", "index", *task.told(np.zeros(max(1, len(labels))), labels, every=False), *every])
 
     def write(sample: Sample, row: npt.NDArray[Any]) -> None:
-        best = int(row.argmax())
-        figures = map(_figure, row) if probabilities else []
-        writer.writerow([sample.file, sample.index, labels[best], _figure(row[best]), *figures])
+        told = task.told(row, labels, every=False).values()
+        cells = (";".join(value) if isinstance(value, list) else value for value in told)
+        writer.writerow([sample.file, sample.index, *cells, *(map(figure, row) if every else [])])
 
     return write
 
 
-def _json_lines(file: TextIO, labels: Sequence[str], probabilities: bool) -> Row:
+def _json_lines(file: TextIO, task: Task, labels: Sequence[str], probabilities: bool) -> Row:
     def write(sample: Sample, row: npt.NDArray[Any]) -> None:
-        best = int(row.argmax())
-        found: dict[str, Any] = {"file": sample.file, "index": sample.index}
-        found |= {"label": labels[best], "probability": _figure(row[best])}
-        if probabilities:
-            found["probabilities"] = dict(zip(labels, map(_figure, row), strict=True))
+        found = {"file": sample.file, "index": sample.index, **task.told(row, labels, every=probabilities)}
         file.write(json.dumps(found, ensure_ascii=False) + "\n")
 
     return write
-
-
-def _figure(probability: Any) -> float:
-    """As many digits as float32 has."""
-    return float(f"{probability:.7g}")

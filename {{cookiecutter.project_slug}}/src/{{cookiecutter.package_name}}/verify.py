@@ -86,8 +86,9 @@ def read_checked(folder: Path) -> dict[str, Any]:
     error = best_match(Draft202012Validator(schema).iter_errors(manifest))
     if error is not None:
         raise BadBundle(f"manifest.json of {folder} does not fit its schema: {error.json_path}: {error.message}.")
-    if len(manifest["labels"]) != manifest["outputs"][0]["shape"][1]:
-        raise BadBundle(f"manifest.json of {folder} has {len(manifest['labels'])} labels, one a logit is needed.")
+    num_outputs = manifest["outputs"][0]["shape"][1]
+    if len(manifest["labels"]) != (0 if manifest["task"] == "regression" else num_outputs):
+        raise BadBundle(f"manifest.json of {folder} has {len(manifest['labels'])} labels for {num_outputs} outputs.")
     check_files(folder, manifest)
     return manifest
 
@@ -98,17 +99,18 @@ def _check_answers(folder: Path, entry: dict[str, Any], contract: Contract, mani
     from .exporters.fresh import first_samples, run_afresh
     from .exporters.gate import check_repeats, check_structure, compare_batches
     from .serving.runtime import read_golden
+    from .serving.tasks import TASKS
 
     path, format = folder / FORMATS[entry["format"]].file, FORMATS[entry["format"]]
     check_structure(format.name, path, contract)
-    inputs, logits, probabilities = read_golden(folder)
+    inputs, *outputs = read_golden(folder)
     sizes = sorted({size for size in (1, 2, 7) if size <= manifest["max_batch_size"]} | {manifest["max_batch_size"]})
     answers = run_afresh(format.name, path, inputs, sizes, manifest["max_batch_size"])
     check_repeats(path, answers, sizes)
-    expected = {size: (first_samples(logits, size), first_samples(probabilities, size)) for size in sizes}
+    expected = {size: tuple(first_samples(output, size) for output in outputs) for size in sizes}
     # A reduced format may be as far from the trained model as it was when it was published.
     tolerance = manifest["tolerance"] + (0.0 if format.exact else entry["largest_difference"])
-    worst = compare_batches(path, answers, expected, tolerance)
+    worst = compare_batches(path, answers, expected, tolerance, TASKS[contract.task])
     batches = ", ".join(map(str, sizes))
     log.info("agrees      %s: largest difference %.1e at batches %s", path.name, worst, batches)
 

@@ -52,7 +52,7 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
     assert isinstance(build.build_trainer(config, devices_of(config), callbacks, loggers), pl.Trainer)
     inputs, _ = next(iter(datamodule.test_dataloader()))
     with torch.inference_mode():
-        assert model(inputs).shape == (len(inputs), datamodule.spec.num_classes)
+        assert model(inputs).shape == (len(inputs), datamodule.spec.num_outputs)
 
 
 def test_no_choice_is_missed() -> None:

@@ -23,7 +23,7 @@ class SmallDevice(nn.Module):
     def __init__(self, spec: DataSpec, room: int) -> None:
         super().__init__()
         self.net = linear(spec, dropout=0.5)
-        self.norm = nn.BatchNorm1d(spec.num_classes)
+        self.norm = nn.BatchNorm1d(spec.num_outputs)
         self.room = room
         self.largest = 0
 

@@ -240,7 +240,7 @@ def test_numbers_are_names_where_that_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "num_labels"), [("breast_cancer", 2), ("iris", 3), ("wine", 3)])
 def test_bundled_tables_need_no_file(name: str, num_labels: int) -> None:
     spec = TableDataModule(name, batch_size=32).spec
-    assert (spec.name, spec.num_classes) == (name, num_labels)
+    assert (spec.name, spec.num_outputs) == (name, num_labels)
 
 
 def test_missing_file_names_the_bundled_tables() -> None:

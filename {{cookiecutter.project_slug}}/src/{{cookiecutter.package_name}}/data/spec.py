@@ -23,14 +23,19 @@ class DataSpec:
     description: str = ""  # a sentence for the model card
     fingerprint: str = ""  # of the files that the training split was made of; "" where no split was made of files
     columns: tuple[dict[str, Any], ...] = ()  # of a table, as `Column.to_dict` gives them
+    # Of regression: what the target is called, and its mean and deviation in the training split.
+    target: str = ""
+    target_mean: float = 0.0
+    target_std: float = 1.0
 
     def __post_init__(self) -> None:
         if any(type(label) is not str for label in self.labels):
             raise TypeError("DataSpec.labels must be of Python's own str: no checkpoint with numpy's would load again")
 
     @property
-    def num_classes(self) -> int:
-        return len(self.labels)
+    def num_outputs(self) -> int:
+        """How many figures a network gives for a sample: one a label, or one of regression."""
+        return len(self.labels) or 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers only: a checkpoint that holds them loads with `weights_only=True`."""

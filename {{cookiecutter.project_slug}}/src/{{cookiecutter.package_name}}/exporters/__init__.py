@@ -55,9 +55,9 @@ FORMATS = {
 
 
 class Run(Protocol):
-    """Input `(B, ...)` as the signature says to logits and probabilities, both `(B, K)` float32."""
+    """Input `(B, ...)` to the outputs in the order of the signature, each `(B, K)` float32."""
 
-    def __call__(self, inputs: Array) -> tuple[Array, Array]: ...
+    def __call__(self, inputs: Array) -> tuple[Array, ...]: ...
 
 
 class Exporter(Protocol):

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from .triton import CONFIG, check_config, config_text
 
 if TYPE_CHECKING:
     from ..checkpoints import Checkpoint
+    from ..data.spec import DataSpec
 
 PACKAGES = ("torch", "lightning", "onnx", "onnxruntime", "numpy")
 ABANDONED_AFTER = 24 * 3600  # seconds
@@ -104,13 +104,14 @@ def describe(
         "inputs": [contract.signature.input.to_dict()],
         "outputs": [tensor.to_dict() for tensor in contract.signature.outputs],
         "labels": list(spec.labels),
+        **({"target": _target(spec)} if spec.task == "regression" else {}),
         "preprocessing": {"where": "inside the graph", "mean": list(spec.mean), "std": list(spec.std)},
         "max_batch_size": limits.max_batch_size,
         "opset": contract.opset,
         "tolerance": limits.tolerance,
         "max_metric_loss": limits.max_metric_loss,
         **figures,
-        "parity": [asdict(parity) for parity in parities],
+        "parity": [parity.to_dict() for parity in parities],
         "checkpoint": {
             "file": checkpoint.path.name,
             "epoch": checkpoint.epoch,
@@ -122,6 +123,10 @@ def describe(
         "git": _git_state(),
         "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},
     }
+
+
+def _target(spec: "DataSpec") -> dict[str, Any]:
+    return {"name": spec.target, "mean": spec.target_mean, "std": spec.target_std}
 
 
 def write_manifest(contents: Mapping[str, Any], folder: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..refusal import Refusal
+from ..serving.tasks import TASKS
 
 if TYPE_CHECKING:
     from ..data.spec import DataSpec
@@ -62,10 +63,7 @@ class Signature:
     def of(cls, spec: "DataSpec") -> "Signature":
         return cls(
             input=TensorSignature("input", spec.input_dtype, spec.input_shape, spec.input_range, spec.columns),
-            outputs=(
-                TensorSignature("logits", "float32", (spec.num_classes,)),
-                TensorSignature("probabilities", "float32", (spec.num_classes,)),
-            ),
+            outputs=tuple(TensorSignature(name, "float32", (spec.num_outputs,)) for name in TASKS[spec.task].outputs),
         )
 
 
@@ -78,6 +76,7 @@ class Contract:
     labels: tuple[str, ...]
     checkpoint_sha256: str
     opset: int  # of the ONNX files
+    task: str = "classification"
 
     @property
     def summary(self) -> dict[str, str]:
@@ -106,4 +105,5 @@ class Contract:
             labels=tuple(manifest["labels"]),
             checkpoint_sha256=manifest["checkpoint"]["sha256"],
             opset=manifest["opset"],
+            task=manifest["task"],
         )

@@ -42,9 +42,9 @@ def write_verified(
     """
     classifier = checkpoint.model()
     network = deployed(classifier)
-    inputs, labels = _test_samples(datamodule)
+    inputs, truth = _test_samples(datamodule)
     answer = eager(network)
-    reference = Reference.of(answer, inputs, labels, limits.max_batch_size)
+    reference = Reference.of(answer, inputs, truth, limits.max_batch_size, checkpoint.spec.task)
     rebuilt = eager(deployed(checkpoint.model()))(inputs[:1])
     if not np.allclose(rebuilt[0], reference.by_batch[1][0], atol=1e-4):  # kernels may round otherwise
         raise GateFailure("the network answers otherwise once it is built anew: keep what it draws in a buffer.")
@@ -59,13 +59,12 @@ def write_verified(
     )
     parities = _write_and_admit(source, formats, reference, limits, folder)
     golden = inputs[:NUM_GOLDEN]
-    logits, probabilities = answer(golden)
-    np.savez(folder / GOLDEN, input=golden, logits=logits, probabilities=probabilities)
-    given = torch.from_numpy(reference.logits), torch.from_numpy(labels)
-    metrics = {name: value.item() for name, value in classifier.test_scores(*given).items()}
-    plot_confusion_matrix(classifier.test_confusion(*given), checkpoint.spec.labels, folder / CONFUSION)
+    named = zip((tensor.name for tensor in contract.signature.outputs), answer(golden), strict=True)
+    np.savez(folder / GOLDEN, **{"input": golden, **dict(named)})  # type: ignore[arg-type]
+    metrics = classifier.test_figures(torch.from_numpy(reference.first), torch.from_numpy(truth))
+    classifier.plot(folder)
     figures = {
-        "data": _data(checkpoint.spec, datamodule, len(labels)),
+        "data": _data(checkpoint.spec, datamodule, len(truth)),
         "metrics": metrics,
         "eager_latency_ms": eager_latency_ms(network, inputs[:1]),
     }
@@ -81,7 +80,7 @@ def _data(spec: DataSpec, datamodule: pl.LightningDataModule, num_test: int) -> 
         "name": spec.name,
         "description": spec.description,
         "num_samples": {"train": len(training), "val": num_val, "test": num_test},
-        "label_counts": None if labels is None else labels.bincount(minlength=spec.num_classes).tolist(),
+        "label_counts": None if labels is None else labels.bincount(minlength=spec.num_outputs).tolist(),
     }
 
 

@@ -3,8 +3,9 @@
 python -m <package>.exporters.fresh <format> <file> <samples.npz> <answers.npz>
 
 `samples.npz` holds `inputs` `(N, ...)`, `batch_sizes` and `max_batch_size`. Written to `answers.npz`, for each batch
-size b: `logits_b` and `probabilities_b`, `repeat_b` (the second run's logits), `plain_b` and `plain_repeat_b` (logits
-without the runtime's optimiser); then of all samples `logits` and `plain`, and `latency_ms`, the median of one sample.
+size b: `output0_b` and what other outputs there are, `repeat_b` (the first output of a second run), `plain_b` and
+`plain_repeat_b` (the same without the runtime's optimiser); then of all samples the first output, as `first` and
+`plain`, and `latency_ms`, the median of one sample.
 """
 
 import statistics
@@ -63,11 +64,11 @@ def _answer(
     answers: dict[str, Array] = {}
     for size in batch_sizes:
         batch = first_samples(inputs, size)
-        answers[f"logits_{size}"], answers[f"probabilities_{size}"] = run(batch)
-        answers[f"repeat_{size}"], _ = run(batch)
-        answers[f"plain_{size}"], _ = run_plain(batch)
-        answers[f"plain_repeat_{size}"], _ = run_plain(batch)
-    for name, way in (("logits", run), ("plain", run_plain)):
+        answers |= {f"output{place}_{size}": output for place, output in enumerate(run(batch))}
+        answers[f"repeat_{size}"] = run(batch)[0]
+        answers[f"plain_{size}"] = run_plain(batch)[0]
+        answers[f"plain_repeat_{size}"] = run_plain(batch)[0]
+    for name, way in (("first", run), ("plain", run_plain)):
         parts = [way(inputs[start : start + max_batch_size])[0] for start in range(0, len(inputs), max_batch_size)]
         answers[name] = np.concatenate(parts)
     answers["latency_ms"] = np.array(median_latency_ms(run, inputs[:1]))

@@ -1,19 +1,22 @@
 """The gate: no file is published unless it was loaded afresh and agreed with the trained model on real samples."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..refusal import Refusal
 from ..serving.runtime import difference
-from . import FORMATS, Array, exporter
+from ..serving.tasks import TASKS, Task
+from . import FORMATS, Array, Run, exporter
 from .contract import Contract, GateFailure, verified_batch_sizes
 from .fresh import first_samples, run_afresh
 
-# `softmax(logits)` may differ by this much from the probabilities of a reduced format: 16 bits hold three digits.
-SOFTMAX_TOLERANCE = 5e-3
+# What follows from a first output may differ by this much from the second one of a reduced format: 16 bits hold three
+# digits.
+FOLLOWING_TOLERANCE = 5e-3
+EXACT_LOSS = 1e-5  # of a score that is no count, in an exact format: rounding
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,16 @@ class Parity:
     file: str
     num_bytes: int
     largest_difference: float  # max |a - b| / max(1, |b|) over all tried batches and the test split
-    num_agreeing: int  # test samples with the same predicted label
+    num_agreeing: int  # test samples that are answered alike
     num_samples: int
-    accuracy: float  # on the test split
+    score_name: str
+    score: float  # on the test split
     latency_ms: float  # median of one sample, one thread
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the manifest."""
+        entry = asdict(self)
+        return {**entry, entry.pop("score_name"): entry.pop("score")}
 
 
 @dataclass(frozen=True)
@@ -41,27 +50,29 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the trained model answers to real samples: raw inputs `(N, ...)` and labels `(N,)`."""
+    """What the trained model answers to real samples: raw inputs `(N, ...)`, of which `truth` is known."""
 
+    task: Task
     inputs: Array
-    labels: Array
-    logits: Array  # (N, K)
-    by_batch: dict[int, tuple[Array, Array]]  # by batch size: logits and probabilities of the first samples
+    truth: Array
+    first: Array  # the first output of all samples (N, K)
+    by_batch: dict[int, tuple[Array, ...]]  # by batch size: the outputs for the first samples
 
     @classmethod
     def of(
-        cls, model: Callable[[Array], tuple[Array, Array]], inputs: Array, labels: Array, max_batch_size: int
+        cls, model: Run, inputs: Array, truth: Array, max_batch_size: int, task: str = "classification"
     ) -> "Reference":
-        starts = range(0, len(labels), max_batch_size)
-        logits = np.concatenate([model(inputs[start : start + max_batch_size])[0] for start in starts])
-        if not np.isfinite(logits).all():
+        starts = range(0, len(inputs), max_batch_size)
+        first = np.concatenate([model(inputs[start : start + max_batch_size])[0] for start in starts])
+        if not np.isfinite(first).all():
             raise GateFailure("the trained model answers samples of the test split with NaN or infinity: train anew.")
         sizes = verified_batch_sizes(max_batch_size)
-        return cls(inputs, labels, logits, {size: model(first_samples(inputs, size)) for size in sizes})
+        by_batch = {size: model(first_samples(inputs, size)) for size in sizes}
+        return cls(TASKS[task], inputs, truth, first, by_batch)
 
     @property
-    def accuracy(self) -> float:
-        return float(np.mean(self.logits.argmax(axis=1) == self.labels))
+    def score(self) -> float:
+        return self.task.score(self.first, self.truth)
 
 
 def admit(format_name: str, folder: Path, contract: Contract, reference: Reference, limits: Limits) -> Parity:
@@ -71,16 +82,17 @@ def admit(format_name: str, folder: Path, contract: Contract, reference: Referen
     answers = run_afresh(format_name, path, reference.inputs, list(reference.by_batch), limits.max_batch_size)
     check_repeats(path, answers, list(reference.by_batch))
     tolerance = limits.tolerance if format.exact else float("inf")
-    worst = compare_batches(path, answers, reference.by_batch, tolerance)
-    over_all = difference(answers["logits"], reference.logits)
-    refuse_above(tolerance, path, over_all, "logits of the test split")
-    for name, what in (("plain", " without the runtime's optimiser"), ("logits", "")):
-        accuracy = float(np.mean(answers[name].argmax(axis=1) == reference.labels))
-        lost, allowed = reference.accuracy - accuracy, 0.0 if format.exact else limits.max_metric_loss
-        if not lost <= allowed + 1e-9 or (format.exact and lost):
+    task = reference.task
+    worst = compare_batches(path, answers, reference.by_batch, tolerance, task)
+    over_all = difference(answers["first"], reference.first)
+    refuse_above(tolerance, path, over_all, f"{task.outputs[0]} of the test split")
+    scores = {name: task.score(answers[name], reference.truth) for name in ("plain", "first")}
+    for name, what in (("plain", " without the runtime's optimiser"), ("first", "")):
+        lost, allowed = reference.score - scores[name], EXACT_LOSS if format.exact else limits.max_metric_loss
+        if not lost <= allowed + 1e-9:
             raise GateFailure(
-                f"{path.name} has accuracy {accuracy:.4f} on the test split{what}, the trained model "
-                f"{reference.accuracy:.4f}; {'none' if format.exact else f'export.max_metric_loss={allowed:g}'} "
+                f"{path.name} has {task.score_name} {scores[name]:.4f} on the test split{what}, the trained model "
+                f"{reference.score:.4f}; {'none' if format.exact else f'export.max_metric_loss={allowed:g}'} "
                 "may be lost."
             )
     return Parity(
@@ -88,9 +100,10 @@ def admit(format_name: str, folder: Path, contract: Contract, reference: Referen
         file=path.name,
         num_bytes=path.stat().st_size,
         largest_difference=max(worst, over_all),
-        num_agreeing=int(np.sum(answers["logits"].argmax(axis=1) == reference.logits.argmax(axis=1))),
-        num_samples=len(reference.labels),
-        accuracy=accuracy,
+        num_agreeing=task.agreeing(answers["first"], reference.first),
+        num_samples=len(reference.inputs),
+        score_name=task.score_name,
+        score=scores["first"],
         latency_ms=float(answers["latency_ms"]),
     )
 
@@ -108,25 +121,27 @@ def check_structure(format_name: str, path: Path, contract: Contract) -> None:
 
 def check_repeats(path: Path, answers: dict[str, Array], batch_sizes: list[int]) -> None:
     for size in batch_sizes:
-        for first, second in (("logits", "repeat"), ("plain", "plain_repeat")):
+        for first, second in (("output0", "repeat"), ("plain", "plain_repeat")):
             if not np.array_equal(answers[f"{first}_{size}"], answers[f"{second}_{size}"]):
                 raise GateFailure(f"{path.name} answers the same batch of {size} differently a second time.")
 
 
 def compare_batches(
-    path: Path, answers: dict[str, Array], expected: dict[int, tuple[Array, Array]], tolerance: float
+    path: Path, answers: dict[str, Array], expected: dict[int, tuple[Array, ...]], tolerance: float, task: Task
 ) -> float:
     """The largest difference over all batch sizes, with and without the runtime's optimiser."""
-    worst = 0.0
-    for size, (logits, probabilities) in expected.items():
-        for name, right in (("logits", logits), ("probabilities", probabilities), ("plain", logits)):
-            found = difference(answers[f"{name}_{size}"], right)
-            what = "logits without the runtime's optimiser" if name == "plain" else name
-            refuse_above(tolerance, path, found, f"{what} at batch {size}")
-            worst = max(worst, found)
-        own = _softmax(answers[f"logits_{size}"])
-        if not difference(answers[f"probabilities_{size}"], own) <= SOFTMAX_TOLERANCE:
-            raise GateFailure(f"{path.name} gives probabilities that are not those of its logits at batch {size}.")
+    worst, (first, *others) = 0.0, task.outputs
+    for size, outputs in expected.items():
+        found = [answers[f"output{place}_{size}"] for place in range(len(outputs))]
+        pairs = [*zip(task.outputs, found, outputs, strict=True)]
+        pairs.append((f"{first} without the runtime's optimiser", answers[f"plain_{size}"], outputs[0]))
+        for what, output, right in pairs:
+            apart = difference(output, right)
+            refuse_above(tolerance, path, apart, f"{what} at batch {size}")
+            worst = max(worst, apart)
+        for name, output, own in zip(others, found[1:], task.following(found[0]), strict=True):
+            if not difference(output, own) <= FOLLOWING_TOLERANCE:
+                raise GateFailure(f"{path.name} gives {name} that are not those of its {first} at batch {size}.")
     return worst
 
 
@@ -136,8 +151,3 @@ def refuse_above(tolerance: float, path: Path, found: float, where: str) -> None
         raise GateFailure(
             f"{path.name} differs from the trained model by {found:.2g} in the {where}; {tolerance:.2g} is allowed."
         )
-
-
-def _softmax(logits: Array) -> Array:
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True))

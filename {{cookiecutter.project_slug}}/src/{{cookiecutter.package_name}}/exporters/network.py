@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.spec import DataSpec
+from ..models.answers import Answers
 from ..models.classifier import Classifier
 from . import Array, Run
 from .contract import Contract, GateFailure
@@ -28,16 +29,17 @@ class Source:
 
 
 class DeployedNetwork(nn.Module):
-    """Raw input `(B, *spec.input_shape)` to logits and probabilities, both `(B, K)` float32."""
+    """Raw input `(B, *spec.input_shape)` to what the task answers, each `(B, K)` float32."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.net = classifier.net
+        self.answers = Answers(classifier.spec)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.net(x)
-        logits = logits if logits.dtype == torch.float32 else logits.float()
-        return logits, logits.softmax(dim=-1)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        found = self.net(x)
+        outputs: tuple[Tensor, ...] = self.answers(found if found.dtype == torch.float32 else found.float())
+        return outputs
 
 
 def deployed(classifier: Classifier) -> DeployedNetwork:
@@ -49,13 +51,14 @@ def deployed(classifier: Classifier) -> DeployedNetwork:
 def eager(network: nn.Module) -> Run:
     """The network as a format runs it: arrays in, arrays out."""
 
-    def run(inputs: Array) -> tuple[Array, Array]:
+    def run(inputs: Array) -> tuple[Array, ...]:
         with torch.inference_mode():
-            logits, probabilities = network(torch.from_numpy(inputs))
-        if logits.ndim != 2 or len(logits) != len(inputs):
-            shape = tuple(logits.shape)
-            raise GateFailure(f"the network answers {len(inputs)} samples with {shape}: (B, K) is needed.")
-        return logits.numpy(), probabilities.numpy()
+            outputs = network(torch.from_numpy(inputs))
+        for output in outputs:
+            if output.ndim != 2 or len(output) != len(inputs):
+                shape = tuple(output.shape)
+                raise GateFailure(f"the network answers {len(inputs)} samples with {shape}: (B, K) is needed.")
+        return tuple(output.numpy() for output in outputs)
 
     return run
 

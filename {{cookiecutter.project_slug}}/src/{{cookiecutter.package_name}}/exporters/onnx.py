@@ -40,7 +40,7 @@ def export_model(source: Source) -> onnx.ModelProto:
             dynamo=True,
             opset_version=opset,
             input_names=["input"],
-            output_names=["logits", "probabilities"],
+            output_names=[tensor.name for tensor in source.contract.signature.outputs],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             external_data=False,
             verbose=False,
@@ -91,11 +91,9 @@ def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    outputs = ["logits", "probabilities"]
 
-    def run(inputs: Array) -> tuple[Array, Array]:
-        logits, probabilities = session.run(outputs, {"input": inputs})
-        return logits, probabilities
+    def run(inputs: Array) -> tuple[Array, ...]:
+        return tuple(session.run(None, {"input": inputs}))
 
     return run
 

@@ -14,6 +14,12 @@ LIBTORCH_TYPES = {
     **{f"float{bits}": f"kFloat{bits}" for bits in (16, 32, 64)},
 }
 
+TOLD = {
+    "classification": '{"label": ..., "probability": ...}',
+    "multilabel": '{"labels": [...]}',
+    "regression": '{"prediction": ...}',
+}
+
 PYTHON = Template("""
 ### Python
 
@@ -25,8 +31,8 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
 golden = np.load("golden.npz")
-logits, probabilities = session.run(["logits", "probabilities"], {"input": golden["input"]})
-assert np.allclose(logits, golden["logits"], atol=1e-4)
+$outputs = session.run([$names], {"input": golden["input"]})
+assert np.allclose($first, golden["$first"], rtol=1e-4, atol=1e-4)
 ```
 
 Where this project is installed, its loader checks every file against its hash first:
@@ -35,7 +41,7 @@ Where this project is installed, its loader checks every file against its hash f
 from $package.serving.runtime import Bundle
 
 bundle = Bundle(".")
-print(bundle.predict(golden["input"]))  # [Prediction(label=..., probability=...), ...]
+print(bundle.predict(golden["input"]))  # [$told, ...]
 ```
 """)
 
@@ -50,8 +56,8 @@ CPP = Template("""
 int main() {
   torch::jit::script::Module model = torch::jit::load("model.pt");
   torch::Tensor input = torch::zeros({$sides}, torch::$dtype);
-  torch::Tensor probabilities = model.forward({input}).toTuple()->elements()[1].toTensor();
-  std::cout << probabilities << std::endl;
+  torch::Tensor $last = model.forward({input}).toTuple()->elements()[$place].toTensor();
+  std::cout << $last << std::endl;
 }
 ```
 
@@ -83,10 +89,18 @@ def use(manifest: Mapping[str, Any]) -> str:
     written = {parity["format"] for parity in manifest["parity"]}
     text = ""
     if "onnx" in written:
-        text += PYTHON.substitute(package=PACKAGE)
+        names = [output["name"] for output in manifest["outputs"]]
+        text += PYTHON.substitute(
+            package=PACKAGE,
+            outputs=", ".join(names) if len(names) > 1 else f"({names[0]},)",
+            names=", ".join(f'"{name}"' for name in names),
+            first=names[0],
+            told=TOLD[manifest["task"]],
+        )
     if "torchscript" in written:
         sides = ", ".join(map(str, (1, *tensor["shape"][1:])))
-        text += CPP.substitute(sides=sides, dtype=LIBTORCH_TYPES[tensor["dtype"]])
+        last = {"last": manifest["outputs"][-1]["name"], "place": len(manifest["outputs"]) - 1}
+        text += CPP.substitute(sides=sides, dtype=LIBTORCH_TYPES[tensor["dtype"]], **last)
     if "onnx" in written:
         # JSON knows no NaN: a missing value of a table is sent as null.
         data = "[None if v != v else v for v in x.ravel().tolist()]" if "columns" in tensor else "x.ravel().tolist()"

@@ -74,10 +74,10 @@ def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
     with quietly(*QUIET):
         module = jit.load(path, map_location="cpu")
 
-    def run(inputs: Array) -> tuple[Array, Array]:
+    def run(inputs: Array) -> tuple[Array, ...]:
         with torch.inference_mode(), jit.optimized_execution(optimize):  # type: ignore[attr-defined]
-            logits, probabilities = module(torch.from_numpy(inputs))
-        return logits.numpy(), probabilities.numpy()
+            outputs = module(torch.from_numpy(inputs))
+        return tuple(output.numpy() for output in outputs)
 
     return run
 

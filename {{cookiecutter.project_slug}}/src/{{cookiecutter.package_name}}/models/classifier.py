@@ -62,12 +62,12 @@ class Classifier(pl.LightningModule):
         self.compiled = compile
         self.channels_last = channels_last
         scores: dict[str, Metric | MetricCollection] = {
-            "acc": MulticlassAccuracy(spec.num_classes, average="micro"),
-            "f1": MulticlassF1Score(spec.num_classes, average="macro"),
+            "acc": MulticlassAccuracy(spec.num_outputs, average="micro"),
+            "f1": MulticlassF1Score(spec.num_outputs, average="macro"),
         }
         self.val_scores = MetricCollection(scores, prefix="val/")
         self.test_scores = MetricCollection(scores, prefix="test/")
-        self.test_confusion = MulticlassConfusionMatrix(spec.num_classes)
+        self.test_confusion = MulticlassConfusionMatrix(spec.num_outputs)
         self.confusion_matrix: Tensor | None = None  # (K, K), rows the true labels; there after a test
         self._totals: dict[str, Totals] = {}
 

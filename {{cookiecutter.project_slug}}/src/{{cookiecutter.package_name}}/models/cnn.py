@@ -33,7 +33,7 @@ class CNN(nn.Module):
             channels = width
         self.features = Segments(layers, checkpoint_segments)
         self.head = nn.Sequential(
-            nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels * sides[0] * sides[1], spec.num_classes)
+            nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels * sides[0] * sides[1], spec.num_outputs)
         )
 
     def forward(self, x: Tensor) -> Tensor:

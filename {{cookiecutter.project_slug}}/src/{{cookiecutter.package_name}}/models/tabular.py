@@ -64,7 +64,7 @@ class TabularMLP(nn.Module):
         for width in widths:
             layers += [nn.Linear(features, width), nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout)]
             features = width
-        layers.append(nn.Linear(features, spec.num_classes))
+        layers.append(nn.Linear(features, spec.num_outputs))
         self.layers = Segments(layers, checkpoint_segments)
 
     def forward(self, x: Tensor) -> Tensor:

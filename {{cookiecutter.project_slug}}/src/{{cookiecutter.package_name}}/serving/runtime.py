@@ -3,20 +3,22 @@
 from <package>.serving.runtime import Bundle
 
 bundle = Bundle("artifacts/<name>/1")
-logits, probabilities = bundle(inputs)
+bundle.predict(inputs)  # what is told of each sample
+bundle(inputs)  # the outputs themselves
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from ..refusal import Refusal
 from .accepted import Accepted, Array
+from .tasks import TASKS
 
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
 
@@ -25,11 +27,6 @@ class BadBundle(Refusal):
     """A bundle that is not what was published; the sentence names the file."""
 
     exit_code = 1
-
-
-class Prediction(NamedTuple):
-    label: str
-    probability: float
 
 
 class Bundle:
@@ -54,6 +51,7 @@ class Bundle:
             files = [name for name in self.manifest["files"] if name.endswith(".onnx")]
             raise Refusal(f"{file} is no ONNX file of {self.folder}, which has: {', '.join(files) or 'none'}.")
         try:
+            self.task = TASKS[self.manifest["task"]]
             self.labels: list[str] = self.manifest["labels"]
             self.max_batch_size: int = self.manifest["max_batch_size"]
             (tensor,) = self.manifest["inputs"]
@@ -64,24 +62,20 @@ class Bundle:
             raise BadBundle(f"{MANIFEST} of {self.folder} describes no model: {error!r}.") from error
         self.session = _session(self.folder / file, providers, num_threads)
 
-    def __call__(self, inputs: Array) -> tuple[Array, Array]:
-        """Raw input `(B, ...)` to logits and probabilities, both `(B, K)` float32; raises `ValueError` for others."""
+    def __call__(self, inputs: Array) -> tuple[Array, ...]:
+        """Raw input `(B, ...)` to the outputs in their order, each `(B, K)` float32; raises `ValueError` for others."""
         shape, dtype = self.accepted.shape, self.accepted.dtype
         if inputs.shape[1:] != shape or inputs.dtype != dtype or not len(inputs):
             expected = f"{dtype} (B, {', '.join(map(str, shape))}), B of 1 or more"
             raise ValueError(f"the input is {inputs.dtype} {inputs.shape}, but the model takes {expected}")
-        logits, probabilities = self.session.run(self.outputs, {self.input_name: inputs})
-        return logits, probabilities
+        return tuple(self.session.run(self.outputs, {self.input_name: inputs}))
 
-    def predict(self, inputs: Array) -> list[Prediction]:
-        """The likeliest label of each sample, in batches of at most `max_batch_size`."""
-        found = []
+    def predict(self, inputs: Array) -> list[dict[str, Any]]:
+        """Of each sample, as `{"label": ..., "probability": ...}`; in batches of at most `max_batch_size`."""
+        found: list[dict[str, Any]] = []
         for start in range(0, len(inputs), self.max_batch_size):
-            _, probabilities = self(inputs[start : start + self.max_batch_size])
-            best = probabilities.argmax(axis=1)
-            found += [
-                Prediction(self.labels[k], float(row[k])) for k, row in zip(best.tolist(), probabilities, strict=True)
-            ]
+            last = self(inputs[start : start + self.max_batch_size])[-1]
+            found += [self.task.told(row, self.labels, every=False) for row in last]
         return found
 
 
@@ -134,20 +128,20 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
             raise BadBundle(f"{name} in {folder} was changed after its export: its sha256 is another one.")
 
 
-def read_golden(folder: Path) -> tuple[Array, Array, Array]:
-    """Real samples `(N, ...)`, and the logits and probabilities that the trained model gave them."""
+def read_golden(folder: Path) -> tuple[Array, ...]:
+    """Real samples `(N, ...)`, and the outputs that the trained model gave them, in their order."""
     manifest = read_manifest(folder)
     try:
         with (folder / GOLDEN).open("rb") as file, np.load(file) as golden:
-            inputs, logits, probabilities = golden["input"], golden["logits"], golden["probabilities"]
+            arrays = tuple(golden[tensor["name"]] for tensor in (*manifest["inputs"], *manifest["outputs"]))
     except Exception as error:  # a damaged archive raises whatever its bytes lead the reader to
         raise BadBundle(f"{GOLDEN} in {folder} cannot be read: {type(error).__name__}: {error}.") from error
     tensors = [*manifest["inputs"], *manifest["outputs"]]
-    for tensor, array in zip(tensors, (inputs, logits, probabilities), strict=True):
-        expected = (len(inputs) if inputs.ndim else 0, *tensor["shape"][1:])
+    for tensor, array in zip(tensors, arrays, strict=True):
+        expected = (len(arrays[0]) if arrays[0].ndim else 0, *tensor["shape"][1:])
         if (array.dtype, array.shape) != (np.dtype(tensor["dtype"]), expected) or not array.size:
             raise BadBundle(f"{GOLDEN} in {folder} holds '{tensor['name']}' as {array.dtype} {array.shape}.")
-    return inputs, logits, probabilities
+    return arrays
 
 
 def difference(found: Array, expected: Array) -> float:

@@ -133,7 +133,7 @@ def _add_inference(app: FastAPI, versions: Versions, metrics: Metrics) -> None:
     async def answered(served: Served, inputs: Array) -> dict[str, Array]:
         arrays = await served.infer(inputs)
         if metrics.drift is not None:
-            metrics.drift.observe(inputs, arrays["probabilities"])
+            metrics.drift.observe(inputs, arrays[served.bundle.outputs[-1]])
         return arrays
 
     async def infer(request: Request) -> Response:
@@ -158,10 +158,8 @@ def _add_inference(app: FastAPI, versions: Versions, metrics: Metrics) -> None:
         read = bodies.from_json if kind.startswith("application/json") else bodies.from_file
         body = await request.body()
         sample = await anyio.to_thread.run_sync(read, body, served.accepted)
-        probabilities = (await answered(served, sample))["probabilities"][0].tolist()
-        labelled = dict(zip(served.bundle.labels, probabilities, strict=True))
-        best = max(labelled, key=lambda label: labelled[label])
-        return json_response({"label": best, "probability": labelled[best], "probabilities": labelled})
+        (last,) = (await answered(served, sample))[served.bundle.outputs[-1]]
+        return json_response(served.bundle.task.told(last, served.bundle.labels, every=True))
 
     for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
         app.add_route(path, infer, methods=["POST"])

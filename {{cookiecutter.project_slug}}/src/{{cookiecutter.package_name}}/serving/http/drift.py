@@ -28,10 +28,14 @@ class Drift:
         self._training_deviations = gauge("training_input_std", "Standard deviation of the same")
         self._training_shares = gauge("training_label_share", "Of a label in the training split, 0 to 1", "label")
         self._predictions = Counter("serving_predictions", "Predicted labels", ["label"], registry=registry)
+        self._prediction = gauge("prediction_mean", "Mean of the predictions of a regression, over as many", "target")
+        self._training_target = gauge("training_target_mean", "Mean of the target in the training split", "target")
 
     def compare_with(self, manifest: Mapping[str, Any]) -> None:
         """Starts anew, beside another training split."""
         self._labels: Sequence[str] = manifest["labels"]
+        self._task, self._target = manifest["task"], manifest.get("target")
+        self._num_predicted, self._predicted = 0, 0.0
         training, counts = manifest["preprocessing"], manifest["data"]["label_counts"]
         (tensor,) = manifest["inputs"]
         columns = enumerate(tensor.get("columns", ()))
@@ -41,17 +45,20 @@ class Drift:
             names = {place: str(place) for place in range(len(training["mean"]))}
         self._places, self._names, self._num_channels = list(names), list(names.values()), len(training["mean"])
         self._mean = self._square = self._num_known = np.zeros(len(names))
-        for gauge in (self._means, self._deviations, self._training_means, self._training_deviations):
+        own = (self._means, self._deviations, self._prediction)
+        for gauge in (*own, self._training_means, self._training_deviations, self._training_target):
             gauge.clear()
         self._training_shares.clear()
         for place, name in names.items():
             self._training_means.labels(name).set(training["mean"][place])
             self._training_deviations.labels(name).set(training["std"][place])
+        if self._target is not None:
+            self._training_target.labels(self._target["name"]).set(self._target["mean"])
         for label, count in zip(self._labels, counts, strict=True) if counts else ():
             self._training_shares.labels(label).set(count / sum(counts))
 
-    def observe(self, inputs: Array, probabilities: Array) -> None:
-        """Raw input `(B, C, ...)`, of which a NaN is a gap, and the answer `(B, K)`."""
+    def observe(self, inputs: Array, answers: Array) -> None:
+        """Raw input `(B, C, ...)`, of which a NaN is a gap, and the task's last output `(B, K)`."""
         values = inputs.reshape(len(inputs), self._num_channels, -1)[:, self._places].astype(np.float64)
         known = ~np.isnan(values)
         values[~known] = 0
@@ -64,6 +71,13 @@ class Drift:
         for name, mean, square in zip(self._names, self._mean.tolist(), self._square.tolist(), strict=True):
             self._means.labels(name).set(mean)
             self._deviations.labels(name).set(math.sqrt(max(0.0, square - mean * mean)))
-        for index, count in enumerate(np.bincount(probabilities.argmax(axis=1)).tolist()):
+        if self._target is not None:
+            self._num_predicted += len(answers)
+            weight_of_these = len(answers) / min(self._num_predicted, WINDOW)
+            self._predicted += weight_of_these * (float(answers.mean()) - self._predicted)
+            self._prediction.labels(self._target["name"]).set(self._predicted)
+            return
+        chosen = answers > 0.5 if self._task == "multilabel" else np.eye(len(self._labels))[answers.argmax(axis=1)]
+        for label, count in zip(self._labels, chosen.sum(axis=0).tolist(), strict=True):
             if count:
-                self._predictions.labels(self._labels[index]).inc(count)
+                self._predictions.labels(label).inc(count)
