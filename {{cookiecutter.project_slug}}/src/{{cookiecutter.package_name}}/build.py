@@ -62,18 +62,23 @@ def build_classifier(section: Mapping[str, Any], spec: DataSpec) -> Classifier:
 
 
 def build_trainee(section: Mapping[str, Any], spec: DataSpec, lr_factor: float) -> Classifier:
-    """Its optimizer, with a learning rate times `lr_factor`, is tried once: a bad value is refused before the run."""
+    """With a learning rate times `lr_factor`."""
     if lr_factor != 1:
         if "lr" not in section["optimizer"]:
             raise Refusal("lr_scaling needs a learning rate to scale: set model.optimizer.lr.")
         optimizer = {**section["optimizer"], "lr": section["optimizer"]["lr"] * lr_factor}
         section = {**section, "optimizer": optimizer}
     model = build_classifier(section, spec)
+    try_optimizer(model)
+    return model
+
+
+def try_optimizer(model: Classifier) -> None:
+    """Once, so that a value that it or the scheduler does not take is refused before the run."""
     try:
         model.configure_optimizers()
     except (TypeError, ValueError) as error:
         raise Refusal(f"model.optimizer or model.scheduler refuses a value: {_one_line(error)}.") from error
-    return model
 
 
 def build_loggers(sections: Mapping[str, Any] | None) -> list[Logger]:

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Checkpoint:
     config: Config
     spec: DataSpec
     state_dict: dict[str, torch.Tensor]
+    kept: frozenset[str]  # names of the parameters that its training had taken from `model.weights`
 
     def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
         """The data that the model was trained on; `overrides` (options of `data.`) go over its configuration.
@@ -86,16 +87,19 @@ class Checkpoint:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise Refusal(f"ckpt_path={self.path} does not fit the network as it is now: {reason}") from error
+        # On data that has changed since, mean and deviation are still those of the weights.
+        model.spec = replace(model.spec, mean=self.spec.mean, std=self.spec.std)
+        model.kept = self.kept
         return self.step
 
 
-def self_description(config: Config, spec: DataSpec) -> dict[str, Any]:
+def self_description(config: Config, model: Classifier) -> dict[str, Any]:
     """What `SelfContained` stores, and `load` reads back; places of files hold from any folder."""
     sections = {name: config[name] for name in ("data", "model", "seed")}
     places = {name: config["data"][name] for name in PLACES if config["data"].get(name) is not None}
     found = {name: str(path.resolve()) for name in places if (path := Path(places[name]).expanduser()).exists()}
     sections["data"] = {**config["data"], **found}
-    return {"package": PACKAGE, "config": sections, "spec": spec.to_dict()}
+    return {"package": PACKAGE, "config": sections, "spec": model.spec.to_dict(), "kept": sorted(model.kept)}
 
 
 def find(ckpt_path: str, log_dir: Path) -> Path:
@@ -114,22 +118,25 @@ def find(ckpt_path: str, log_dir: Path) -> Path:
     return latest
 
 
-def load(path: Path) -> Checkpoint:
-    """Refuses what is missing, damaged, of another project, or names code from outside `TRUSTED`."""
+def load(path: Path, option: str = "ckpt_path") -> Checkpoint:
+    """Refuses what is missing, damaged, of another project, or names code from outside `TRUSTED`.
+
+    `option` is the one that gave the path, for the sentence of a refusal.
+    """
     if path.is_dir():
-        raise Refusal(f"ckpt_path={path} is a folder: give the file in it, as <run directory>/checkpoints/best.ckpt.")
+        raise Refusal(f"{option}={path} is a folder: give the file in it, as <run directory>/checkpoints/best.ckpt.")
     if not path.is_file():
-        raise Refusal(f"ckpt_path={path} does not exist: give the path of a .ckpt file.")
+        raise Refusal(f"{option}={path} does not exist: give the path of a .ckpt file.")
     try:
         # Mapped: what is not used, as the optimizer's state where nothing is trained, is never read.
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise Refusal(f"ckpt_path={path} cannot be read, it is damaged or no checkpoint ({reason}).") from error
+        raise Refusal(f"{option}={path} cannot be read, it is damaged or no checkpoint ({reason}).") from error
     project = contents.get("project") if isinstance(contents, dict) else None
     if not isinstance(project, dict) or project.get("package") != PACKAGE:
-        raise Refusal(f"ckpt_path={path} was not written by {PACKAGE}: it can only be used where it was trained.")
-    refuse_foreign_code(project["config"], f"ckpt_path={path}")
+        raise Refusal(f"{option}={path} was not written by {PACKAGE}: it can only be used where it was trained.")
+    refuse_foreign_code(project["config"], f"{option}={path}")
     return Checkpoint(
         path=path,
         epoch=contents["epoch"],
@@ -137,6 +144,7 @@ def load(path: Path) -> Checkpoint:
         config=project["config"],
         spec=DataSpec.from_dict(project["spec"]),
         state_dict=contents["state_dict"],
+        kept=frozenset(project.get("kept", ())),
     )
 
 

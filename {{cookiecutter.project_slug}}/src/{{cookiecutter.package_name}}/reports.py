@@ -41,17 +41,26 @@ Series = tuple[list[int], list[float]]
 def announce(config: Config, devices: Devices, split: BatchSplit, model: Classifier) -> None:
     """Before the first step: what is trained, where, how a batch is split, and the learning rate."""
     num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    rates = sorted({group["lr"] for group in model.make_optimizer(model.parameters()).param_groups})
+    num_frozen = sum(weight.numel() for weight in model.parameters()) - num_weights
+    of_all = f"{num_weights:,} of {num_weights + num_frozen:,}" if num_frozen else f"{num_weights:,}"
     strategy = config["strategy"]["name"]
-    log.info("training    %s weights, strategy=%s on %s", f"{num_weights:,}", strategy, devices.accelerator)
+    log.info("training    %s weights, strategy=%s on %s", of_all, strategy, devices.accelerator)
     auto = config["data"].get("micro_batch_size") == "auto"
     log.info("            %s%s", split, ", or as much of it at once as fits" if auto else "")
     rule, base = config["lr_scaling"], config["base_batch_size"]
     scaled = "" if rule == "none" else f" ({rule}, from batch {base})"
     if config["ckpt_path"] is None:
-        log.info("            learning rate %s%s", ", ".join(f"{rate:g}" for rate in rates), scaled)
+        log.info("            learning rate %s%s", _rates(model), scaled)
     else:
         log.info("goes on     from %s, with its learning rate", shown(Path(config["ckpt_path"])))
+
+
+def _rates(model: Classifier) -> str:
+    """Of what trains; `kept` and `new` where weights were taken from a file."""
+    groups = model.build_optimizer().param_groups
+    training = [group for group in groups if any(weight.requires_grad for weight in group["params"])]
+    rates = [(group["lr"], f" ({group['name']})" if "name" in group else "") for group in training]
+    return ", ".join(f"{rate:g}{name}" for rate, name in sorted(set(rates)))
 
 
 def keep_metrics(metrics_csv: Path, loggers: list[Logger], step: int) -> None:

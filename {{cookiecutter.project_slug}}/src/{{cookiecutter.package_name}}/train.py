@@ -48,15 +48,13 @@ class Options:
 def main(config: Config) -> None:
     from . import checkpoints
     from .checks import read_options
-    from .strategies import ranks
     from .strategies.launch import launch
+    from .tuning import with_start
 
-    options = read_options(config, Options)
+    read_options(config, Options)
     for section in ("data", "model"):  # else the checkpoint could not be loaded again
         checkpoints.refuse_foreign_code(config[section], section)
-    if options.ckpt_path is not None:
-        checkpoints.load(Path(options.ckpt_path))  # refuses a bad file before any process is started
-    launch(run, config if ranks.follows() else ranks.going_on(config))
+    launch(run, with_start(config))
 
 
 def run(config: Config) -> dict[str, float]:
@@ -64,10 +62,11 @@ def run(config: Config) -> dict[str, float]:
     import lightning.pytorch as pl
 
     from .build import build, build_callbacks, build_loggers, build_trainee, build_trainer
-    from .checkpoints import load, self_description
+    from .checkpoints import self_description
     from .checks import read_options
     from .reports import announce, keep_metrics, report_training
     from .strategies.launch import batch_split, devices_of
+    from .tuning import begin
 
     options, run_dir = read_options(config, Options), Path(config["paths"]["output_dir"])
     pl.seed_everything(options.seed, workers=True, verbose=False)
@@ -75,9 +74,9 @@ def run(config: Config) -> dict[str, float]:
     split = batch_split(config["data"], devices)
     datamodule = build(config["data"], "data")
     model = build_trainee(config["model"], datamodule.spec, options.lr_factor(split.batch_size))
-    step = None if options.ckpt_path is None else load(Path(options.ckpt_path)).load_weights_into(model)
+    step = begin(model, options.ckpt_path)
     loggers = build_loggers(config.get("logger"))
-    callbacks = build_callbacks(config, loggers, self_description(config, datamodule.spec), split)
+    callbacks = build_callbacks(config, loggers, self_description(config, model), split)
     trainer = build_trainer(config, devices, callbacks, loggers, split.num_steps)
     if trainer.is_global_zero:
         announce(config, devices, split, model)
@@ -105,8 +104,8 @@ def train(
     `ckpt_path` goes on from that checkpoint: weights, optimizer, scheduler and epoch.
     """
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-    logged = trainer.callback_metrics
-    metrics = {name: value.item() for name, value in logged.items() if "/" in name and not name.startswith("time/")}
+    logged, others = trainer.callback_metrics, ("time/", "lr-", "warmup/")
+    metrics = {name: value.item() for name, value in logged.items() if "/" in name and not name.startswith(others)}
     if test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         for figures in trainer.test(model, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False):

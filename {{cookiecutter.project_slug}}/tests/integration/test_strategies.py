@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import EXACT, TWO_PROCESSES, assert_same_result, curves, run_command, torchrun, trained
+from conftest import EXACT, TWO_PROCESSES, assert_same_result, curves, run_command, torchrun, trained, weights
+from safetensors.torch import save_file
 
 import {{ cookiecutter.package_name }} as package
 
@@ -41,6 +42,20 @@ def test_strategies_agree_with_micro_batches_{{ "and_clipping" if cookiecutter.d
         found[name] = trained(tmp_path / name, *EXACT, *strategy, *options)
     assert_same_result(found["ddp"], found["single"])
     assert curves(found["single"]) != pytest.approx(curves(single), abs=1e-10), "the options do nothing"
+
+
+def test_strategies_agree_on_a_fine_tuned_network_with_weighted_labels(single: Path, tmp_path: Path) -> None:
+    """Some of it frozen, some of it slower, the last layer new: a file of the network alone names no labels."""
+    network = {name.removeprefix("net.1."): tensor for name, tensor in weights(single).items() if "net.1." in name}
+    save_file(network, tmp_path / "network.safetensors")
+    start = (f"model.weights={tmp_path / 'network.safetensors'}", "model.freeze=net.1.features.0.*")
+    tuned = (*EXACT, *start, "model.kept_lr_factor=0.1", "model.class_weights=[1,2,3,4,5,6,7,8,9,10]")
+    strategies = {"single": (), "ddp": (*TWO_PROCESSES, "data.micro_batch_size=16")}
+    found = {}
+    for name, strategy in strategies.items():
+        (tmp_path / name).mkdir()
+        found[name] = trained(tmp_path / name, *tuned, *strategy)
+    assert_same_result(found["ddp"], found["single"])
 
 
 def test_ddp_leaves_one_run_directory_with_one_log(single: Path, ddp: Path) -> None:

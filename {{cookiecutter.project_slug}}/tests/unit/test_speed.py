@@ -3,8 +3,10 @@
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,9 +15,11 @@ import torch
 from digits import Digits, convolutions, linear
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
+from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from {{ cookiecutter.package_name }}.callbacks import DataWait, _random_state, _set_random_state
+from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.hooks import OF_A_STEP, Unprofiled, drop_empty_hooks
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.profiling import PARTS, StepProfiler
@@ -23,14 +27,19 @@ from {{ cookiecutter.package_name }}.speed.loop import HandWrittenLoop
 from {{ cookiecutter.package_name }}.strategies.ddp import has_changing_buffers
 
 
-def make_classifier(datamodule: Digits) -> Classifier:
+def make_classifier(
+    datamodule: Digits,
+    net: Callable[[DataSpec], nn.Module] = partial(linear, width=16),
+    **options: Any,
+) -> Classifier:
     torch.manual_seed(1)
     return Classifier(
         datamodule.spec,
-        partial(linear, width=16),
+        net,
         partial(torch.optim.AdamW, lr=0.01, fused=True),
         partial(ExponentialLR, gamma=0.5),
         label_smoothing=0.1,
+        **options,
     )
 
 
@@ -39,16 +48,30 @@ def make_trainer(**options: object) -> pl.Trainer:
     return pl.Trainer(accelerator="cpu", enable_model_summary=False, **(quiet | options))  # type: ignore[arg-type]
 
 
-def test_loop_written_by_hand_does_the_same_work() -> None:
+def tuned(datamodule: Digits) -> Classifier:
+    """Its first layer is frozen, with the BatchNorm after it; the second was kept."""
+
+    def net(spec: DataSpec) -> nn.Module:
+        layers = [nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10)]
+        return nn.Sequential(nn.Flatten(), *layers)
+
+    options = {"class_weights": [*range(1, 11)], "kept_lr_factor": 0.1, "freeze": ["net.1.1.*", "net.1.2.*"]}
+    model = make_classifier(datamodule, net, **options)
+    model.kept = frozenset({"net.1.1.weight", "net.1.3.weight"})
+    return model
+
+
+@pytest.mark.parametrize("make", [make_classifier, tuned])
+def test_loop_written_by_hand_does_the_same_work(make: Callable[[Digits], Classifier]) -> None:
     """Else its time would say nothing: the same samples, steps and learning rates. It sums its figures in float32."""
     datamodule = Digits(batch_size=200)
-    by_hand = make_classifier(datamodule)
+    by_hand = make(datamodule)
     loop = HandWrittenLoop(by_hand, datamodule, torch.device("cpu"), 200, seed=42, precision="64-true")
     figures = [loop.epoch(number, 99, 99) for number in range(2)]
-    trained = make_classifier(datamodule)
+    trained = make(datamodule)
     trainer = make_trainer(max_epochs=2, precision="64-true", num_sanity_val_steps=0)
     trainer.fit(trained, datamodule=datamodule)
-    for own, its in zip(trained.parameters(), by_hand.parameters(), strict=True):
+    for own, its in zip(trained.state_dict().values(), by_hand.state_dict().values(), strict=True):
         assert (own - its).abs().max() < 1e-12
     for name, figure in figures[-1].items():
         assert trainer.callback_metrics[name].item() == pytest.approx(figure, rel=1e-6), name
@@ -133,6 +156,7 @@ def test_profile_divides_the_step_into_its_parts(tmp_path: Path, monkeypatch: py
 def test_ddp_sends_buffers_that_change_and_no_constants() -> None:
     model = make_classifier(Digits())
     assert not has_changing_buffers(model)
+    assert not has_changing_buffers(make_classifier(Digits(), class_weights="balanced"))
     model.net.append(torch.nn.BatchNorm1d(10))
     assert has_changing_buffers(model)
 

@@ -67,6 +67,7 @@ class DigitsDataModule(pl.LightningDataModule):
             labels=tuple(str(digit) for digit in range(10)),
             mean=mean,
             std=std,
+            label_counts=tuple(self.samples["train"].labels.bincount(minlength=10).tolist()),
             description="Handwritten digits of 43 people, 1,797 pictures of 8 x 8 pixels that ship with scikit-learn.",
         )
 

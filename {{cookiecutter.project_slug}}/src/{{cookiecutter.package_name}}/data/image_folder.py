@@ -106,6 +106,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
             labels=labels,
             mean=mean,
             std=std,
+            label_counts=tuple(self.samples["train"].labels.bincount().tolist()),
             description=f"{len(pictures):,} pictures of {len(labels)} labels, resized to {size[0]} x {size[1]} pixels.",
             fingerprint=_fingerprint([pictures[row].name for row in rows["train"]]) if made else "",
         )

@@ -21,6 +21,7 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     description: str = ""  # a sentence for the model card
+    label_counts: tuple[int, ...] = ()  # of the training split, a number a label; () where nobody has counted
     fingerprint: str = ""  # of the files that the training split was made of; "" where no split was made of files
     columns: tuple[dict[str, Any], ...] = ()  # of a table, as `Column.to_dict` gives them
     # Of regression: what the target is called, and its mean and deviation in the training split.

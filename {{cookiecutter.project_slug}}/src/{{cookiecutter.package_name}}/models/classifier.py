@@ -1,12 +1,11 @@
 """One LightningModule for any network that turns a batch into logits."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +18,8 @@ from ..data.spec import DataSpec
 from ..hooks import METRICS
 from ..refusal import Refusal
 from .layers import Normalize
+from .loss import ClassWeights, CrossEntropy
+from .parameters import check_rates, freeze_named, grouped, hold_frozen
 
 
 @dataclass
@@ -34,27 +35,45 @@ class Classifier(pl.LightningModule):
     """Trains `net(spec)` with cross entropy: raw input `(B, *spec.input_shape)` to logits `(B, K)`.
 
     Logs `train/loss` and `train/acc`, and `loss`, `acc` and `f1` (macro) under `val/` and `test/`, once an epoch.
-    Every sample counts once, whatever the number of processes, so the figures are those of one process.
+    Every sample counts once, whatever the number of processes, so the figures are those of one process. With
+    `class_weights` it counts in each loss by its label's weight, in no other figure.
+
+    `weights` names the file that `tuning.begin` starts a training from. It is not read here: what was trained is built
+    again without it.
     """
 
     def __init__(
         self,
         spec: DataSpec,
         net: Callable[[DataSpec], nn.Module],
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         label_smoothing: float = 0.0,
         warmup_steps: int = 0,
         compile: bool = False,
         channels_last: bool = False,
+        weights: str | None = None,
+        kept_lr_factor: float = 1.0,
+        freeze: str | list[str] | None = None,
+        class_weights: ClassWeights = None,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
             raise Refusal(f"model.warmup_steps={warmup_steps} is out of range: give 0 (none) or more.")
         if not 0 <= label_smoothing < 1:
             raise Refusal(f"model.label_smoothing={label_smoothing} is out of range: give 0 or more, and less than 1.")
+        if not 0 < kept_lr_factor <= 1:
+            raise Refusal(f"model.kept_lr_factor={kept_lr_factor} is out of range: give more than 0, and at most 1.")
         self.spec = spec
+        self.make_net = net
         self.net = nn.Sequential(Normalize(spec), net(spec))
+        self.loss = CrossEntropy(spec, class_weights)
+        if freeze is not None:
+            freeze_named(self, freeze)
+        self.freezes = freeze is not None  # a network that freezes some of its own looks after them itself
+        self.weights = weights
+        self.kept: frozenset[str] = frozenset()  # names of the parameters that were taken from `weights`
+        self.kept_lr_factor = kept_lr_factor
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.label_smoothing = label_smoothing
@@ -85,11 +104,17 @@ class Classifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self._totals.clear()
+        self.hold_frozen()
+
+    def hold_frozen(self) -> None:
+        """After all that sets modules to train, or puts others in their place, as `sync_batchnorm`."""
+        if self.freezes:
+            hold_frozen(self.net)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, y = batch
         logits = self(x)
-        loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        loss: Tensor = self.loss(logits, y, self.label_smoothing)
         with self.trainer.profiler.profile(METRICS):  # type: ignore[attr-defined]
             self._count("train", logits, y, loss)
         return loss
@@ -105,7 +130,7 @@ class Classifier(pl.LightningModule):
         if len(y) == 0:  # more processes than samples in this batch
             return
         logits = self(x)
-        self._count(split, logits, y, F.cross_entropy(logits, y))
+        self._count(split, logits, y, self.loss(logits, y))
         for metric in metrics:
             metric.update(logits, y)
 
@@ -154,11 +179,17 @@ class Classifier(pl.LightningModule):
         zero = torch.zeros((), device=self.device)
         return Totals(zero.to(dtype), zero.long())
 
+    def build_optimizer(self) -> Optimizer:
+        if not self.kept:
+            return self.make_optimizer(self.parameters())
+        return grouped(self.make_optimizer, self.named_parameters(), self.kept, self.kept_lr_factor)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(self.parameters())
+        optimizer = self.build_optimizer()
         schedulers: list[Any] = []
         if self.make_scheduler is not None:
             schedulers.append({"scheduler": self.make_scheduler(optimizer), "monitor": "val/loss"})
+            check_rates(optimizer, self.kept_lr_factor)
         if self.warmup_steps:  # a factor that grows from step to step, on top of what the scheduler does
             first = 1 / (self.warmup_steps + 1)
             warmup = LinearLR(optimizer, start_factor=first, total_iters=self.warmup_steps)

@@ -15,6 +15,7 @@ from .. import reports, train  # noqa: F401  # a run imports reports too: that i
 from ..build import build, build_trainee
 from ..cli import Config
 from ..strategies.launch import devices_of
+from ..tuning import begin
 from .loop import HandWrittenLoop
 from .machine import peak_memory_of_process
 from .turns import Player
@@ -69,8 +70,10 @@ def by_hand(config: Config) -> None:
     datamodule.trainer = SimpleNamespace(
         global_rank=rank, world_size=devices.num_devices, accumulate_grad_batches=1, overfit_batches=0
     )
+    model = build_trainee(config["model"], datamodule.spec, lr_factor=1.0)
+    begin(model, ckpt_path=None)
     loop = HandWrittenLoop(
-        build_trainee(config["model"], datamodule.spec, lr_factor=1.0),
+        model,
         datamodule,
         device,
         config["data"]["batch_size"],

@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,7 +39,7 @@ class HandWrittenLoop:
         world_size: int = 1,
     ) -> None:
         self.device, self.batch_size, self.seed, self.clip_norm = device, batch_size, seed, clip_norm
-        self.rank, self.world_size, self.label_smoothing = rank, world_size, model.label_smoothing
+        self.rank, self.world_size, self.model = rank, world_size, model
         if precision == "64-true":
             model.double()
         if model.channels_last:
@@ -48,7 +47,8 @@ class HandWrittenLoop:
         net: nn.Module = model.net.to(device)
         if model.compiled:
             net.compile()
-        self.optimizer = model.make_optimizer(net.parameters())
+        self.loss = model.loss.to(device)
+        self.optimizer = model.build_optimizer()
         self.scheduler = None if model.make_scheduler is None else model.make_scheduler(self.optimizer)
         if world_size > 1:
             indices = None if device.index is None else [device.index]
@@ -62,6 +62,7 @@ class HandWrittenLoop:
     def epoch(self, number: int, train_batches: int, val_batches: int) -> dict[str, float]:
         """At most so many batches of training and of validation; the mean loss and accuracy of both, over all ranks."""
         self.net.train()
+        self.model.hold_frozen()
         train = self._means(self._pass(islice(self._training_batches(number), train_batches), training=True))
         if self.scheduler is not None:
             self.scheduler.step()
@@ -73,12 +74,12 @@ class HandWrittenLoop:
 
     def _pass(self, batches: Iterable[Batch], training: bool) -> Tensor:
         """Sums over the samples: loss, right answers, and how many there were."""
-        smoothing = self.label_smoothing if training else 0.0
+        smoothing = self.model.label_smoothing if training else 0.0
         loss_sum, num_correct, num_samples = self._zero(), self._zero(), 0
         for x, y in batches:
             with self.autocast:
                 logits = self.net(x)
-                loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
+                loss = self.loss(logits, y, smoothing)
             if training:
                 self._update(loss)
             loss_sum.add_(loss.detach(), alpha=len(y))

@@ -71,9 +71,14 @@ def is_restart() -> bool:
 
 
 def going_on(config: dict[str, Any]) -> dict[str, Any]:
-    """The same job from the last checkpoint of the lost processes, where they have left one."""
+    """The same job from the last checkpoint of the lost processes, where they have left one.
+
+    What the job had started from is in it.
+    """
     last = Path(config["paths"]["output_dir"]) / "checkpoints/last.ckpt"
-    return {**config, "ckpt_path": str(last)} if is_restart() and last.is_file() else config
+    if not is_restart() or not last.is_file():
+        return config
+    return {**config, "ckpt_path": str(last), "model": {**config["model"], "weights": None}}
 
 
 def refuse_restarts_that_hang() -> None:
