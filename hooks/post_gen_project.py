@@ -12,8 +12,11 @@ UNWANTED = {
     ("license", "Proprietary"): ["LICENSE"],
     ("data_kind", "images"): [
         "src/*/configs/data/table.yaml",
+        "src/*/configs/task",
         "src/*/data/columns.py",
+        "src/*/data/rows.py",
         "src/*/data/table.py",
+        "src/*/models/regressor.py",
         "src/*/models/tabular.py",
         "src/*/serving/http/form.html",
         "src/*/serving/tables.py",

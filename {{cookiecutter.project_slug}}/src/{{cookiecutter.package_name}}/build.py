@@ -22,7 +22,7 @@ from .checks import check
 from .cli import Config
 from .data.spec import DataSpec
 from .hooks import Unprofiled, drop_empty_hooks
-from .models.classifier import Classifier
+from .models.trainee import Trainee
 from .refusal import Refusal
 from .strategies import ranks
 from .strategies.ddp import leave_signals_alone
@@ -54,26 +54,26 @@ def _one_line(error: BaseException) -> str:
     return f"{' '.join(str(error).split())} ({Path(raised.filename).name}:{raised.lineno})"
 
 
-def build_classifier(section: Mapping[str, Any], spec: DataSpec) -> Classifier:
+def build_model(section: Mapping[str, Any], spec: DataSpec) -> Trainee:
     """The network sized by `spec`."""
-    model: Classifier = build(section, "model", spec=spec)
+    model: Trainee = build(section, "model", spec=spec)
     drop_empty_hooks(model)
     return model
 
 
-def build_trainee(section: Mapping[str, Any], spec: DataSpec, lr_factor: float) -> Classifier:
+def build_trainee(section: Mapping[str, Any], spec: DataSpec, lr_factor: float) -> Trainee:
     """With a learning rate times `lr_factor`."""
     if lr_factor != 1:
         if "lr" not in section["optimizer"]:
             raise Refusal("lr_scaling needs a learning rate to scale: set model.optimizer.lr.")
         optimizer = {**section["optimizer"], "lr": section["optimizer"]["lr"] * lr_factor}
         section = {**section, "optimizer": optimizer}
-    model = build_classifier(section, spec)
+    model = build_model(section, spec)
     try_optimizer(model)
     return model
 
 
-def try_optimizer(model: Classifier) -> None:
+def try_optimizer(model: Trainee) -> None:
     """Once, so that a value that it or the scheduler does not take is refused before the run."""
     try:
         model.configure_optimizers()

@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import get_object
 
-from .build import build, build_classifier
+from .build import build, build_model
 from .cli import Config
 from .data.spec import DataSpec
-from .models.classifier import Classifier
+from .models.trainee import Trainee
 from .refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -74,13 +74,13 @@ class Checkpoint:
                 "restore its files, or give others for the test alone."
             )
 
-    def model(self) -> Classifier:
+    def model(self) -> Trainee:
         """The trained network on the CPU; the data is not needed for it."""
-        model = build_classifier(self.config["model"], self.spec)
+        model = build_model(self.config["model"], self.spec)
         self.load_weights_into(model)
         return model
 
-    def load_weights_into(self, model: Classifier) -> int:
+    def load_weights_into(self, model: Trainee) -> int:
         """Returns the step that they are of; refuses a network of another shape, as after a change of its code."""
         try:
             model.load_state_dict(self.state_dict)
@@ -93,7 +93,7 @@ class Checkpoint:
         return self.step
 
 
-def self_description(config: Config, model: Classifier) -> dict[str, Any]:
+def self_description(config: Config, model: Trainee) -> dict[str, Any]:
     """What `SelfContained` stores, and `load` reads back; places of files hold from any folder."""
     sections = {name: config[name] for name in ("data", "model", "seed")}
     places = {name: config["data"][name] for name in PLACES if config["data"].get(name) is not None}

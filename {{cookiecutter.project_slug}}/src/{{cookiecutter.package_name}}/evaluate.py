@@ -17,7 +17,7 @@ from .refusal import Refusal
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from .models.classifier import Classifier
+    from .models.trainee import Trainee
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def run(config: Config) -> dict[str, float]:
     return metrics
 
 
-def evaluate(datamodule: pl.LightningDataModule, model: Classifier, trainer: pl.Trainer) -> dict[str, float]:
+def evaluate(datamodule: pl.LightningDataModule, model: Trainee, trainer: pl.Trainer) -> dict[str, float]:
     """Metrics of the test split by their logged names; each sample counts once, under every strategy."""
     results = trainer.test(model, datamodule=datamodule, verbose=False)
     if not results:

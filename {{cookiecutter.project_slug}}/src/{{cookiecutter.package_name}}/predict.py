@@ -48,7 +48,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Model:
-    """`run` takes raw inputs `(B, *accepted.shape)` to the task's last output `(B, K)`, for up to `batch_size` samples."""
+    """`run` takes raw inputs `(B, *accepted.shape)`, B up to `batch_size`, to the task's last output `(B, K)`."""
 
     accepted: Accepted
     task: Task

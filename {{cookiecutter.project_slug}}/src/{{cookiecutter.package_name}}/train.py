@@ -88,7 +88,7 @@ def run(config: Config) -> dict[str, float]:
     test = options.test and config["strategy"]["name"] != "fsdp"
     metrics = train(datamodule, model, trainer, options.ckpt_path, test=test)
     if trainer.is_global_zero:
-        report_training(metrics, trainer, run_dir)
+        report_training(metrics, trainer, datamodule.spec.task, run_dir)
     return metrics
 
 

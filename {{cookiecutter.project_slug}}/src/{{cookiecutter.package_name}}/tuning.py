@@ -17,8 +17,8 @@ from .build import try_optimizer
 from .checkpoints import load
 from .cli import Config
 from .data.spec import DataSpec
-from .models.classifier import Classifier
 from .models.parameters import shaped_by_labels, shortened
+from .models.trainee import Trainee
 from .refusal import Refusal
 from .strategies import ranks
 from .terminal import shown
@@ -48,7 +48,7 @@ def with_start(config: Config) -> Config:
     return config
 
 
-def begin(model: Classifier, ckpt_path: str | None) -> int | None:
+def begin(model: Trainee, ckpt_path: str | None) -> int | None:
     """Fills `model` with what the run starts from; returns the step of a run that goes on."""
     step = None
     if ckpt_path is not None:
@@ -81,17 +81,19 @@ def read(path: Path) -> Weights:
         raise Refusal(f"model.weights={path} cannot be read, it is damaged or no safetensors ({reason}).") from error
 
 
-def take(weights: Weights, model: Classifier) -> None:
+def take(weights: Weights, model: Trainee) -> None:
     """Copies what fits by name and shape, and names in `model.kept` the parameters that were taken.
 
     What the labels shape starts anew, unless they are the same in the same order. Mean and deviation of the input stay
     those that the weights were trained with, and go into `model.spec`, where the raw input is of the same kind.
     """
     own, given, trained = model.state_dict(), weights.tensors, weights.spec
+    if trained is not None and trained.columns and _columns_of(trained) != _columns_of(model.spec):
+        raise Refusal(f"model.weights={weights.path} was trained on other columns: it must be the same in their order.")
     if not own.keys() & given.keys():  # of the network alone, without the normalisation before it
         given = {f"net.1.{name}": tensor for name, tensor in given.items()}
     head = set()
-    if trained is None or trained.labels != model.spec.labels:
+    if trained is None or _answers_of(trained) != _answers_of(model.spec):
         head = {f"net.1.{name}" for name in shaped_by_labels(model.net[1], model.make_net, model.spec)}
     statistics = {f"net.0.{name}" for name, _ in model.net[0].named_buffers()}
     if trained is not None and _kind_of_input(trained) == _kind_of_input(model.spec):
@@ -109,6 +111,14 @@ def take(weights: Weights, model: Classifier) -> None:
     log.info("starts from %s: %d tensors taken%s", shown(weights.path), len(taken), named)
 
 
+def _columns_of(spec: DataSpec) -> list[tuple[str, list[str] | None]]:
+    return [(column["name"], column["categories"]) for column in spec.columns]
+
+
+def _answers_of(spec: DataSpec) -> tuple[str, tuple[str, ...], str]:
+    return spec.task, spec.labels, spec.target
+
+
 def _kind_of_input(spec: DataSpec) -> tuple[str, tuple[float, float]]:
     return spec.input_dtype, spec.input_range
 
@@ -117,7 +127,7 @@ def _fits(given: Tensor | None, own: Tensor) -> bool:
     return given is not None and given.shape == own.shape and given.is_floating_point() == own.is_floating_point()
 
 
-def _refuse_misfit(path: Path, model: Classifier, given: dict[str, Tensor], head: set[str], taken: list[str]) -> None:
+def _refuse_misfit(path: Path, model: Trainee, given: dict[str, Tensor], head: set[str], taken: list[str]) -> None:
     """The bulk must fit, by the number of weights: less is another network, and training would hide it."""
     body = {name: weight for name, weight in model.named_parameters() if name not in head}
     missing = [name for name in body if name not in taken]

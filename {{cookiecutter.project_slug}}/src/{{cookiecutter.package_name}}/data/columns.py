@@ -1,7 +1,7 @@
 """The columns of a table: which are read, and what the training split says of each."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ import numpy.typing as npt
 from ..refusal import Refusal, nearest
 from ..serving.accepted import Column
 from ..serving.tables import Table
+from .targets import known_labels
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def choose(
             continue
         words = table.words(name)
         known = [words[row] for row in training if words[row]]
-        categories = natural_order(known)
+        categories = known_labels(known, several=False)
         if name not in categorical and len(categories) > max(MANY_CATEGORIES, len(known) / 2):
             too_many.append(name)
         columns.append(Column(name, tuple(categories), gaps=len(known) < len(training)))
@@ -64,15 +65,6 @@ def _holds_numbers(table: Table, name: str) -> bool:
             f"others: mend it, empty it, or say data.categorical=[{name}]."
         )
     return num_bad == 0
-
-
-def natural_order(words: Iterable[str]) -> list[str]:
-    """Each once; numbers by their size, text by its letters."""
-    distinct = set(words)
-    try:
-        return sorted(distinct, key=lambda word: (float(word), word))
-    except ValueError:
-        return sorted(distinct)
 
 
 def statistics(

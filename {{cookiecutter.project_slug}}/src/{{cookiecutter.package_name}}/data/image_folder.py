@@ -29,6 +29,8 @@ from .samples import (
 )
 from .scan import look_at, num_cores
 from .spec import DataSpec
+from .splits import LEAST
+from .targets import counts_of, known_labels, numbered, rarest
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         cache_dir: str,
         size: list[int],
         channels: Literal[1, 3] = 3,
+        task: Literal["classification", "multilabel"] = "classification",
         augment: Mapping[str, nn.Module | None] | None = None,
         batch_size: int = 64,
         micro_batch_size: int | Literal["auto"] | None = None,
@@ -83,30 +86,31 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.transforms = [transform for transform in (augment or {}).values() if transform is not None]
         shape = (int(channels), size[0], size[1])
-        pictures, sums, squares = _readable(list_pictures(Path(root)), shape, Path(cache_dir))
-        rows = split(pictures, val_fraction, test_fraction, split_seed)
-        labels = tuple(sorted({pictures[row].label for row in rows["train"]}))
-        numbers = {label: number for number, label in enumerate(labels)}
+        several = task == "multilabel"
+        pictures, sums, squares = _readable(list_pictures(Path(root), several), several, shape, Path(cache_dir))
+        words = [picture.label for picture in pictures]
+        groups = rarest(words, LEAST) if several else words
+        rows = split(pictures, groups, val_fraction, test_fraction, split_seed)
+        labels = tuple(known_labels((words[row] for row in rows["train"]), several))
         self.samples = {}
         for name, of_split in rows.items():
-            for row in of_split:
-                if pictures[row].label not in numbers:
-                    raise Refusal(f"label '{pictures[row].label}' is in {name}, but no training picture shows it.")
-            truth = torch.tensor([numbers[pictures[row].label] for row in of_split])
+            truth, unknown = numbered([words[row] for row in of_split], labels, several)
+            if unknown is not None:
+                raise Refusal(f"label '{words[of_split[unknown]]}' is in {name}, but no training picture shows it.")
             self.samples[name] = PicturesOnDisk([pictures[row].path for row in of_split], truth, shape)
         check_batch(batch_size, len(rows["train"]))
         mean, std = statistics_of(sums[rows["train"]], squares[rows["train"]], size[0] * size[1])
         made = any(picture.split is None for picture in pictures) or len({picture.split for picture in pictures}) < 3
         self.spec = DataSpec(
             name=Path(root).stem,
-            task="classification",
+            task=task,
             input_shape=shape,
             input_dtype="uint8",
             input_range=(0.0, 255.0),
             labels=labels,
             mean=mean,
             std=std,
-            label_counts=tuple(self.samples["train"].labels.bincount().tolist()),
+            label_counts=counts_of(self.samples["train"].labels, len(labels)),
             description=f"{len(pictures):,} pictures of {len(labels)} labels, resized to {size[0]} x {size[1]} pixels.",
             fingerprint=_fingerprint([pictures[row].name for row in rows["train"]]) if made else "",
         )
@@ -131,7 +135,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
 
 
 def _readable(
-    pictures: list[Picture], shape: tuple[int, int, int], cache_dir: Path
+    pictures: list[Picture], several: bool, shape: tuple[int, int, int], cache_dir: Path
 ) -> tuple[list[Picture], Sums, Sums]:
     found = look_at([picture.path for picture in pictures], shape, cache_dir)
     broken = np.flatnonzero(found.reasons != "")
@@ -141,12 +145,15 @@ def _readable(
         log.warning("left out    %d of %d pictures that cannot be read: %s%s", len(broken), len(pictures), named, more)
     kept = np.flatnonzero(found.reasons == "")
     readable = [pictures[row] for row in kept]
-    for label in sorted({picture.label for picture in pictures} - {picture.label for picture in readable}):
+    there, left = (known_labels((picture.label for picture in part), several) for part in (pictures, readable))
+    for label in sorted(set(there) - set(left)):
         raise Refusal(f"no picture of the label '{label}' can be read: leave the label out, or mend its files.")
     return readable, found.sums[kept], found.squares[kept]
 
 
-def split(pictures: list[Picture], val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[int]]:
+def split(
+    pictures: list[Picture], groups: list[str], val_fraction: float, test_fraction: float, seed: int
+) -> dict[str, list[int]]:
     """Rows of each split; one that is not given is taken out of the training pictures, each label in proportion."""
     rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for row, picture in enumerate(pictures):
@@ -156,7 +163,7 @@ def split(pictures: list[Picture], val_fraction: float, test_fraction: float, se
         return rows
     of_label: dict[str, list[int]] = {}
     for row in rows["train"]:
-        of_label.setdefault(pictures[row].label, []).append(row)
+        of_label.setdefault(groups[row], []).append(row)
     for label, members in of_label.items():
         if len(members) <= len(made):
             raise Refusal(

@@ -10,6 +10,7 @@ from ..refusal import Refusal
 from ..serving.inputs import files_within
 from ..serving.pictures import SUFFIXES
 from .splits import SPLIT_NAMES
+from .targets import BETWEEN, known_labels
 
 
 class Picture(NamedTuple):
@@ -21,14 +22,18 @@ class Picture(NamedTuple):
     split: str | None
 
 
-def list_pictures(root: Path) -> list[Picture]:
+def list_pictures(root: Path, several: bool = False) -> list[Picture]:
     """Sorted by name, so that no file system decides about an order; raises `Refusal` for what is no data set."""
     if not root.exists():
         raise Refusal(f"data.root={root} does not exist: give a folder with a folder for each label, or a CSV.")
-    pictures = sorted(_of_folder(root) if root.is_dir() else _of_csv(root), key=lambda picture: picture.name)
-    labels = {picture.label for picture in pictures}
+    if several and root.is_dir():
+        raise Refusal(
+            f"data.root={root} is a folder: several labels of a picture stand in a CSV, as red{BETWEEN}round."
+        )
+    pictures = sorted(_of_folder(root) if root.is_dir() else _of_csv(root, several), key=lambda picture: picture.name)
+    labels = known_labels((picture.label for picture in pictures), several)
     if len(labels) < 2:
-        found = f"one label, '{labels.pop()}'" if labels else "no picture"
+        found = f"one label, '{labels[0]}'" if labels else "no picture"
         raise Refusal(f"data.root={root} holds {found}: there must be two or more labels to tell apart.")
     return pictures
 
@@ -55,7 +60,7 @@ def _of_labels(root: Path, folders: list[Path], split: str | None) -> Iterator[P
             yield Picture(path, path.relative_to(root).as_posix(), folder.name, split)
 
 
-def _of_csv(file: Path) -> Iterator[Picture]:
+def _of_csv(file: Path, several: bool) -> Iterator[Picture]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -72,7 +77,7 @@ def _of_csv(file: Path) -> Iterator[Picture]:
     for row in rows:
         values = {name: (row[column] or "").strip() for name, column in names.items()}
         split = values.get("split", "").lower()
-        if not values["path"] or not values["label"]:
+        if not values["path"] or not (values["label"] or several):
             raise Refusal(f"{file}, line {rows.line_num}: the path or the label is missing.")
         if ("split" in names) != (split in SPLIT_NAMES):
             raise Refusal(f"{file}, line {rows.line_num}: split='{split}' is none of train, val and test.")

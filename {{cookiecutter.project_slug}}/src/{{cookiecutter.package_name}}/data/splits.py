@@ -1,7 +1,7 @@
 """How a set is split where no split is given."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,33 @@ def stratified(
             f"the label '{rarest}' has {counts[rarest]} samples, too few to split: give {LEAST} or more, "
             "or leave it out."
         )
-    rows = np.arange(len(labels))
     try:
-        rest, test = train_test_split(rows, test_size=test_fraction, stratify=labels, random_state=seed)
-        of_rest = [labels[row] for row in rest]
-        part = val_fraction / (1 - test_fraction)
-        train, val = train_test_split(rest, test_size=part, stratify=of_rest, random_state=seed)
+        return _split(len(labels), val_fraction, test_fraction, seed, lambda rows: [labels[row] for row in rows])
     except ValueError as error:
         raise Refusal(
             f"{len(labels)} samples of {len(counts)} labels are too few for data.val_fraction={val_fraction} and "
             f"data.test_fraction={test_fraction}: give more samples, or larger fractions."
         ) from error
+
+
+def shuffled(
+    num_samples: int, val_fraction: float, test_fraction: float, seed: int
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Rows of each split, at random."""
+    if num_samples < LEAST:
+        raise Refusal(f"{num_samples} samples are too few to split: give {LEAST} or more.")
+    return _split(num_samples, val_fraction, test_fraction, seed, lambda rows: None)
+
+
+def _split(
+    num_samples: int,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    labels_of: Callable[[npt.NDArray[np.int64]], Sequence[Any] | None],
+) -> dict[str, npt.NDArray[np.int64]]:
+    rows = np.arange(num_samples)
+    rest, test = train_test_split(rows, test_size=test_fraction, stratify=labels_of(rows), random_state=seed)
+    part = val_fraction / (1 - test_fraction)
+    train, val = train_test_split(rest, test_size=part, stratify=labels_of(rest), random_state=seed)
     return dict(zip(SPLITS, (train, val, test), strict=True))

@@ -1,7 +1,5 @@
 """`data=table`: a table of one's own as CSV or Parquet, or one that ships with scikit-learn."""
 
-import hashlib
-import logging
 from pathlib import Path
 from typing import Literal
 
@@ -9,30 +7,26 @@ import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn import datasets
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..refusal import Refusal, nearest
+from ..refusal import Refusal
 from ..serving.accepted import Column
-from ..serving.tables import MOST, Table, encode, read_table
-from .columns import choose, natural_order, statistics
+from ..serving.tables import MOST, Table, encode
+from .columns import choose, statistics
+from .rows import check_labels, given_split, known_column, read, with_targets
 from .samples import Batch, SamplesInMemory, check_batch, check_options, evaluation_loader, training_loader
 from .spec import DataSpec
-from .splits import SPLIT_NAMES, SPLITS, stratified
+from .splits import LEAST, SPLITS, shuffled, stratified
+from .targets import counts_of, known_labels, numbered, rarest
 
-log = logging.getLogger(__name__)
-
-# Tables that ship with scikit-learn, by the name that stands in the place of a path.
-BUNDLED = {"breast_cancer": datasets.load_breast_cancer, "iris": datasets.load_iris, "wine": datasets.load_wine}
-TARGET = "target"  # the column of those that holds the label
-NUM_NAMED = 5  # of the rows that are left out
-
-Rows = dict[str, npt.NDArray[np.int64]]
+Task = Literal["classification", "multilabel", "regression"]
 
 
 class TableDataModule(pl.LightningDataModule):
-    """Rows `(N, C)`, float32, and labels `(N,)`, int64: numbers with NaN for a gap, categories by their codes.
+    """Rows `(N, C)`, float32: numbers with NaN for a gap, categories by their codes. With them the target of `task`.
+
+    That is labels `(N,)`, int64, or any number of labels `(N, K)`, 0 or 1, or numbers `(N,)` in their own units.
 
     What is known of the columns is known from the training split alone. With `trained`, the DataSpec of a checkpoint,
     it is what was known then; and a file that is not the one of the training is for the test, as a whole.
@@ -42,6 +36,7 @@ class TableDataModule(pl.LightningDataModule):
         self,
         path: str,
         target: str | None = None,
+        task: Task = "classification",
         drop: list[str] | None = None,
         categorical: list[str] | None = None,
         split: str | None = None,
@@ -59,22 +54,26 @@ class TableDataModule(pl.LightningDataModule):
         check_options(batch_size, num_workers, val_fraction, test_fraction)
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         self.loader_options = {"num_workers": num_workers, "pin_memory": pin_memory}
-        table, fingerprint = _read(path)
-        target = _known(table, target or (TARGET if path in BUNDLED else None), "target", path)
-        table = _with_labels(table, target)
-        if split is not None:  # another file keeps its rows where they are, and so does this one when rows are added
+        table, target, fingerprint = read(path, target)
+        table = with_targets(table, target, task)
+        fractions = val_fraction, test_fraction, split_seed
+        if split is not None:  # rows stay where they are said to be, whatever else the file holds
             needed = SPLITS if trained is None else ("test",)
-            rows, fingerprint = _given(table, _known(table, split, "split", path), needed), ""
+            rows, fingerprint = given_split(table, known_column(table, split, "split", path), needed), ""
         elif trained is not None and trained.fingerprint != fingerprint:
             rows = {name: np.arange(len(table.places) if name == "test" else 0) for name in SPLITS}
+        elif task == "regression":
+            rows = shuffled(len(table.places), *fractions)
         else:
-            rows = stratified(_labels(table, target), val_fraction, test_fraction, split_seed)
+            words = check_labels(table, target, task)
+            rows = stratified(rarest(words, LEAST) if task == "multilabel" else words, *fractions)
         if trained is None:
             check_batch(batch_size, len(rows["train"]))
             but = [target, *([] if split is None else [split]), *(drop or [])]
-            trained = _described(table, target, choose(table, but, categorical or [], rows["train"]), rows["train"])
+            columns = choose(table, but, categorical or [], rows["train"])
+            trained = _described(table, target, task, columns, rows["train"])
         self.spec = DataSpec.from_dict({**trained.to_dict(), "name": Path(path).stem, "fingerprint": fingerprint})
-        inputs, truth = _encoded(table, self.spec), _numbered(table, target, self.spec)
+        inputs, truth = _encoded(table, self.spec), _truth(table, target, self.spec)
         self.samples = {
             name: SamplesInMemory(torch.from_numpy(inputs[of_split]), truth[torch.from_numpy(of_split)])
             for name, of_split in rows.items()
@@ -90,87 +89,42 @@ class TableDataModule(pl.LightningDataModule):
         return evaluation_loader(self.samples["test"], self.batch_size, self.trainer, **self.loader_options)
 
 
-def _read(path: str) -> tuple[Table, str]:
-    """With a digest of the file's contents."""
-    file = Path(path).expanduser()
-    if not file.exists() and path in BUNDLED:
-        bundled = BUNDLED[path](as_frame=False)
-        names = [*map(str, bundled.feature_names), TARGET]
-        labels = np.array([str(bundled.target_names[number]) for number in bundled.target], dtype=object)
-        cells = dict(zip(names, [*bundled.data.T, labels], strict=True))
-        return Table(cells, [f"row {number}" for number in range(1, len(labels) + 1)]), ""
-    if not file.is_file():
-        known = " or ".join((", ".join(list(BUNDLED)[:-1]), list(BUNDLED)[-1]))
-        raise Refusal(f"data.path={path} does not exist: give a CSV or Parquet file, or {known}.")
-    try:
-        table = read_table(file)
-    except (OSError, ValueError) as error:
-        raise Refusal(f"data.path={path} cannot be used: {error}.") from error
-    with file.open("rb") as contents:
-        return table, hashlib.file_digest(contents, "sha256").hexdigest()
-
-
-def _known(table: Table, name: str | None, option: str, path: str) -> str:
-    if name is None:
-        raise Refusal(f"data.{option}= is needed: {path} has the columns {', '.join(table.cells)}.")
-    if name not in table.cells:
-        raise Refusal(f"data.{option}={name} is no column of {path}; {nearest(name, table.cells)}")
-    return name
-
-
-def _with_labels(table: Table, target: str) -> Table:
-    """Without the rows that have none."""
-    words = table.words(target)
-    missing = [row for row, word in enumerate(words) if not word]
-    if missing:
-        named = ", ".join(table.places[row] for row in missing[:NUM_NAMED])
-        more = ", ..." if len(missing) > NUM_NAMED else ""
-        log.warning("left out    %d of %d rows without '%s': %s%s", len(missing), len(words), target, named, more)
-        table = table.without(missing)
-    return table
-
-
-def _labels(table: Table, target: str) -> list[str]:
-    """Refuses a target that is no label: one for all rows, or another one for almost each."""
-    words = table.words(target)
-    labels = natural_order(words)
-    if len(labels) < 2:
-        found = f"one label, '{labels[0]}'" if labels else "no row"
-        raise Refusal(f"data.target={target} holds {found}: there must be two or more labels to tell apart.")
-    if len(labels) > len(words) / 2:
-        raise Refusal(f"data.target={target} has {len(labels)} labels in {len(words)} rows: name a column of labels.")
-    return words
-
-
-def _given(table: Table, split: str, needed: tuple[str, ...]) -> Rows:
-    rows: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for row, word in enumerate(table.words(split)):
-        if word.lower() not in SPLIT_NAMES:
-            raise Refusal(f"{table.places[row]} of the table: {split}='{word}' is none of {', '.join(SPLITS)}.")
-        rows[SPLIT_NAMES[word.lower()]].append(row)
-    for name in needed:
-        if not rows[name]:
-            raise Refusal(f"data.split={split} names no row for {name}: each of {', '.join(needed)} needs some.")
-    return {name: np.array(of_split, dtype=np.int64) for name, of_split in rows.items()}
-
-
-def _described(table: Table, target: str, columns: list[Column], training: npt.NDArray[np.int64]) -> DataSpec:
-    words = table.words(target)
-    labels = natural_order(words[row] for row in training)
+def _described(
+    table: Table, target: str, task: Task, columns: list[Column], training: npt.NDArray[np.int64]
+) -> DataSpec:
     values, _ = encode(table, columns)
     mean, std = statistics(values[training], columns)
-    return DataSpec(
+    spec = DataSpec(
         name="",
-        task="classification",
+        task=task,
         input_shape=(len(columns),),
         input_dtype="float32",
         input_range=(-MOST, MOST),
-        labels=tuple(labels),
+        labels=(),
         mean=mean,
         std=std,
-        description=f"{len(words):,} rows of {len(columns)} columns, and in '{target}' one of {len(labels)} labels.",
         columns=tuple(column.to_dict() for column in columns),
-    )
+        target=target,
+    ).to_dict()
+    described = f"{len(table.places):,} rows of {len(columns)} columns, and in '{target}' "
+    if task == "regression":
+        numbers = table.numbers(target)[0][training]
+        spread = float(numbers.std())
+        if not spread:
+            raise Refusal(f"data.target={target} is the same in all training rows: there is nothing to predict.")
+        spec |= {"target_mean": float(numbers.mean()), "target_std": spread, "description": f"{described}a number."}
+        return DataSpec.from_dict(spec)
+    several = task == "multilabel"
+    words = [table.words(target)[row] for row in training]
+    labels = known_labels(words, several)
+    counts = counts_of(numbered(words, labels, several)[0], len(labels))
+    kind = "any" if several else "one"
+    spec |= {
+        "labels": labels,
+        "label_counts": list(counts),
+        "description": f"{described}{kind} of {len(labels)} labels.",
+    }
+    return DataSpec.from_dict(spec)
 
 
 def _encoded(table: Table, spec: DataSpec) -> npt.NDArray[np.float32]:
@@ -183,10 +137,12 @@ def _encoded(table: Table, spec: DataSpec) -> npt.NDArray[np.float32]:
     return values
 
 
-def _numbered(table: Table, target: str, spec: DataSpec) -> Tensor:
-    numbers = {label: number for number, label in enumerate(spec.labels)}
+def _truth(table: Table, target: str, spec: DataSpec) -> Tensor:
+    if spec.task == "regression":
+        return torch.from_numpy(table.numbers(target)[0].astype(np.float32))
     words = table.words(target)
-    for place, word in zip(table.places, words, strict=True):
-        if word not in numbers:
-            raise Refusal(f"{place} of the table: {target}='{word}' is no label of the training split.")
-    return torch.tensor([numbers[word] for word in words])
+    truth, unknown = numbered(words, spec.labels, spec.task == "multilabel")
+    if unknown is not None:
+        place, word = table.places[unknown], words[unknown]
+        raise Refusal(f"{place} of the table: {target}='{word}' is no label of the training split.")
+    return truth

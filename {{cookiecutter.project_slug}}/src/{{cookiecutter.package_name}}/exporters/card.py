@@ -8,9 +8,27 @@ from . import FORMATS
 from .contract import verified_batch_sizes
 from .snippets import use
 
-CONFUSION, BENCHMARK, BENCHMARK_PICTURE = "confusion_matrix.png", "benchmark.json", "benchmark.png"
+BENCHMARK, BENCHMARK_PICTURE = "benchmark.json", "benchmark.png"
+# By the task: the file and what it shows.
+PICTURES = {
+    "classification": ("confusion_matrix.png", "Confusion matrix of the test split: rows are the true labels"),
+    "multilabel": ("labels.png", "Each label in the test split: found, missed, and said of others"),
+    "regression": ("predicted.png", "Predictions beside the truth in the test split"),
+}
 MOST_NAMED = 20  # categories of a column
-METRICS = {"test/acc": "accuracy", "test/f1": "macro F1"}
+METRICS = {
+    "test/acc": "accuracy",
+    "test/f1": "macro F1",
+    "test/rmse": "root mean squared error",
+    "test/mae": "mean absolute error",
+    "test/r2": "R2, the share of the variance that is explained",
+}
+
+MEANINGS = {
+    "classification": ("one figure a label", "their softmax"),
+    "multilabel": ("one figure a label", "their sigmoid: each label for itself"),
+    "regression": ("in the units of the target",),
+}
 
 PURPOSE = {
     "onnx": "ONNX Runtime, Triton, and whatever reads ONNX: the first choice",
@@ -33,10 +51,11 @@ def card(manifest: Mapping[str, Any], benchmark: Mapping[str, Any] | None = None
 def _head(manifest: Mapping[str, Any]) -> str:
     data, metrics, counts = manifest["data"], manifest["metrics"], manifest["data"]["num_samples"]
     description = data["description"] or f"`{data['name']}`."
+    picture, shows = PICTURES[manifest["task"]]
     figures = "\n".join(f"| {METRICS.get(name, name)} | {value:.4f} |" for name, value in metrics.items())
     return f"""# {manifest["name"]}, version {manifest["version"]}
 
-Classifies `{data["name"]}` into {len(manifest["labels"])} labels: {", ".join(manifest["labels"])}.
+{_purpose(manifest)}
 
 **Data.** {description} Trained on {counts["train"]:,} samples, validated on {counts["val"]:,} others, and tested on
 {counts["test"]:,} that were kept from both:
@@ -45,8 +64,16 @@ Classifies `{data["name"]}` into {len(manifest["labels"])} labels: {", ".join(ma
 | --- | --- |
 {figures}
 
-![Confusion matrix of the test split: rows are the true labels]({CONFUSION})
+![{shows}]({picture})
 """
+
+
+def _purpose(manifest: Mapping[str, Any]) -> str:
+    name, labels = manifest["data"]["name"], manifest["labels"]
+    if manifest["task"] == "regression":
+        return f"Predicts {manifest['target']['name']}, a number, from `{name}`."
+    several = ", any number of them at once" if manifest["task"] == "multilabel" else ""
+    return f"Classifies `{name}` into {len(labels)} labels{several}: {', '.join(labels)}."
 
 
 def _input_and_output(manifest: Mapping[str, Any]) -> str:
@@ -58,7 +85,7 @@ def _input_and_output(manifest: Mapping[str, Any]) -> str:
     *sizes, largest = verified_batch_sizes(manifest["max_batch_size"])
     rows = "\n".join(
         f"| `{output['name']}` | {output['dtype']} | {_shape(output)} | {meaning} |"
-        for output, meaning in zip(manifest["outputs"], ("one figure a label", "their softmax"), strict=True)
+        for output, meaning in zip(manifest["outputs"], MEANINGS[manifest["task"]], strict=True)
     )
     return f"""## Input and output
 
@@ -79,13 +106,18 @@ def _columns(columns: Sequence[Mapping[str, Any]]) -> str:
         f"| {number} | {_escaped(column['name'])} | {_values(column)} | {'yes' if column['gaps'] else 'no'} |"
         for number, column in enumerate(columns)
     )
+    coded = (
+        """ A category is sent as its code, counted from 1 in the order above; 0 stands for
+one that is missing, or that the training did not know."""
+        if any(c["categories"] for c in columns)
+        else ""
+    )
     return f"""
 | place | column | values | missing in training |
 | --- | --- | --- | --- |
 {rows}
 
-A missing number is NaN. A category is sent as its code, counted from 1 in the order above; 0 stands for one that is
-missing, or that the training did not know.
+A missing number is NaN.{coded}
 """
 
 
@@ -115,17 +147,18 @@ def _files(manifest: Mapping[str, Any]) -> str:
         for parity in manifest["parity"]
     )
     reduced = [parity for parity in manifest["parity"] if not FORMATS[parity["format"]].exact]
-    accuracies = ", ".join(f"`{parity['file']}` {parity['accuracy']:.4f}" for parity in reduced)
+    score = "r2" if manifest["task"] == "regression" else "accuracy"
+    scores = ", ".join(f"`{parity['file']}` {parity[score]:.4f}" for parity in reduced)
     return f"""## Files
 
 Each was loaded in a process of its own and compared with the trained model, which takes
 {manifest["eager_latency_ms"]:.3f} ms for one sample in eager mode (one thread, on the exporting machine).
 
-| file | size | largest difference | same label | one sample | made for |
+| file | size | largest difference | alike | one sample | made for |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
-The difference is max |a - b| / max(1, |b|).{f" Accuracy of the reduced formats: {accuracies}." if reduced else ""}
+The difference is max |a - b| / max(1, |b|).{f" Of the reduced formats, the {score}: {scores}." if reduced else ""}
 `manifest.json` holds the figures, versions and the sha256 of every file; `golden.npz` holds real samples and the
 answers that any copy of this model must give.
 """

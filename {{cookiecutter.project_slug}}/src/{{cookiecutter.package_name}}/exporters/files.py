@@ -12,12 +12,12 @@ import torch
 
 from ..checkpoints import Checkpoint
 from ..data.spec import DataSpec
+from ..data.targets import counts_of
+from ..plots import plot_test
 from ..refusal import Refusal
-from ..reports import plot_confusion_matrix
 from ..serving.runtime import GOLDEN
 from . import FORMATS, Array, exporter
 from .bundle import without_local_paths
-from .card import CONFUSION
 from .contract import Contract, GateFailure
 from .fresh import first_samples
 from .gate import Limits, Parity, Reference, admit
@@ -40,8 +40,8 @@ def write_verified(
 
     Raises `GateFailure` for the formats that failed, once all were tried.
     """
-    classifier = checkpoint.model()
-    network = deployed(classifier)
+    model = checkpoint.model()
+    network = deployed(model)
     inputs, truth = _test_samples(datamodule)
     answer = eager(network)
     reference = Reference.of(answer, inputs, truth, limits.max_batch_size, checkpoint.spec.task)
@@ -61,8 +61,8 @@ def write_verified(
     golden = inputs[:NUM_GOLDEN]
     named = zip((tensor.name for tensor in contract.signature.outputs), answer(golden), strict=True)
     np.savez(folder / GOLDEN, **{"input": golden, **dict(named)})  # type: ignore[arg-type]
-    metrics = classifier.test_figures(torch.from_numpy(reference.first), torch.from_numpy(truth))
-    classifier.plot(folder)
+    metrics = model.test_figures(torch.from_numpy(reference.first), torch.from_numpy(truth))
+    plot_test(model, folder)
     figures = {
         "data": _data(checkpoint.spec, datamodule, len(truth)),
         "metrics": metrics,
@@ -80,7 +80,7 @@ def _data(spec: DataSpec, datamodule: pl.LightningDataModule, num_test: int) -> 
         "name": spec.name,
         "description": spec.description,
         "num_samples": {"train": len(training), "val": num_val, "test": num_test},
-        "label_counts": None if labels is None else labels.bincount(minlength=spec.num_outputs).tolist(),
+        "label_counts": list(counts_of(labels, spec.num_outputs)) if labels is not None and spec.labels else None,
     }
 
 

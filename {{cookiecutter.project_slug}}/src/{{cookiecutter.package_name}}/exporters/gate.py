@@ -36,7 +36,8 @@ class Parity:
     def to_dict(self) -> dict[str, Any]:
         """As in the manifest."""
         entry = asdict(self)
-        return {**entry, entry.pop("score_name"): entry.pop("score")}
+        score = {entry.pop("score_name"): entry.pop("score")}
+        return {**entry, **score}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..data.spec import DataSpec
 from ..models.answers import Answers
-from ..models.classifier import Classifier
+from ..models.trainee import Trainee
 from . import Array, Run
 from .contract import Contract, GateFailure
 from .fresh import median_latency_ms
@@ -31,10 +31,10 @@ class Source:
 class DeployedNetwork(nn.Module):
     """Raw input `(B, *spec.input_shape)` to what the task answers, each `(B, K)` float32."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, model: Trainee) -> None:
         super().__init__()
-        self.net = classifier.net
-        self.answers = Answers(classifier.spec)
+        self.net = model.net
+        self.answers = Answers(model.spec)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         found = self.net(x)
@@ -42,9 +42,9 @@ class DeployedNetwork(nn.Module):
         return outputs
 
 
-def deployed(classifier: Classifier) -> DeployedNetwork:
+def deployed(model: Trainee) -> DeployedNetwork:
     """In inference mode on the CPU, without gradients; a tensor of float64 that the network has of its own stays so."""
-    network = DeployedNetwork(classifier).to(device="cpu").eval()
+    network = DeployedNetwork(model).to(device="cpu").eval()
     return network.requires_grad_(False)
 
 

@@ -37,14 +37,14 @@ def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
 
 def rebuilt(path: Path) -> nn.Module:
     """The trained network in eager mode, as it is deployed; its code is this project's."""
-    from ..build import build_classifier
+    from ..build import build_model
     from ..checkpoints import refuse_foreign_code
     from ..data.spec import DataSpec
 
     described = _described(path)
     section = json.loads(described["model"])
     refuse_foreign_code(section, str(path))
-    network = deployed(build_classifier(section, DataSpec.from_dict(json.loads(described["spec"]))))
+    network = deployed(build_model(section, DataSpec.from_dict(json.loads(described["spec"]))))
     network.load_state_dict(load_file(path))
     return network
 

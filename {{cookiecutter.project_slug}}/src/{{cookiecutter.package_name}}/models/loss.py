@@ -37,7 +37,7 @@ class CrossEntropy(nn.Module):
 
 def label_scales(spec: DataSpec, class_weights: Literal["balanced"] | list[float]) -> list[float]:
     """A figure a label, whose mean over the training samples is 1; `balanced` is N / (K * count), scikit-learn's."""
-    counts, num_labels = spec.label_counts, spec.num_classes
+    counts, num_labels = spec.label_counts, spec.num_outputs
     if len(counts) != num_labels:
         raise Refusal(
             f"model.class_weights={class_weights} needs the number of training samples of each label: "

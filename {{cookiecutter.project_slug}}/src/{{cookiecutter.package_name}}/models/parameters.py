@@ -43,13 +43,13 @@ def shortened(names: list[str], most: int = 4) -> str:
 
 
 def shaped_by_labels(net: nn.Module, make_net: Callable[[DataSpec], nn.Module], spec: DataSpec) -> set[str]:
-    """Names of the parameters whose shape would differ with one label more: the last layer, wherever it is.
+    """Names of the parameters whose shape would differ with two labels more: the last layer, wherever it is.
 
     Told by a second network, because no name and no place says so for all networks; it draws no random numbers of
     this process.
     """
     with torch.random.fork_rng(devices=[]):
-        other = make_net(replace(spec, labels=(*spec.labels, "one more"), label_counts=()))
+        other = make_net(replace(spec, labels=(*spec.labels, "one more", "another"), label_counts=()))
     shapes = {name: weight.shape for name, weight in other.named_parameters()}
     return {name for name, weight in net.named_parameters() if shapes.get(name) != weight.shape}
 

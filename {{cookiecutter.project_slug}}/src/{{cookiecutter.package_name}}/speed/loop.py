@@ -1,7 +1,8 @@
 """The loop that one would write by hand in plain torch, on one device or as one rank of DistributedDataParallel.
 
 A good one: the configured optimizer, which is a fused one, data in memory fetched by one indexing call, no figure read
-from the device before the end of an epoch. It keeps what the project keeps, loss and accuracy, and writes nothing.
+from the device before the end of an epoch. It keeps what the project keeps, the loss and what the task tallies, and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.samples import Batch, SamplesInMemory
-from ..models.classifier import Classifier
+from ..models.trainee import Trainee
 from ..strategies.samplers import seeded
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
@@ -28,7 +29,7 @@ class HandWrittenLoop:
 
     def __init__(
         self,
-        model: Classifier,
+        model: Trainee,
         datamodule: pl.LightningDataModule,
         device: torch.device,
         batch_size: int,
@@ -44,10 +45,9 @@ class HandWrittenLoop:
             model.double()
         if model.channels_last:
             model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        net: nn.Module = model.net.to(device)
+        net: nn.Module = model.to(device).net
         if model.compiled:
             net.compile()
-        self.loss = model.loss.to(device)
         self.optimizer = model.build_optimizer()
         self.scheduler = None if model.make_scheduler is None else model.make_scheduler(self.optimizer)
         if world_size > 1:
@@ -60,7 +60,7 @@ class HandWrittenLoop:
         self.loaders = {"train": datamodule.train_dataloader(), "val": datamodule.val_dataloader()}
 
     def epoch(self, number: int, train_batches: int, val_batches: int) -> dict[str, float]:
-        """At most so many batches of training and of validation; the mean loss and accuracy of both, over all ranks."""
+        """At most so many batches of training and of validation; the mean loss and figure of both, over all ranks."""
         self.net.train()
         self.model.hold_frozen()
         train = self._means(self._pass(islice(self._training_batches(number), train_batches), training=True))
@@ -69,23 +69,23 @@ class HandWrittenLoop:
         self.net.eval()
         with torch.inference_mode():
             val = self._means(self._pass(islice(self._validation_batches(), val_batches), training=False))
-        names = ("train/loss", "train/acc", "val/loss", "val/acc")
+        figure = self.model.figure
+        names = ("train/loss", f"train/{figure}", "val/loss", f"val/{figure}")
         return dict(zip(names, (*train, *val), strict=True))
 
     def _pass(self, batches: Iterable[Batch], training: bool) -> Tensor:
-        """Sums over the samples: loss, right answers, and how many there were."""
-        smoothing = self.model.label_smoothing if training else 0.0
-        loss_sum, num_correct, num_samples = self._zero(), self._zero(), 0
+        """Sums over the samples: loss, what the task tallies, and how many there were."""
+        loss_sum, tally, num_samples = self._zero(), self._zero(), 0
         for x, y in batches:
             with self.autocast:
-                logits = self.net(x)
-                loss = self.loss(logits, y, smoothing)
+                outputs = self.net(x)
+                loss = self.model.batch_loss(outputs, y, training)
             if training:
                 self._update(loss)
             loss_sum.add_(loss.detach(), alpha=len(y))
-            num_correct += (logits.argmax(dim=1) == y).sum()
+            tally = tally + self.model.tally(outputs.detach(), y)
             num_samples += len(y)
-        return torch.stack([loss_sum, num_correct, self._zero() + num_samples])
+        return torch.stack([loss_sum, tally, self._zero() + num_samples])
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -99,8 +99,9 @@ class HandWrittenLoop:
     def _means(self, sums: Tensor) -> tuple[float, float]:
         if self.world_size > 1:
             torch.distributed.all_reduce(sums)
-        loss, correct, count = sums.tolist()
-        return loss / max(count, 1), correct / max(count, 1)
+        loss, tally, count = sums
+        mean = self.model.finished(tally / count.clamp(min=1))
+        return float(loss / count.clamp(min=1)), float(mean)
 
     def _zero(self) -> Tensor:
         return torch.zeros((), device=self.device)

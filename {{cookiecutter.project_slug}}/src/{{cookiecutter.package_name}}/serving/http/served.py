@@ -52,7 +52,13 @@ class Served:
         """For the page: what it takes, with a real sample where that is a row of a table."""
         columns = [column.to_dict() for column in self.accepted.columns]
         example = [None if np.isnan(value) else value for value in self._example.tolist()] if columns else None
-        return {"name": self.model.name, "task": self.bundle.task.name, "labels": self.bundle.labels, "columns": columns, "example": example}
+        return {
+            "name": self.model.name,
+            "task": self.bundle.task.name,
+            "labels": self.bundle.labels,
+            "columns": columns,
+            "example": example,
+        }
 
     async def infer(self, inputs: Array) -> dict[str, Array]:
         """Raw input `(B, ...)` to the outputs by name; raises `Rejected` where there is too much to do."""
@@ -60,7 +66,7 @@ class Served:
         return dict(zip(self.bundle.outputs, outputs, strict=True))
 
 
-def _check(bundle: Bundle, golden: tuple[Array, Array, Array], tolerance: float) -> None:
+def _check(bundle: Bundle, golden: tuple[Array, ...], tolerance: float) -> None:
     inputs, *expected = (array[: bundle.max_batch_size] for array in golden)
     for name, found, right in zip(bundle.outputs, bundle(inputs), expected, strict=True):
         worst = difference(found, right)

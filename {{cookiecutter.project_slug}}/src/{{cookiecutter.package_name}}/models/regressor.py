@@ -1,0 +1,101 @@
+"""Regression: a number for each sample."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
+
+from ..data.spec import DataSpec
+from ..refusal import Refusal
+from .trainee import Trainee
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+NUM_BINS, WIDEST = 48, 3.0  # of a picture of predictions beside the truth: 3 deviations to both sides
+
+
+class Beside(Metric):
+    """Counts of samples `(NUM_BINS, NUM_BINS)` by their true value and by what was predicted, in deviations."""
+
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(NUM_BINS, NUM_BINS, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, truth: Tensor) -> None:
+        rows, columns = (
+            ((x + WIDEST) / (2 * WIDEST) * NUM_BINS).long().clamp(0, NUM_BINS - 1) for x in (truth, predicted)
+        )
+        self.counts += torch.bincount(rows * NUM_BINS + columns, minlength=NUM_BINS**2).view(NUM_BINS, NUM_BINS)
+
+    def compute(self) -> Tensor:
+        return self.counts
+
+
+class Regressor(Trainee):
+    """Trains `net(spec)` to outputs `(B, 1)`: the target in deviations from its mean, from `(B,)` in its units.
+
+    Logs `rmse` and `mae` in the units of the target, and `r2`; the loss is that of the target in deviations.
+    """
+
+    figure = "rmse"
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        net: Callable[[DataSpec], nn.Module],
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        loss: Literal["mse", "l1", "huber"] = "mse",
+        warmup_steps: int = 0,
+        compile: bool = False,
+        channels_last: bool = False,
+        weights: str | None = None,
+        kept_lr_factor: float = 1.0,
+        freeze: str | list[str] | None = None,
+    ) -> None:
+        super().__init__(
+            spec, net, optimizer, scheduler, warmup_steps, compile, channels_last, weights, kept_lr_factor, freeze
+        )
+        if spec.task != "regression":
+            raise Refusal("the data has labels to predict, and no numbers: take the model of task=classification.")
+        self.loss_of: Callable[[Tensor, Tensor], Tensor] = LOSSES[loss]
+        scores: dict[str, Metric | MetricCollection] = {
+            "rmse": MeanSquaredError(squared=False),
+            "mae": MeanAbsoluteError(),
+            "r2": R2Score(),
+        }
+        self.val_scores = MetricCollection(scores, prefix="val/")
+        self.test_scores = MetricCollection(scores, prefix="test/")
+        self.test_counts: Metric = Beside()
+
+    def in_deviations(self, y: Tensor) -> Tensor:
+        return (y - self.spec.target_mean) / self.spec.target_std
+
+    def compared(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return outputs[:, 0], self.in_deviations(y)
+
+    def batch_loss(self, outputs: Tensor, y: Tensor, training: bool) -> Tensor:
+        predicted, truth = self.compared(outputs, y)
+        found: Tensor = self.loss_of(predicted, truth.to(predicted.dtype))
+        return found
+
+    def tally(self, outputs: Tensor, y: Tensor) -> Tensor:
+        predicted, truth = self.compared(outputs, y)
+        return (predicted - truth).square().sum()
+
+    def finished(self, mean: Tensor) -> Tensor:
+        return mean.sqrt() * self.spec.target_std
+
+    def read_scores(self, scores: MetricCollection) -> dict[str, Tensor]:
+        """Of what was compared in deviations: sums of squares of large numbers would lose their digits."""
+        figures = super().read_scores(scores)
+        return {name: value if name.endswith("r2") else value * self.spec.target_std for name, value in figures.items()}
+
+    def test_figures(self, first: Tensor, y: Tensor) -> dict[str, float]:
+        return super().test_figures(self.in_deviations(first), y)

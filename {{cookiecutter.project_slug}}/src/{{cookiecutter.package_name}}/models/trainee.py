@@ -1,0 +1,212 @@
+"""What all tasks share: a network that is trained and evaluated, every sample once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
+from torchmetrics import Metric, MetricCollection
+
+from ..data.samples import Batch
+from ..data.spec import DataSpec
+from ..hooks import METRICS
+from ..refusal import Refusal
+from .layers import Normalize
+from .parameters import check_rates, freeze_named, grouped, hold_frozen
+
+
+@dataclass
+class Totals:
+    """Sums over samples; the first two lie on the device, and are read from it once an epoch."""
+
+    loss: Tensor
+    tally: Tensor
+    count: int = 0
+
+
+class Trainee(pl.LightningModule):
+    """Trains `net(spec)`, from raw input `(B, *spec.input_shape)` to outputs `(B, K)`.
+
+    Logs `loss` and `figure` of training, and `loss` and the scores under `val/` and `test/`, once an epoch. Every
+    sample counts once, whatever the number of processes, so the figures are those of one process.
+
+    `weights` names the file that `tuning.begin` starts a training from. It is not read here: what was trained is built
+    again without it.
+    """
+
+    figure: str  # what is logged of training beside the loss: the mean of `tally`, or what `finished` makes of it
+    val_scores: MetricCollection
+    test_scores: MetricCollection
+    test_counts: Metric  # of test samples, for a picture
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        net: Callable[[DataSpec], nn.Module],
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        warmup_steps: int,
+        compile: bool,
+        channels_last: bool,
+        weights: str | None,
+        kept_lr_factor: float,
+        freeze: str | list[str] | None,
+    ) -> None:
+        super().__init__()
+        if warmup_steps < 0:
+            raise Refusal(f"model.warmup_steps={warmup_steps} is out of range: give 0 (none) or more.")
+        if not 0 < kept_lr_factor <= 1:
+            raise Refusal(f"model.kept_lr_factor={kept_lr_factor} is out of range: give more than 0, and at most 1.")
+        self.spec = spec
+        self.make_net = net
+        self.net = nn.Sequential(Normalize(spec), net(spec))
+        if freeze is not None:
+            freeze_named(self, freeze)
+        self.freezes = freeze is not None  # a network that freezes some of its own looks after them itself
+        self.weights = weights
+        self.kept: frozenset[str] = frozenset()  # names of the parameters that were taken from `weights`
+        self.kept_lr_factor = kept_lr_factor
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.warmup_steps = warmup_steps
+        self.compiled = compile
+        self.channels_last = channels_last
+        self.counts: Tensor | None = None  # what `test_counts` came to; there after a test
+        self._totals: dict[str, Totals] = {}
+
+    def batch_loss(self, outputs: Tensor, y: Tensor, training: bool) -> Tensor:
+        """The mean over the samples; training alone may smooth."""
+        raise NotImplementedError
+
+    def tally(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """A sum over the samples: of whole numbers, or of floats."""
+        raise NotImplementedError
+
+    def finished(self, mean: Tensor) -> Tensor:
+        return mean
+
+    def read_scores(self, scores: MetricCollection) -> dict[str, Tensor]:
+        figures: dict[str, Tensor] = scores.compute()
+        return figures
+
+    def compared(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What the scores compare."""
+        return outputs, y
+
+    def test_figures(self, first: Tensor, y: Tensor) -> dict[str, float]:
+        """The scores by their names, for the exported first output `(N, K)` of all test samples; fills `counts` too."""
+        self.test_scores.reset()
+        self.test_scores.update(*self.compared(first, y))
+        self.counts = self.test_counts(*self.compared(first, y))
+        return {name: value.item() for name, value in self.read_scores(self.test_scores).items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.net(x)
+        return outputs
+
+    def configure_model(self) -> None:
+        if self.channels_last:  # before ddp lays out its buckets like the weights
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def on_fit_start(self) -> None:
+        if self.compiled:  # in place, so the names in a checkpoint stay; `evaluate` and `export` run the plain network
+            self.net.compile()
+
+    def on_train_start(self) -> None:
+        self._totals.clear()
+        self.hold_frozen()
+
+    def hold_frozen(self) -> None:
+        """After all that sets modules to train, or puts others in their place, as `sync_batchnorm`."""
+        if self.freezes:
+            hold_frozen(self.net)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x, y = batch
+        outputs = self(x)
+        loss = self.batch_loss(outputs, y, training=True)
+        with self.trainer.profiler.profile(METRICS):  # type: ignore[attr-defined]
+            self._count("train", outputs, y, loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch, self.val_scores)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch, self.test_scores, self.test_counts)
+
+    def _evaluate(self, split: str, batch: Batch, *metrics: MetricCollection | Metric) -> None:
+        x, y = batch
+        if len(y) == 0:  # more processes than samples in this batch
+            return
+        outputs = self(x)
+        self._count(split, outputs, y, self.batch_loss(outputs, y, training=False))
+        for metric in metrics:
+            metric.update(*self.compared(outputs, y))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        # Not in on_train_epoch_end: that comes after the progress bar has shown the epoch's figures.
+        if self.trainer.is_last_batch:
+            loss, mean = self._means("train")
+            self._log({"train/loss": loss, f"train/{self.figure}": self.finished(mean)})
+
+    def on_validation_epoch_end(self) -> None:
+        self._log({"val/loss": self._means("val")[0], **self.read_scores(self.val_scores)})
+        self.val_scores.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self._log({"test/loss": self._means("test")[0], **self.read_scores(self.test_scores)})
+        self.test_scores.reset()
+        self.counts = self.test_counts.compute()  # on all ranks: it waits for their counts
+        self.test_counts.reset()
+
+    def _log(self, figures: dict[str, Tensor]) -> None:
+        for name, value in figures.items():
+            shown = name.endswith(("loss", self.figure))  # the bar has no room for all
+            # All ranks hold the same figures already; sync_dist only tells Lightning so.
+            self.log(name, value, prog_bar=shown, on_step=False, on_epoch=True, sync_dist=True)
+
+    def _count(self, split: str, outputs: Tensor, y: Tensor, loss: Tensor) -> None:
+        """Adds to running sums on the device; a log call or `.item()` a step would cost more than a small network."""
+        if split not in self._totals:
+            self._totals[split] = self._no_samples()
+        totals = self._totals[split]
+        totals.loss.add_(loss.detach(), alpha=len(y))
+        totals.tally = totals.tally + self.tally(outputs.detach(), y)
+        totals.count += len(y)
+
+    def _means(self, split: str) -> tuple[Tensor, Tensor]:
+        """Mean loss and tally over the samples of all ranks since the last call."""
+        totals = self._totals.pop(split, None) or self._no_samples()
+        count = torch.full_like(totals.loss, totals.count)
+        sums = torch.stack([totals.loss, totals.tally.to(count.dtype), count])
+        loss, tally, count = self.trainer.strategy.reduce(sums, reduce_op="sum").unbind()
+        return loss / count, tally / count
+
+    def _no_samples(self) -> Totals:
+        """Of one dtype on all ranks, those without a sample included."""
+        dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
+        zero = torch.zeros((), device=self.device)
+        return Totals(zero.to(dtype), zero.long())
+
+    def build_optimizer(self) -> Optimizer:
+        if not self.kept:
+            return self.make_optimizer(self.parameters())
+        return grouped(self.make_optimizer, self.named_parameters(), self.kept, self.kept_lr_factor)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.build_optimizer()
+        schedulers: list[Any] = []
+        if self.make_scheduler is not None:
+            schedulers.append({"scheduler": self.make_scheduler(optimizer), "monitor": "val/loss"})
+            check_rates(optimizer, self.kept_lr_factor)
+        if self.warmup_steps:  # a factor that grows from step to step, on top of what the scheduler does
+            first = 1 / (self.warmup_steps + 1)
+            warmup = LinearLR(optimizer, start_factor=first, total_iters=self.warmup_steps)
+            schedulers.append({"scheduler": warmup, "interval": "step", "name": "warmup"})
+        return [optimizer], schedulers
