@@ -21,6 +21,7 @@ UNWANTED = {
         "src/*/serving/http/form.html",
         "src/*/serving/tables.py",
         "tests/e2e/test_own_table.py",
+        "tests/unit/test_regressor.py",
         "tests/unit/test_table.py",
     ],
     ("data_kind", "tables"): [
@@ -37,11 +38,13 @@ UNWANTED = {
         "src/*/models/mlp.py",
         "src/*/serving/http/page.html",
         "src/*/serving/pictures.py",
+        "tests/e2e/test_fine_tuning.py",
         "tests/e2e/test_own_pictures.py",
         "tests/unit/test_digits.py",
         "tests/unit/test_image_folder.py",
         "tests/unit/test_networks.py",
         "tests/unit/test_pictures.py",
+        "tests/unit/test_tuning.py",
     ],
     ("serving", False): [
         "src/*/serve.py",

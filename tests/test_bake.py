@@ -22,13 +22,18 @@ OF_A_KIND = {
         *(f"{{}}/configs/{name}.yaml" for name in ("data/digits", "data/image_folder", "model/cnn")),
         *(f"{{}}/data/{name}.py" for name in ("augment", "digits", "image_folder", "listing", "pixels", "scan")),
         *(f"{{}}/{name}.py" for name in ("models/cnn", "models/mlp", "serving/pictures")),
-        *(f"tests/unit/test_{name}.py" for name in ("digits", "image_folder", "networks", "pictures")),
+        *(f"tests/unit/test_{name}.py" for name in ("digits", "image_folder", "networks", "pictures", "tuning")),
         "tests/e2e/test_own_pictures.py",
+        "tests/e2e/test_fine_tuning.py",
     ),
     "tables": (
-        "{}/configs/data/table.yaml",
-        *(f"{{}}/{name}.py" for name in ("data/columns", "data/table", "models/tabular", "serving/tables")),
-        "tests/unit/test_table.py",
+        *(
+            f"{{}}/configs/{name}.yaml"
+            for name in ("data/table", "task/classification", "task/multilabel", "task/regression")
+        ),
+        *(f"{{}}/data/{name}.py" for name in ("columns", "rows", "table")),
+        *(f"{{}}/{name}.py" for name in ("models/regressor", "models/tabular", "serving/tables")),
+        *(f"tests/unit/test_{name}.py" for name in ("regressor", "table")),
         "tests/e2e/test_own_table.py",
     ),
 }

@@ -196,5 +196,5 @@ def test_evaluation_counts_every_sample_once(two_devices: list[torch.device]) ->
     (figures,) = make_trainer(DataParallelStrategy(two_devices)).test(replicated, loader, verbose=False)
     assert figures == pytest.approx(expected)
     assert replicated.sizes() == [1, 2, 2, 4, 5]
-    assert replicated.confusion_matrix.sum() == 14
-    assert torch.equal(replicated.confusion_matrix, single.confusion_matrix)
+    assert replicated.counts.sum() == 14
+    assert torch.equal(replicated.counts, single.counts)

@@ -350,7 +350,7 @@ def test_commands_of_the_model_card_work(all_formats: Path, tmp_path: Path) -> N
     python = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     done = subprocess.run([sys.executable, "-c", python], cwd=bundle, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Prediction(label=" in done.stdout
+    assert "'label': " in done.stdout
     (request,) = re.findall(r"```bash\n(.*?)curl", text, re.DOTALL)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     subprocess.run(["bash", "-ec", request], cwd=bundle, env=os.environ | {"PATH": path}, check=True)

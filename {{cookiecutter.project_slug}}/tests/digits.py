@@ -42,6 +42,7 @@ class Digits(pl.LightningDataModule):
             labels=tuple("0123456789"),
             mean=(78.0,),
             std=(96.0,),
+            label_counts=tuple(self.samples["train"].labels.bincount().tolist()),
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,62 @@ def test_missing_column_gets_one_sentence(place: Path) -> None:
     refused = run_command("train", *TABLE, "data.target=bough", "trainer=cpu", cwd=place, check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "data.target=bough is no column of people.csv; did you mean" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "score", "picture", "told"),
+    [
+        (("task=regression", "data.target=income"), "test/r2", "predicted.png", "prediction"),
+        (("task=multilabel", "data.target=city"), "test/f1", "labels.png", "labels"),
+    ],
+    ids=["regression", "multilabel"],
+)
+def test_other_tasks_are_exported_and_told(
+    place: Path, tmp_path: Path, options: tuple[str, ...], score: str, picture: str, told: str
+) -> None:
+    """The city is one label of three here, but each is told for itself."""
+    data = ("data.path=people.csv", "data.drop=[id]", "data.batch_size=32", "trainer=cpu", "trainer.max_epochs=3")
+    shutil.copy(place / "people.csv", tmp_path)
+    printed = run_command("train", *data, *options, cwd=tmp_path).stdout
+    assert score in printed
+    run_command("evaluate", "trainer=cpu", cwd=tmp_path)
+    assert list(tmp_path.glob(f"logs/evaluate/runs/*/{picture}"))
+    run_command("export", "formats=[onnx,torchscript,safetensors]", cwd=tmp_path)
+    run_command("verify", "trust=true", cwd=tmp_path)
+    assert f"]({picture})" in next(tmp_path.glob("artifacts/*/1/README.md")).read_text(encoding="utf-8")
+    found = []
+    for model in ("bundle=latest", "ckpt_path=latest"):
+        run_command("predict", "input=people.csv", model, "output=found.csv", cwd=tmp_path)
+        with (tmp_path / "found.csv").open(encoding="utf-8", newline="") as file:
+            found.append([row[told] for row in csv.DictReader(file)])
+    assert len(found[0]) == 400
+    if told == "prediction":
+        assert [float(one) for one in found[0]] == pytest.approx([float(other) for other in found[1]], rel=1e-4)
+    else:
+        assert found[0] == found[1]
+
+
+def test_strategies_agree_on_a_regression(place: Path, tmp_path: Path) -> None:
+    options = (
+        "task=regression",
+        "data.target=income",
+        f"data.path={place / 'people.csv'}",
+        "data.batch_size=32",
+        *EXACT,
+    )
+    runs = {name: tmp_path / name for name in ("single", "ddp")}
+    for run in runs.values():
+        run.mkdir()
+    ddp = trained(runs["ddp"], *options, *TWO_PROCESSES, "data.micro_batch_size=8")
+    assert_same_result(ddp, trained(runs["single"], *options))
+
+
+def test_network_goes_on_to_another_target_of_the_same_columns(of_own_table: Path, place: Path, tmp_path: Path) -> None:
+    """Only the last layer is new; a table of other columns is refused."""
+    weights = f"model.weights={of_own_table / 'checkpoints/best.ckpt'}"
+    data = (f"data.path={place / 'people.csv'}", "data.target=bought", "data.batch_size=32", "trainer=cpu")
+    refused = run_command("train", *data, weights, cwd=tmp_path, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "was trained on other columns" in refused.stderr
+    printed = run_command("train", *data, weights, "data.drop=[id]", "trainer.max_epochs=1", cwd=tmp_path).stdout
+    assert "starts from" in printed

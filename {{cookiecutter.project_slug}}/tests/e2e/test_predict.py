@@ -24,6 +24,7 @@ from {{ cookiecutter.package_name }}.predict import Model, predict
 from {{ cookiecutter.package_name }}.predictions import written
 from {{ cookiecutter.package_name }}.serving.accepted import Accepted
 from {{ cookiecutter.package_name }}.serving.runtime import {{ "Bundle, " if cookiecutter.data_kind == "tables" }}read_golden, read_manifest
+from {{ cookiecutter.package_name }}.serving.tasks import Task
 
 {% if cookiecutter.data_kind == "images" %}
 FIRST, SECOND = "00.png", "deep/01.bmp"
@@ -190,9 +191,9 @@ def test_interruption_leaves_no_half_of_a_file(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return np.full((len(inputs), 2), 0.5, np.float32)
 
-    model = Model(Accepted((2,), np.dtype(np.float32), (0.0, 1.0)), ["no", "yes"], 2, run)
+    model = Model(Accepted((2,), np.dtype(np.float32), (0.0, 1.0)), Task(), ["no", "yes"], 2, run)
     (tmp_path / "a.csv").write_text("earlier", encoding="utf-8")
-    with pytest.raises(KeyboardInterrupt), written(tmp_path / "a.csv", model.labels, False) as write:
+    with pytest.raises(KeyboardInterrupt), written(tmp_path / "a.csv", model.task, model.labels, False) as write:
         predict(model, [tmp_path / "a.npy"], write)
     assert calls == [2, 2, 2]
     assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "a.csv"}

@@ -250,7 +250,7 @@ def test_loader_predicts_without_torch(bundle: Path) -> None:
         f"from {package.__name__}.serving.runtime import Bundle\n"
         "bundle = Bundle(sys.argv[1])\n"
         "found = bundle.predict(numpy.load(sys.argv[1] + '/golden.npz')['input'])\n"
-        "print(*(prediction.label for prediction in found))\n"
+        "print(*(prediction['label'] for prediction in found))\n"
         "assert not sys.modules.keys() & {'torch', 'lightning', 'onnx', 'hydra'}, 'more than numpy and ONNX Runtime'\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=False)
@@ -278,7 +278,7 @@ def test_loader_gives_the_golden_answers_and_splits_large_batches(bundle: Path) 
     np.testing.assert_allclose(found[1], probabilities, atol=1e-5)
     many = loaded.predict(np.concatenate([inputs] * 20))  # 160, more than the largest batch
     assert len(many) == 20 * len(inputs)
-    assert [prediction.label for prediction in many[-len(inputs) :]] == [
+    assert [prediction["label"] for prediction in many[-len(inputs) :]] == [
         loaded.labels[k] for k in probabilities.argmax(axis=1)
     ]
 

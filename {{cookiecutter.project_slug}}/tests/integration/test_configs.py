@@ -46,7 +46,7 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
         config["trainer"]["accelerator"] = "cpu"  # no such device here: all but its name is tried
     read_options(config, TrainOptions)
     datamodule = build.build(config["data"], "data")
-    model = build.build_classifier(config["model"], datamodule.spec)
+    model = build.build_model(config["model"], datamodule.spec)
     loggers = build.build_loggers(config["logger"])
     callbacks = build.build_callbacks(config, loggers, {})
     assert isinstance(build.build_trainer(config, devices_of(config), callbacks, loggers), pl.Trainer)
@@ -82,7 +82,7 @@ def test_what_is_built_leaves_out_empty_hooks_and_an_idle_profiler(tmp_path: Pat
     trainer = build.build_trainer(config, devices_of(config), callbacks, [])
     assert isinstance(trainer.profiler, Unprofiled)  # type: ignore[attr-defined]
     assert all(callback.on_before_zero_grad is None for callback in callbacks)
-    model = build.build_classifier(config["model"], build.build(config["data"], "data").spec)
+    model = build.build_model(config["model"], build.build(config["data"], "data").spec)
     assert model.on_before_zero_grad is None
     assert callable(model.on_train_batch_end)
 

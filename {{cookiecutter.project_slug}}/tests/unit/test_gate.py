@@ -100,7 +100,7 @@ def test_what_was_trained_passes(source: Source, exported: Path, reference: Refe
     assert list(reference.by_batch) == [1, 2, 7, 64]
     parity = admitted(name, exported, source, reference)
     assert parity.num_samples == 90
-    assert parity.accuracy == pytest.approx(reference.accuracy, abs=0.05)
+    assert parity.score == pytest.approx(reference.score, abs=0.05)
     if FORMATS[name].exact:
         assert parity.largest_difference < 1e-5
         assert parity.num_agreeing == 90
@@ -369,7 +369,7 @@ def test_difference_in_any_test_sample_is_caught(source: Source, data: Digits, e
     """The batches of the gate hold the first samples only; the last one of the split is compared too."""
     small, limits = reference_of(source, data, 2), replace(LIMITS, max_batch_size=2)
     assert admitted("onnx", exported, source, small, limits).num_samples == 90
-    small.logits[-1, 0] += 0.01
+    small.first[-1, 0] += 0.01
     with pytest.raises(GateFailure, match="in the logits of the test split"):
         admitted("onnx", exported, source, small, limits)
 

@@ -10,6 +10,7 @@ from kornia.augmentation import ColorJitter, RandomAffine, RandomHorizontalFlip
 from PIL import Image
 
 from {{ cookiecutter.package_name }}.data.augment import AT_ONCE, Transformed
+from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.data.image_folder import ImageFolderDataModule
 from {{ cookiecutter.package_name }}.data.listing import list_pictures
 from {{ cookiecutter.package_name }}.data.samples import Augmented
@@ -201,3 +202,32 @@ def test_picture_is_changed_alike_alone_and_in_a_batch(kind: type[torch.nn.Modul
 def test_picture_is_unchanged_where_nothing_is_drawn() -> None:
     picture = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     assert torch.equal(Transformed([RandomHorizontalFlip(p=0.0)])(picture, [seeded(0)]), picture)
+
+
+def test_labels_of_the_training_split_are_counted(picture_folder: Path, tmp_path: Path) -> None:
+    pictures = ImageFolderDataModule(str(picture_folder), str(tmp_path), size=[8, 8], channels=1, batch_size=8)
+    for datamodule in (DigitsDataModule(), pictures):
+        counted = datamodule.samples["train"].labels.bincount()
+        assert datamodule.spec.label_counts == tuple(counted.tolist())
+        assert len(datamodule.spec.label_counts) == datamodule.spec.num_outputs
+
+
+def test_picture_may_have_any_number_of_labels(picture_folder: Path, tmp_path: Path) -> None:
+    files = sorted(picture_folder.rglob("*.png"))
+    lines = ["path;label"]
+    for number, path in enumerate(files):
+        labels = [name for name, has in (("round", number % 2), ("tall", number % 3 == 0)) if has]
+        lines.append(f"{path};{'|'.join(labels)}")
+    (tmp_path / "list.csv").write_text("\n".join(lines), encoding="utf-8")
+    options = {"size": [8, 8], "channels": 1, "batch_size": 8, "val_fraction": 0.2}
+    data = ImageFolderDataModule(str(tmp_path / "list.csv"), str(tmp_path), task="multilabel", **options)
+    assert (data.spec.task, data.spec.labels) == ("multilabel", ("round", "tall"))
+    truth = data.samples["train"].labels
+    assert truth.shape == (len(data.samples["train"]), 2)
+    assert data.spec.label_counts == tuple(truth.sum(0).tolist())
+    for part in data.samples.values():
+        shares = part.labels.double().mean(0)
+        assert shares[0] == pytest.approx(0.5, abs=0.1)
+        assert shares[1] == pytest.approx(1 / 3, abs=0.1)
+    with pytest.raises(Refusal, match="is a folder: several labels of a picture stand in a CSV"):
+        ImageFolderDataModule(str(picture_folder), str(tmp_path), task="multilabel", **options)

@@ -1,16 +1,13 @@
 """Weights of labels, and that how a batch is split does not show in them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from digits import Digits
 from sklearn.utils.class_weight import compute_class_weight
 from test_models import make_classifier, make_spec, make_trainer
 
-from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
-from {{ cookiecutter.package_name }}.data.image_folder import ImageFolderDataModule
 from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.loss import CrossEntropy, label_scales
 from {{ cookiecutter.package_name }}.refusal import Refusal
@@ -68,7 +65,7 @@ def test_without_weights_it_is_torchs_own_to_the_bit() -> None:
 
 
 def test_test_loss_is_weighted_and_accuracy_is_not() -> None:
-    datamodule = DigitsDataModule(batch_size=50)
+    datamodule = Digits(batch_size=50)
     weights = [float(number) for number in range(1, 11)]
     model = make_classifier(datamodule.spec, class_weights=weights, label_smoothing=0.1)
     (figures,) = make_trainer().test(model, datamodule=datamodule, verbose=False)
@@ -79,14 +76,6 @@ def test_test_loss_is_weighted_and_accuracy_is_not() -> None:
     assert figures["test/loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
     assert figures["test/acc"] == pytest.approx((logits.argmax(1) == samples.labels).float().mean().item())
     assert not any("loss" in name for name in model.state_dict()), "a checkpoint holds what it always held"
-
-
-def test_labels_of_the_training_split_are_counted(picture_folder: Path, tmp_path: Path) -> None:
-    pictures = ImageFolderDataModule(str(picture_folder), str(tmp_path), size=[8, 8], channels=1, batch_size=8)
-    for datamodule in (DigitsDataModule(), pictures):
-        counted = datamodule.samples["train"].labels.bincount()
-        assert datamodule.spec.label_counts == tuple(counted.tolist())
-        assert len(datamodule.spec.label_counts) == datamodule.spec.num_classes
 
 
 def test_weights_that_cannot_be_used_are_refused() -> None:

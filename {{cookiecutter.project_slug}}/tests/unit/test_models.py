@@ -1,5 +1,6 @@
 """The networks and the LightningModule around them."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -67,8 +68,8 @@ def test_test_figures_are_those_of_the_samples() -> None:
         logits = model(samples.inputs)
     assert figures["test/acc"] == pytest.approx((logits.argmax(1) == samples.labels).float().mean().item())
     assert figures["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, samples.labels).item(), rel=1e-6)
-    assert model.confusion_matrix is not None
-    assert model.confusion_matrix.sum() == len(samples)
+    assert model.counts is not None
+    assert model.counts.sum() == len(samples)
 
 
 def test_an_empty_batch_counts_nothing() -> None:
@@ -79,7 +80,7 @@ def test_an_empty_batch_counts_nothing() -> None:
     assert batch[0].shape == (0, *spec.input_shape)
     model = make_classifier(spec)
     model.test_step(batch, 0)
-    assert model.test_confusion.confmat.sum() == 0
+    assert model.test_counts.confmat.sum() == 0
 
 
 def test_rank_without_samples_sums_in_the_dtype_of_the_others() -> None:
@@ -112,7 +113,7 @@ def test_totals_are_exact_in_half_precision() -> None:
     logits[:2] = torch.tensor([0.0, 1.0, 0.0])
     model._count("test", logits, y, torch.ones((), dtype=torch.bfloat16))
     totals = model._totals["test"]
-    assert (totals.loss, totals.correct, totals.count) == (999, 997, 999)
+    assert (totals.loss, totals.tally, totals.count) == (999, 997, 999)
 
 
 def test_debug_overfit_reaches_the_sampler() -> None:
@@ -155,3 +156,36 @@ def test_dp_on_a_gpu_gives_the_gradients_of_one_device() -> None:
         weights.append(model.cpu().state_dict())
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=1e-10)
+
+
+class ManyLabels(Digits):
+    """Whether a digit is even, over 4, and a zero."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=50)
+        self.spec = replace(self.spec, task="multilabel", labels=("even", "over 4", "zero"), label_counts=())
+        for part in self.samples.values():
+            digits = part.labels
+            part.labels = torch.stack([digits % 2 == 0, digits > 4, digits == 0], dim=1).long()
+
+
+def test_figures_of_several_labels_are_those_of_the_samples() -> None:
+    datamodule = ManyLabels()
+    model = make_classifier(datamodule.spec, label_smoothing=0.1)
+    trainer = make_trainer(max_epochs=5)
+    trainer.fit(model, datamodule=datamodule)
+    assert trainer.callback_metrics["train/acc"] > 0.75
+    (figures,) = trainer.test(model, datamodule=datamodule, verbose=False)
+    samples = datamodule.samples["test"]
+    with torch.inference_mode():
+        logits = model(samples.inputs)
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, samples.labels.float())
+    assert figures["test/acc"] == pytest.approx(((logits > 0) == samples.labels).float().mean().item())
+    assert figures["test/loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert model.counts is not None
+    assert model.counts.shape == (3, 2, 2)
+    assert model.counts[2].sum() == len(samples)
+    with pytest.raises(Refusal, match=r"model.class_weights is for one label a sample"):
+        make_classifier(datamodule.spec, class_weights="balanced")
+    with pytest.raises(Refusal, match="the data has numbers to predict, and no labels"):
+        make_classifier(replace(datamodule.spec, task="regression", labels=()))

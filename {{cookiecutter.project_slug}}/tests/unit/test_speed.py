@@ -26,11 +26,11 @@ from {{ cookiecutter.package_name }}.profiling import PARTS, StepProfiler
 from {{ cookiecutter.package_name }}.speed.loop import HandWrittenLoop
 from {{ cookiecutter.package_name }}.strategies.ddp import has_changing_buffers
 
+PERCEPTRON = partial(linear, width=16)
+
 
 def make_classifier(
-    datamodule: Digits,
-    net: Callable[[DataSpec], nn.Module] = partial(linear, width=16),
-    **options: Any,
+    datamodule: Digits, net: Callable[[DataSpec], nn.Module] = PERCEPTRON, **options: Any
 ) -> Classifier:
     torch.manual_seed(1)
     return Classifier(

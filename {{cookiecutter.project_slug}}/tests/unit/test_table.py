@@ -245,9 +245,45 @@ def test_bundled_tables_need_no_file(name: str, num_labels: int) -> None:
 
 def test_missing_file_names_the_bundled_tables() -> None:
     with pytest.raises(
-        Refusal, match=r"data.path=nowhere.csv does not exist: give a CSV .* breast_cancer, iris or wine"
+        Refusal, match=r"data.path=nowhere.csv does not exist: give a CSV .* breast_cancer, iris, wine or diabetes"
     ):
         TableDataModule("nowhere.csv")
+
+
+def test_target_may_be_a_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prices = [f"{number * 10 + 5:.1f}" for number in range(200)]
+    prices[3] = "NA"
+    path = people(tmp_path / "a.csv", bought=prices)
+    spec = made(path, task="regression").spec
+    assert (spec.task, spec.labels, spec.target, spec.num_outputs) == ("regression", (), "bought", 1)
+    truth = made(path, task="regression").samples["train"].labels
+    assert (truth.dtype, truth.shape) == (torch.float32, (139,))
+    assert spec.target_mean == pytest.approx(truth.double().mean().item())
+    assert spec.target_std == pytest.approx(truth.double().std(correction=0).item())
+    assert "left out    1 of 200 rows without 'bought': line 5" in caplog.text
+    for wrong, sentence in (
+        (
+            [*prices[:9], "dear", *prices[10:]],
+            r"line 11 of the table: bought='dear' is no number: mend it, or empty it",
+        ),
+        (["7"] * 200, "data.target=bought is the same in all training rows"),
+    ):
+        with pytest.raises(Refusal, match=sentence):
+            made(people(tmp_path / "b.csv", bought=wrong), task="regression")
+
+
+def test_row_may_have_any_number_of_labels(tmp_path: Path) -> None:
+    tags = ["|".join(tag for tag, has in (("b", row % 2), ("a", row % 3 == 0)) if has) for row in range(200)]
+    data = made(people(tmp_path / "a.csv", bought=tags), task="multilabel")
+    assert data.spec.labels == ("a", "b")
+    assert sum(map(len, data.samples.values())) == 200, "those without a label too"
+    truth = data.samples["train"].labels
+    assert data.spec.label_counts == tuple(truth.sum(0).tolist())
+    shares = [part.labels.double().mean(0) for part in data.samples.values()]
+    assert max(float((share - shares[0]).abs().max()) for share in shares) < 0.12
+    tags[7] = "a|rare"
+    with pytest.raises(Refusal, match="the label 'rare' has 1 samples, too few to split"):
+        made(people(tmp_path / "b.csv", bought=tags), task="multilabel")
 
 
 def spec_of(columns: tuple[Column, ...]) -> DataSpec:

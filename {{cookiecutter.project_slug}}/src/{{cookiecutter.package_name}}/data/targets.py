@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ..refusal import Refusal
+
 BETWEEN = "|"  # several labels
 
 
@@ -23,8 +25,13 @@ def known_labels(words: Iterable[str], several: bool) -> list[str]:
 
 
 def rarest(words: Sequence[str], least: int) -> list[str]:
-    """Of samples with several labels, the one that fewest have; those that are too rare to be split fall together."""
+    """Of samples with several labels, the one that fewest have; groups that are too small to split fall together."""
     counts = Counter(label for word in words for label in labels_in(word, several=True))
+    for label, count in counts.items():
+        if count < least:
+            raise Refusal(
+                f"the label '{label}' has {count} samples, too few to split: give {least} or more, or leave it out."
+            )
     groups = [
         min(labels_in(word, several=True), key=lambda label: (counts[label], label), default="") for word in words
     ]

@@ -20,9 +20,9 @@ class Answers(Constants):
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         self.task = spec.task
-        if self.task == "regression":
-            self.register_buffer("mean", torch.tensor(spec.target_mean))
-            self.register_buffer("std", torch.tensor(spec.target_std))
+        if self.task == "regression":  # not among the weights: they follow from the DataSpec
+            self.register_buffer("mean", torch.tensor(spec.target_mean), persistent=False)
+            self.register_buffer("std", torch.tensor(spec.target_std), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.task == "regression":

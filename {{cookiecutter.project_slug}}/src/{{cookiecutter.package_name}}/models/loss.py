@@ -5,15 +5,16 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.spec import DataSpec
 from ..refusal import Refusal
+from .layers import Constants
 
 ClassWeights = Literal["balanced"] | list[float] | None
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(Constants):
     """Logits `(B, K)` and labels `(B,)` to the mean over the samples of cross entropy times the label's weight.
 
     The weights are divided by their mean over the training split, a constant, so that the loss stays on its scale.
