@@ -9,9 +9,8 @@ python -m <package>.predict input=[a.npy,b.npy] ckpt_path=logs/train/runs/<time>
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -97,7 +96,7 @@ def predict(model: Model, files: Sequence[Path], write: Row) -> tuple[int, list[
 
     left_out: list[LeftOut] = []
     batch: list[Sample] = []
-    num_predicted = 0
+    num_predicted, say = 0, _now_and_then()
 
     def flush() -> None:
         nonlocal num_predicted
@@ -106,8 +105,9 @@ def predict(model: Model, files: Sequence[Path], write: Row) -> tuple[int, list[
                 write(sample, row)
             num_predicted += len(batch)
             batch.clear()
+            say(num_predicted)
 
-    for path in bar(files, "predicting") if sys.stderr.isatty() else _lines(files):
+    for path in bar(files, "predicting"):
         for sample in read_samples(path, model.accepted):
             if isinstance(sample, LeftOut):
                 left_out.append(sample)
@@ -164,13 +164,17 @@ def _from_checkpoint(options: Options, config: Config) -> Model:
     return Model(accepted, TASKS[spec.task], spec.labels, options.batch_size, run)
 
 
-def _lines(files: Sequence[Path]) -> Iterator[Path]:
+def _now_and_then() -> Callable[[int], None]:
+    """A line every ten seconds, for a pipe, and for one large file, of which a bar would not tell how far it is."""
     last = time.monotonic()
-    for number, path in enumerate(files):
+
+    def say(num_predicted: int) -> None:
+        nonlocal last
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            log.info("predicting  file %d of %d", number, len(files))
-        yield path
+            log.info("predicting  %s samples so far", f"{num_predicted:,}")
+
+    return say
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import EXACT, TWO_PROCESSES, assert_same_result, run_command, trained
+from pyarrow import parquet
 
 TABLE = ("data.path=people.csv", "data.target=bought", "data.drop=[id]", "data.batch_size=32")
 
@@ -45,6 +46,12 @@ def test_table_becomes_a_bundle_that_predicts(of_own_table: Path, place: Path, t
             found[model] = list(csv.DictReader(file))
     with (place / "people.csv").open(encoding="utf-8-sig", newline="") as file:
         truth = [row["bought"] for row in csv.DictReader(file, delimiter=";")]
+    probable = ("output=found.parquet", "probabilities=true")
+    run_command("predict", f"input={place / 'people.csv'}", "bundle=latest", *probable, cwd=tmp_path)
+    as_parquet = parquet.read_table(tmp_path / "found.parquet")
+    assert as_parquet.column_names == ["file", "index", "label", "probability", "probability_no", "probability_yes"]
+    assert as_parquet["label"].to_pylist() == [row["label"] for row in found["bundle=latest"]]
+    assert as_parquet["probability"].to_pylist() == [float(row["probability"]) for row in found["bundle=latest"]]
     for rows in found.values():
         assert sum(row["label"] == right for row, right in zip(rows, truth, strict=True)) > 340
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ..data.spec import DataSpec
+from ..refusal import Refusal
 from .layers import Segments
 
 
@@ -19,6 +20,8 @@ class CNN(nn.Module):
         self, spec: DataSpec, widths: list[int], num_groups: int, dropout: float, checkpoint_segments: int = 0
     ) -> None:
         super().__init__()
+        if len(spec.input_shape) != 3:
+            raise Refusal(f"model=cnn takes pictures (C, H, W), and the data has samples of {spec.input_shape}.")
         channels, *sides = spec.input_shape
         layers: list[nn.Module] = []
         for depth, width in enumerate(widths):

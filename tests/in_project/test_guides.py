@@ -1,0 +1,84 @@
+"""The guides `docs/my-*.md`, done word for word: files are written, changes made and commands run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import digit_classifier
+import pytest
+
+PROJECT = Path(digit_classifier.__file__).parents[2]
+GUIDES = sorted(path.name for path in (PROJECT / "docs").glob("my-*.md"))
+MOST_LINES = 20  # of a network of one's own
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    kept = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "__pycache__")
+    return Path(shutil.copytree(PROJECT, tmp_path / "project", ignore=kept))
+
+
+def blocks(guide: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def written(project: Path, guide: Path) -> list[Path]:
+    """The files whose path is the first line of a block."""
+    found = []
+    for block in (*blocks(guide, "python"), *blocks(guide, "yaml")):
+        first, _, rest = block.partition("\n")
+        path = project / first.removeprefix("# ")
+        path.write_text(rest, encoding="utf-8")
+        found.append(path)
+    return found
+
+
+def change(project: Path, block: str) -> None:
+    """What begins with a plus comes in behind the line before it."""
+    lines = block.splitlines()
+    path = project / next(line for line in lines if line.startswith("+++ b/")).removeprefix("+++ b/")
+    text = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    place = -1
+    for line in lines[2:]:
+        if line.startswith("+"):
+            place += 1
+            text.insert(place, line[1:] + "\n")
+        elif not line.startswith("@@"):
+            place = next(number for number in range(place + 1, len(text)) if text[number] == line[1:] + "\n")
+    path.write_text("".join(text), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_guide_works_as_it_says(name: str, copied: Path) -> None:
+    guide = copied / "docs" / name
+    assert len(guide.read_text(encoding="utf-8").splitlines()) <= 110, "one page"
+    files = written(copied, guide)
+    if name == "my-network.md":
+        lines = [line for path in files for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        print(f"a network of one's own: {len(lines)} lines")
+        assert len(lines) < MOST_LINES
+    for block in blocks(guide, "diff"):
+        change(copied, block)
+    environment = os.environ | {"PYTHONPATH": str(copied / "src"), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    for tool in (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]):
+        done = subprocess.run(tool, cwd=copied, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+    for block in blocks(guide, "bash"):
+        done = subprocess.run(
+            ["bash", "-ec", block], cwd=copied, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    pairs = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "tests/integration/test_pairs.py",
+        "tests/integration/test_configs.py",
+    ]
+    done = subprocess.run(pairs, cwd=copied, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
