@@ -17,7 +17,7 @@ MOST_LINES = 20  # of a network of one's own
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    kept = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "__pycache__")
+    kept = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "in_project", "__pycache__")
     return Path(shutil.copytree(PROJECT, tmp_path / "project", ignore=kept))
 
 

@@ -19,8 +19,9 @@ from {{ cookiecutter.package_name }}.hooks import Unprofiled
 from {{ cookiecutter.package_name }}.strategies.launch import devices_of
 from {{ cookiecutter.package_name }}.train import Options as TrainOptions
 
+NO_CHOICE = ("hydra", "paths", "training")  # parts of others
 CHOICES = sorted(
-    f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("hydra", "paths", "training")
+    f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in NO_CHOICE
 )
 
 

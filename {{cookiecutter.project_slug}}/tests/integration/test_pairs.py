@@ -1,4 +1,4 @@
-"""Every data set with every network that takes it, your own too: built, trained for two steps, exported and run again."""
+"""Every data set with every network that takes it, your own too: trained for two steps, exported, built again."""
 
 from pathlib import Path
 from typing import Any
