@@ -31,6 +31,12 @@ UNWANTED = {
     ("cluster", "none"): ["deploy/kubernetes", "deploy/slurm.sh", "deploy/trainjob.yaml", "tests/e2e/test_cluster.py"],
     ("cluster", "slurm"): ["deploy/kubernetes", "deploy/trainjob.yaml"],
     ("cluster", "kubernetes"): ["deploy/slurm.sh"],
+    ("vision", False): [
+        "src/*/configs/data/torchvision.yaml",
+        "src/*/data/downloaded.py",
+        "tests/downloads.py",
+        "tests/unit/test_downloaded.py",
+    ],
 }
 
 

@@ -28,10 +28,21 @@ ANSWERS = {
     if not key.startswith("_") and isinstance(value, bool | list)
 }
 DEFAULTS = {key: answers[0] for key, answers in ANSWERS.items()}
+FLOOR = "python_version"
 
 
 def combinations() -> list[dict[str, object]]:
-    return [dict(zip(ANSWERS, chosen, strict=True)) for chosen in itertools.product(*ANSWERS.values())]
+    """Every combination of answers, but that `git_init` takes turns: it changes no file, so nothing can depend on it.
+
+    Each of its answers still meets each answer of every other question.
+    """
+    crossed = {question: answers for question, answers in ANSWERS.items() if question != "git_init"}
+    found = []
+    for chosen in itertools.product(*crossed.values()):
+        answers = dict(zip(crossed, chosen, strict=True))
+        turn = sum(crossed[question].index(answer) for question, answer in answers.items() if question != FLOOR)
+        found.append({**answers, "git_init": ANSWERS["git_init"][turn % 2]})
+    return found
 
 
 def bake_into(folder: Path, **answers: object) -> Path:

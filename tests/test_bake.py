@@ -11,17 +11,44 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ANSWERS, DEFAULTS, LONG, PROJECT, SHORT, TEMPLATE, Bake, combinations, files_of, ruff
+from conftest import (
+    ANSWERS,
+    DEFAULTS,
+    FLOOR,
+    LONG,
+    PROJECT,
+    SHORT,
+    TEMPLATE,
+    Bake,
+    bake_into,
+    combinations,
+    files_of,
+    ruff,
+)
 
 NUM_COMBINATIONS = 144
 # The design asked for 80 and 3,000: docs/benchmarks.md says by how much that was missed, docs/decisions.md why.
 MAX_FILES, MAX_LINES = 159, 6967
 SERVING_DEPLOYED = ("Dockerfile", "Dockerfile.dockerignore", "compose.yaml", "nginx.conf", "prometheus.yml")
+VISION = ("configs/data/torchvision.yaml", "data/downloaded.py")
 CLUSTERS = {"slurm": "sbatch deploy/slurm.sh", "kubernetes": "kubectl apply -f deploy/trainjob.yaml"}
 
 
 def test_all_combinations_are_tried() -> None:
     assert len(combinations()) == NUM_COMBINATIONS
+
+
+def test_git_meets_every_answer_of_every_other_question() -> None:
+    pairs = {(question, answers[question], answers["git_init"]) for answers in combinations() for question in ANSWERS}
+    others = [(question, answer) for question in ANSWERS if question != "git_init" for answer in ANSWERS[question]]
+    assert {(*other, git) for other in others for git in (True, False)} <= pairs
+
+
+def test_git_changes_no_file(tmp_path: Path) -> None:
+    """So it need not meet every combination of the others."""
+    with_git, without = (bake_into(tmp_path / str(git), git_init=git) for git in (True, False))
+    assert files_of(with_git) == files_of(without)
+    assert all((with_git / path).read_bytes() == (without / path).read_bytes() for path in files_of(without))
 
 
 NAMES = {"2 letters": SHORT, "40 letters": LONG, "default": "digit_classifier"}
@@ -38,8 +65,8 @@ def named() -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def test_every_name_meets_all_answers_but_the_floor_of_python() -> None:
-    met = {(name, *(answers[key] for key in ANSWERS if key != "python_version")) for name, answers in named()}
-    assert len(met) == len(NAMES) * NUM_COMBINATIONS // len(ANSWERS["python_version"])
+    met = {(name, *(answers[key] for key in ANSWERS if key != FLOOR)) for name, answers in named()}
+    assert len(met) == len(NAMES) * NUM_COMBINATIONS // len(ANSWERS[FLOOR])
 
 
 @pytest.mark.parametrize(
@@ -90,6 +117,8 @@ def expected_files(package: str, answers: dict[str, object]) -> set[str]:
             )
         },
         "docs/serving.md": serving,
+        **{f"{source}/{name}": answers["vision"] for name in VISION},
+        **{f"tests/{name}.py": answers["vision"] for name in ("downloads", "unit/test_downloaded")},
     }
     assert wanted.keys() <= files
     return {path for path in files if wanted.get(path, True)}
