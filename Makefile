@@ -36,7 +36,7 @@ check: .venv/ready ## lint and format check of the template as it lies
 
 test: test-template test-project ## what must pass before a change lands: both of the next
 
-test-template: .venv/ready ## what needs no install: rules, every combination of answers, refusals
+test-template: .venv/ready ## what needs no install: rules, generated projects of all answers, refusals
 	$(BIN)/python -m pytest -n 2 --ignore=tests/test_project.py $(ARGS)
 
 test-project: .venv/ready ## the generated project's own tests, in an environment that its Makefile makes

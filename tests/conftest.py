@@ -16,7 +16,14 @@ PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 
 SHORT, LONG = "ab", "a" * 40
-EVERYTHING_OFF = {"license": "Proprietary", "serving": False, "git_init": False, "package_name": LONG}
+# The last answer of each question that changes code, and the longest name.
+OTHERWISE = {
+    "license": "Proprietary",
+    "data_kind": "tables",
+    "serving": False,
+    "git_init": False,
+    "package_name": LONG,
+}
 
 Bake = Callable[..., Path]
 
@@ -28,21 +35,14 @@ ANSWERS = {
     if not key.startswith("_") and isinstance(value, bool | list)
 }
 DEFAULTS = {key: answers[0] for key, answers in ANSWERS.items()}
-FLOOR = "python_version"
+
+
+# The questions that are crossed with one another: `vision` takes turns (tests/test_bake.py).
+CROSSED = {question: answers for question, answers in ANSWERS.items() if question != "vision"}
 
 
 def combinations() -> list[dict[str, object]]:
-    """Every combination of answers, but that `git_init` takes turns: it changes no file, so nothing can depend on it.
-
-    Each of its answers still meets each answer of every other question.
-    """
-    crossed = {question: answers for question, answers in ANSWERS.items() if question != "git_init"}
-    found = []
-    for chosen in itertools.product(*crossed.values()):
-        answers = dict(zip(crossed, chosen, strict=True))
-        turn = sum(crossed[question].index(answer) for question, answer in answers.items() if question != FLOOR)
-        found.append({**answers, "git_init": ANSWERS["git_init"][turn % 2]})
-    return found
+    return [dict(zip(CROSSED, chosen, strict=True)) for chosen in itertools.product(*CROSSED.values())]
 
 
 def bake_into(folder: Path, **answers: object) -> Path:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import EVERYTHING_OFF, LONG, SHORT, TEMPLATE, bake_into, files_of, run
+from conftest import LONG, OTHERWISE, SHORT, TEMPLATE, bake_into, files_of, run
 
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
@@ -36,7 +36,17 @@ def default_project() -> Path:
     if kept.exists():
         kept.rename(project / ".venv")
     run("make", "setup", f"PYTHON={sys.executable}", cwd=project)
-    run(".venv/bin/python", "-m", "pip", "install", "--quiet", "pytest-xdist==3.8.0", "selenium==4.51.0", cwd=project)
+    run(
+        ".venv/bin/python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "pytest-xdist==3.8.0",
+        "selenium==4.51.0",
+        "pyarrow==26.0.1",
+        cwd=project,
+    )
     return project
 
 
@@ -47,8 +57,8 @@ def python(default_project: Path) -> str:
 
 @pytest.fixture(scope="session")
 def other_project(default_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With everything off and a package name of 40 letters; it borrows the environment of the default one."""
-    return bake_into(tmp_path_factory.mktemp("other"), **EVERYTHING_OFF)
+    """For tables, without a server, and with a package name of 40 letters; it borrows the default one's environment."""
+    return bake_into(tmp_path_factory.mktemp("other"), **OTHERWISE)
 
 
 def run_suite(python: str, project: Path, *tests: str) -> None:
@@ -99,16 +109,25 @@ def test_server_keeps_its_promises_case_by_case(python: str, examined_project: P
     run_suite(python, examined_project, "tests/in_project/test_serving.py", "-m", "slow")
 
 
-def test_project_with_everything_off_passes_its_own_tests(python: str, other_project: Path) -> None:
+def test_project_with_other_answers_passes_its_own_tests(python: str, other_project: Path) -> None:
     """But for those that no answer changes; of the commands, those that use the whole of a checkpoint and a bundle."""
-    run_suite(python, other_project, "tests/unit", "tests/integration/test_configs.py")
+    run_suite(python, other_project, "tests/unit", "tests/integration/test_configs.py", "tests/e2e/test_own_table.py")
     commands = "bundle_is_complete or need_only_the_checkpoint"
     run_suite(python, other_project, "tests/e2e/test_commands.py", "-k", commands)
 
 
-@pytest.mark.parametrize("package", [SHORT, LONG, "digit_classifier"], ids=["2 letters", "40 letters", "default"])
-def test_types_are_clean(python: str, tmp_path: Path, package: str) -> None:
-    project = bake_into(tmp_path, package_name=package)
+@pytest.mark.story
+def test_project_for_tables_passes_its_own_tests(python: str, tmp_path: Path) -> None:
+    run_suite(python, bake_into(tmp_path, data_kind="tables"))
+
+
+@pytest.mark.parametrize(
+    ("package", "kind"),
+    [(SHORT, "images"), (LONG, "images"), ("digit_classifier", "images"), (LONG, "tables")],
+    ids=["2 letters", "40 letters", "default", "tables"],
+)
+def test_types_are_clean(python: str, tmp_path: Path, package: str, kind: str) -> None:
+    project = bake_into(tmp_path, package_name=package, data_kind=kind)
     assert "Success: no issues found" in run(python, "-m", "mypy", "--cache-dir", str(HOME / "mypy"), cwd=project)
 
 

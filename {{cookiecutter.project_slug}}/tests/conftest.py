@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+{% if cookiecutter.data_kind == "images" %}
 import numpy as np
+{% endif %}
 import pytest
 import torch
+{% if cookiecutter.data_kind == "images" %}
 from PIL import Image
 from sklearn.datasets import load_digits
+{% endif %}
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.quiet import QUIET
@@ -90,6 +94,7 @@ def assert_ends_by_interruption(process: subprocess.Popen[str]) -> None:
     assert "Traceback" not in errors
 
 
+{% if cookiecutter.data_kind == "images" %}
 @pytest.fixture(scope="session")
 def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three digits of scikit-learn's, 40 pictures each as JPEG and PNG, in a folder for each label."""
@@ -102,6 +107,7 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+{% endif %}
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one finished run of two epochs in it."""

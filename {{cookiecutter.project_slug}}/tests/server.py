@@ -95,7 +95,7 @@ def serving(bundle: Path, *options: str, **environment: str) -> Iterator[Server]
 
 
 def request(inputs: npt.NDArray[Any], **changed: Any) -> bytes:
-    tensor = {"name": "input", "datatype": "UINT8", "shape": list(inputs.shape), "data": inputs.tolist(), **changed}
+    tensor = {"name": "input", "datatype": DATATYPE, "shape": list(inputs.shape), "data": inputs.tolist(), **changed}
     return json.dumps({"inputs": [tensor]}).encode()
 
 
@@ -104,4 +104,8 @@ def series(metric: str, **labels: str) -> str:
     return metric + "{" + ",".join(f'{name}="{value}"' for name, value in sorted(labels.items())) + "}"
 
 
-ONE = np.zeros((1, 1, 8, 8), np.uint8)
+{% if cookiecutter.data_kind == "images" %}
+ONE, DATATYPE = np.zeros((1, 1, 8, 8), np.uint8), "UINT8"
+{% else %}
+ONE, DATATYPE = np.zeros((1, 30), np.float32), "FP32"
+{% endif %}

@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 PACKAGE = __name__.split(".")[0]
 # What a configuration that comes from a checkpoint may name; anything else could run foreign code.
 TRUSTED = (PACKAGE, "torch", "lightning", "torchmetrics", "kornia")
-PLACES = ("root", "cache_dir")  # options of `data.`
+# Options of `data.`: where its files are, and places of any kind.
+FILES = ("root", "path")
+PLACES = (*FILES, "cache_dir")
 # Options of `data.` that move samples from one split to another.
 OF_THE_SPLIT = ("val_fraction", "test_fraction", "split_seed")
 
@@ -50,7 +52,8 @@ class Checkpoint:
                     f"data.{name}={value} would test on samples that the model was trained on: "
                     f"leave it at {trained}, or train with it."
                 )
-        datamodule: Any = build({**self.config["data"], **overrides}, "data")
+        given = {"trained": self.spec} if self.spec.columns else {}  # a table is read as the one of the training was
+        datamodule: Any = build({**self.config["data"], **overrides}, "data", **given)
         self._refuse_other_data(datamodule.spec, overrides)
         module: pl.LightningDataModule = datamodule
         return module
@@ -63,10 +66,11 @@ class Checkpoint:
             )
         if spec.input_shape != self.spec.input_shape:
             raise Refusal(f"data has samples of {spec.input_shape}, but the model takes {self.spec.input_shape}.")
-        if spec.fingerprint != self.spec.fingerprint and overrides.get("root") is None:
+        given = any(overrides.get(name) is not None for name in FILES)
+        if spec.fingerprint != self.spec.fingerprint and not given:
             raise Refusal(
-                "the files of data.root are others than in training, so what is left for the test may have been "
-                "trained on: restore them, or give data.root=<folder> with pictures in test/."
+                "the data is not what it was in training, so what is left for the test may have been trained on: "
+                "restore its files, or give others for the test alone."
             )
 
     def model(self) -> Classifier:
@@ -88,8 +92,9 @@ class Checkpoint:
 def self_description(config: Config, spec: DataSpec) -> dict[str, Any]:
     """What `SelfContained` stores, and `load` reads back; places of files hold from any folder."""
     sections = {name: config[name] for name in ("data", "model", "seed")}
-    places = {name: str(Path(place).expanduser().resolve()) for name, place in config["data"].items() if name in PLACES}
-    sections["data"] = {**config["data"], **places}
+    places = {name: config["data"][name] for name in PLACES if config["data"].get(name) is not None}
+    found = {name: str(path.resolve()) for name in places if (path := Path(places[name]).expanduser()).exists()}
+    sections["data"] = {**config["data"], **found}
     return {"package": PACKAGE, "config": sections, "spec": spec.to_dict()}
 
 

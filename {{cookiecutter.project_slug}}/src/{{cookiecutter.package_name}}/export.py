@@ -67,7 +67,9 @@ def main(config: Config) -> None:
     from .reports import report_export
 
     checkpoint = checkpoints.load(checkpoints.find(request.ckpt_path, Path(config["paths"]["log_dir"])))
-    datamodule = checkpoint.datamodule(config["data"])
+    datamodule: Any = checkpoint.datamodule(config["data"])
+    if datamodule.spec.fingerprint != checkpoint.spec.fingerprint:
+        raise Refusal("export takes the data of the training: leave out data.root and data.path.")
     bundle, parities = export(checkpoint, datamodule, formats, options, Path(config["paths"]["artifact_dir"]))
     report_export(bundle, parities)
 

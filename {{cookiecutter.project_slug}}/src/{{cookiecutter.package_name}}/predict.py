@@ -1,9 +1,9 @@
-"""Predict the labels of files: pictures, and `.npy` arrays of raw samples.
+"""Predict the labels of files as those that were trained on, and of `.npy` arrays of raw samples.
 
-python -m <package>.predict input=pictures
-python -m <package>.predict input='pictures/*.png' output=answers.jsonl probabilities=true
+python -m <package>.predict input=data
+python -m <package>.predict input='data/*' output=answers.jsonl probabilities=true
 python -m <package>.predict input=samples.npy bundle=latest
-python -m <package>.predict input=[a.png,b.png] ckpt_path=logs/train/runs/<time>/checkpoints/best.ckpt
+python -m <package>.predict input=[a.npy,b.npy] ckpt_path=logs/train/runs/<time>/checkpoints/best.ckpt
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .predictions import Row
-    from .serving.inputs import Accepted, LeftOut, Sample
+    from .serving.accepted import Accepted
+    from .serving.inputs import LeftOut, Sample
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +69,14 @@ def main(config: Config) -> None:
 
     options = read_options(config, Options)
     if not options.input:
-        raise Refusal("input= is needed: give a file, a folder, a list as [a,b], or a pattern as 'pictures/*.png'.")
+        raise Refusal("input= is needed: give a file, a folder, a list as [a,b], or a pattern as 'data/*'.")
     if options.batch_size < 1:
         raise Refusal(f"batch_size={options.batch_size} is too small: give 1 or more.")
     output = Path(options.output or Path(config["paths"]["output_dir"]) / "predictions.csv").expanduser()
     check_output(output)
-    files = find_files([options.input] if isinstance(options.input, str) else options.input)
     model = _from_bundle(options, config) if options.bundle is not None else _from_checkpoint(options, config)
+    given = [options.input] if isinstance(options.input, str) else options.input
+    files = find_files(given, model.accepted.suffixes)
     with written(output, model.labels, options.probabilities) as write:
         num_predicted, left_out = predict(model, files, write)
         for unused in left_out:
@@ -119,7 +121,6 @@ def _from_bundle(options: Options, config: Config) -> Model:
     """By ONNX Runtime, without torch."""
     import onnxruntime
 
-    from .serving.inputs import Accepted
     from .serving.runtime import Bundle, find_bundle
 
     if options.ckpt_path != "latest":
@@ -131,17 +132,16 @@ def _from_bundle(options: Options, config: Config) -> Model:
     folder = find_bundle(str(options.bundle), Path(config["paths"]["artifact_dir"]))
     bundle = Bundle(folder, providers=[cuda, cpu] if has_cuda and options.device != "cpu" else [cpu])
     log.info("bundle      %s", shown(folder))
-    accepted = Accepted(bundle.input_shape, bundle.input_dtype, bundle.input_range)
-    return Model(accepted, bundle.labels, min(options.batch_size, bundle.max_batch_size), lambda x: bundle(x)[1])
+    return Model(bundle.accepted, bundle.labels, min(options.batch_size, bundle.max_batch_size), lambda x: bundle(x)[1])
 
 
 def _from_checkpoint(options: Options, config: Config) -> Model:
-    import numpy as np
     import torch
 
     from . import checkpoints
+    from .exporters.contract import Signature
     from .exporters.network import deployed
-    from .serving.inputs import Accepted
+    from .serving.accepted import Accepted
 
     has_cuda = torch.cuda.is_available()
     if options.device == "cuda" and not has_cuda:
@@ -156,7 +156,7 @@ def _from_checkpoint(options: Options, config: Config) -> Model:
         found: npt.NDArray[Any] = probabilities.cpu().numpy()
         return found
 
-    accepted = Accepted(spec.input_shape, np.dtype(spec.input_dtype), spec.input_range)
+    accepted = Accepted.of(Signature.of(spec).input.to_dict())
     return Model(accepted, spec.labels, options.batch_size, run)
 
 

@@ -169,7 +169,7 @@ def _say(served: Served, listening: socket.socket, token: str | None) -> None:
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     log.info("bundle      %s: its files and golden samples are as they were published", shown(served.bundle.folder))
     log.info("speed       %.3f ms for one sample%s", served.latency_ms, "; with a token" if token else "")
-    log.info("next        open %s in a browser, or: curl --data-binary @picture.png %s/predict", address, address)
+    log.info("next        open %s in a browser, or: curl --data-binary @<file> %s/predict", address, address)
     log.info("serving     %s, version %s, at %s", served.model.name, served.model.version, address)
 
 

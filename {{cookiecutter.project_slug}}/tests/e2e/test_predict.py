@@ -12,43 +12,65 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import run_command
+{% if cookiecutter.data_kind == "images" %}
 from PIL import Image
+{% endif %}
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.predict import Model, predict
 from {{ cookiecutter.package_name }}.predictions import written
-from {{ cookiecutter.package_name }}.serving.inputs import Accepted
-from {{ cookiecutter.package_name }}.serving.runtime import read_golden
+from {{ cookiecutter.package_name }}.serving.accepted import Accepted
+from {{ cookiecutter.package_name }}.serving.runtime import {{ "Bundle, " if cookiecutter.data_kind == "tables" }}read_golden, read_manifest
 
-NAMES = ("00.png", "deep/01.bmp", "deep/batch.npy", "one.npy")
-ROWS = [("00.png", 0, 0), ("deep/01.bmp", 0, 1), *(("deep/batch.npy", k, k) for k in range(8)), ("one.npy", 0, 2)]
+{% if cookiecutter.data_kind == "images" %}
+FIRST, SECOND = "00.png", "deep/01.bmp"
+NO_SAMPLE = "it is no picture, or damaged"
+{% else %}
+FIRST, SECOND = "00.csv", "deep/01.tsv"
+NO_SAMPLE = "it has no column 'mean radius', but no sample"
+{% endif %}
+SUFFIX = Path(FIRST).suffix
+NAMES = (FIRST, SECOND, "deep/batch.npy", "one.npy")
+ROWS = [(FIRST, 0, 0), (SECOND, 0, 1), *(("deep/batch.npy", k, k) for k in range(8)), ("one.npy", 0, 2)]
+
+
+def save(sample: npt.NDArray[Any], path: Path, bundle: Path) -> None:
+    """As a file that holds this one sample."""
+{% if cookiecutter.data_kind == "images" %}
+    Image.fromarray(sample[0]).save(path)
+{% else %}
+    names = [column.name for column in Bundle(bundle).accepted.columns]
+    separator = "\t" if path.suffix == ".tsv" else ","
+    path.write_text("\n".join(separator.join(map(str, line)) for line in (names, sample.tolist())), encoding="utf-8")
+{% endif %}
 
 
 @pytest.fixture
 def samples(bundle: Path, tmp_path: Path) -> Path:
-    """A folder of the golden samples, as pictures and arrays, with some that cannot be read among them."""
+    """A folder of the golden samples, as files and arrays, with one that cannot be read among them."""
     inputs, _, _ = read_golden(bundle)
     folder = tmp_path / "samples"
     (folder / "deep").mkdir(parents=True)
     (folder / ".hidden").mkdir()
-    for index, name in enumerate(("00.png", "deep/01.bmp", ".hidden/02.png")):
-        Image.fromarray(inputs[index, 0]).save(folder / name)
+    for index, name in enumerate((FIRST, SECOND, f".hidden/02{SUFFIX}")):
+        save(inputs[index], folder / name, bundle)
     np.save(folder / "one.npy", inputs[2])
     np.save(folder / "deep/batch.npy", inputs)
-    (folder / "notes.txt").write_text("no picture", encoding="utf-8")
+    (folder / "notes.txt").write_text("no sample", encoding="utf-8")
     return folder
 
 
 def spoil(folder: Path) -> list[str]:
     """The names that must be told."""
-    (folder / "empty.png").touch()
-    (folder / "cut.png").write_bytes((folder / "00.png").read_bytes()[:50])
+    (folder / f"empty{SUFFIX}").touch()
+    (folder / f"cut{SUFFIX}").write_bytes((folder / FIRST).read_bytes()[:50])
     np.save(folder / "wide.npy", np.zeros((2, 1, 9, 9), np.uint8))
     np.save(folder / "objects.npy", np.array([{}], dtype=object))
-    (folder / "gone.png").symlink_to("nowhere")
-    os.mkfifo(folder / "pipe.png")
+    (folder / f"gone{SUFFIX}").symlink_to("nowhere")
+    os.mkfifo(folder / f"pipe{SUFFIX}")
     header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999, 1, 8, 8), }"
     (folder / "huge.npy").write_bytes(header.ljust(127) + b"\n")
     (folder / "zip.npy").write_bytes(b"PK\x03\x04 and no more")
@@ -56,7 +78,7 @@ def spoil(folder: Path) -> list[str]:
     header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (-3, 1, 8, 8), }"
     (folder / "less.npy").write_bytes(header.ljust(127) + b"\n")
     arrays = ["zip.npy", "junk.npy", "less.npy", "wide.npy", "objects.npy", "huge.npy"]
-    return ["empty.png", "cut.png", "gone.png", "pipe.png", *arrays]
+    return [*(f"{name}{SUFFIX}" for name in ("empty", "cut", "gone", "pipe")), *arrays]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -74,7 +96,7 @@ def test_checkpoint_predicts_a_folder_and_names_what_is_broken(
     rows = rows_of(path)
     assert [(row["file"], int(row["index"])) for row in rows] == [(f"samples/{name}", k) for name, k, _ in ROWS]
     for row, (_, _, golden) in zip(rows, ROWS, strict=True):
-        assert row["label"] == str(probabilities[golden].argmax())
+        assert row["label"] == read_manifest(bundle)["labels"][probabilities[golden].argmax()]
         assert float(row["probability"]) == pytest.approx(probabilities[golden].max(), abs=1e-5)
     for name in broken:
         assert done.stdout.count(f"left out    samples/{name}: ") == 1
@@ -97,23 +119,36 @@ def test_bundle_gives_the_same_without_torch(bundle: Path, samples: Path) -> Non
     assert [(row["file"], row["index"]) for row in found] == [(f"samples/{name}", k) for name, k, _ in order]
     _, _, probabilities = read_golden(bundle)
     for row, (_, _, golden) in zip(found, order, strict=True):
-        assert list(row["probabilities"]) == [str(digit) for digit in range(10)]
+        assert list(row["probabilities"]) == read_manifest(bundle)["labels"]
         assert list(row["probabilities"].values()) == pytest.approx(probabilities[golden].tolist(), abs=1e-5)
         assert row["probability"] == row["probabilities"][row["label"]] == max(row["probabilities"].values())
-    assert "left out    samples/notes.txt: it is neither a picture" in done.stdout
+    assert "left out    samples/notes.txt: the model takes files that end in" in done.stdout
 
 
 def test_nothing_to_predict_is_a_failure_that_leaves_an_earlier_file(bundle: Path, samples: Path) -> None:
-    (samples / "00.png").write_text("no picture", encoding="utf-8")
+    (samples / FIRST).write_text("no sample", encoding="utf-8")
     output = samples.parent / "a.csv"
     output.write_text("earlier", encoding="utf-8")
-    options = (f"bundle={bundle}", "input=samples/00.png", "output=a.csv")
+    options = (f"bundle={bundle}", f"input=samples/{FIRST}", "output=a.csv")
     failed = run_command("predict", *options, cwd=samples.parent, check=False)
     assert failed.returncode == 1
-    reason = "samples/00.png: it is no picture, or damaged"
-    assert failed.stderr == f"error: input=samples/00.png holds nothing that can be predicted: {reason}.\n"
+    reason = f"samples/{FIRST}: {NO_SAMPLE}"
+    assert failed.stderr == f"error: input=samples/{FIRST} holds nothing that can be predicted: {reason}.\n"
     assert output.read_text(encoding="utf-8") == "earlier"
     assert sorted(path.name for path in samples.parent.iterdir() if path.name != "logs") == ["a.csv", "samples"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("nowhere.npy", "input=nowhere.npy does not exist: give a file, a folder"),
+        (".", "input=. holds no file to read"),
+    ],
+)
+def test_input_that_is_not_there_is_refused(bundle: Path, tmp_path: Path, given: str, sentence: str) -> None:
+    refused = run_command("predict", f"bundle={bundle}", f"input={given}", cwd=tmp_path, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {sentence}")
 
 
 def test_changed_bundle_is_refused(bundle: Path, samples: Path) -> None:

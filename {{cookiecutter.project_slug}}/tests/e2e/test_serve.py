@@ -1,8 +1,10 @@
-"""`serve` as a process of its own, asked by NVIDIA's client, by plain HTTP and by a person with a picture."""
+"""`serve` as a process of its own, asked by NVIDIA's client, by plain HTTP and by a person."""
 
 import hashlib
 import http.client
+{% if cookiecutter.data_kind == "images" %}
 import io
+{% endif %}
 import json
 import os
 import shutil
@@ -20,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
+{% if cookiecutter.data_kind == "images" %}
 from PIL import Image
-from server import INFER, NAME, ONE, Server, request, series, serving
+{% endif %}
+from server import DATATYPE, INFER, NAME, ONE, Server, request, series, serving
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
@@ -42,14 +46,14 @@ def client(server: Server) -> Iterator[InferenceServerClient]:
 
 
 @pytest.fixture(scope="module")
-def samples(bundle: Path) -> npt.NDArray[np.uint8]:
+def samples(bundle: Path) -> npt.NDArray[Any]:
     """64 that differ."""
     golden, _, _ = read_golden(bundle)
-    return np.concatenate([np.roll(golden, shift, axis=3) for shift in range(8)])
+    return np.concatenate([np.roll(golden, shift, axis=-1) for shift in range(8)])
 
 
 def asked(name: str, inputs: npt.NDArray[Any], binary: bool) -> dict[str, Any]:
-    tensor = InferInput("input", list(inputs.shape), "UINT8")
+    tensor = InferInput("input", list(inputs.shape), DATATYPE)
     tensor.set_data_from_numpy(inputs, binary_data=binary)
     outputs = [InferRequestedOutput(output, binary_data=binary) for output in ("logits", "probabilities")]
     return {"model_name": name, "inputs": [tensor], "outputs": outputs}
@@ -64,17 +68,17 @@ def test_metadata_is_that_of_the_bundle(client: InferenceServerClient) -> None:
     assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
     metadata = client.get_model_metadata(NAME, "1")
     assert metadata["versions"] == ["1"]
-    assert metadata["inputs"] == [{"name": "input", "datatype": "UINT8", "shape": [-1, 1, 8, 8]}]
+    assert metadata["inputs"] == [{"name": "input", "datatype": DATATYPE, "shape": [-1, *ONE.shape[1:]]}]
     assert metadata["outputs"] == [
-        {"name": "logits", "datatype": "FP32", "shape": [-1, 10]},
-        {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]},
+        {"name": "logits", "datatype": "FP32", "shape": [-1, {{ 2 if cookiecutter.data_kind == "tables" else 10 }}]},
+        {"name": "probabilities", "datatype": "FP32", "shape": [-1, {{ 2 if cookiecutter.data_kind == "tables" else 10 }}]},
     ]
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_answers_are_those_of_the_file(
-    client: InferenceServerClient, bundle: Path, samples: npt.NDArray[np.uint8], size: int, binary: bool
+    client: InferenceServerClient, bundle: Path, samples: npt.NDArray[Any], size: int, binary: bool
 ) -> None:
     session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
     names = ["logits", "probabilities"]
@@ -86,7 +90,7 @@ def test_answers_are_those_of_the_file(
     assert found.get_response()["model_version"] == "1"
 
 
-def test_many_at_once_each_get_their_own_answer(bundle: Path, samples: npt.NDArray[np.uint8]) -> None:
+def test_many_at_once_each_get_their_own_answer(bundle: Path, samples: npt.NDArray[Any]) -> None:
     """They wait for each other, so that they are computed in batches."""
     session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
     (expected,) = session.run(["logits"], {"input": samples})
@@ -121,20 +125,24 @@ def test_what_a_client_has_sent_is_shown_on_one_short_line(bundle: Path, path: s
     assert len(sentence) <= 300
 
 
-def test_mistakes_reach_the_client_as_one_sentence(
-    client: InferenceServerClient, samples: npt.NDArray[np.uint8]
-) -> None:
+def test_mistakes_reach_the_client_as_one_sentence(client: InferenceServerClient, samples: npt.NDArray[Any]) -> None:
     with pytest.raises(InferenceServerException, match=f"other is not served here: {NAME}, version 1, is"):
         client.infer(**asked("other", samples[:1], True))
     for binary in (True, False):
-        tensor = InferInput("input", [65, 1, 8, 8], "UINT8")
-        tensor.set_data_from_numpy(np.zeros((65, 1, 8, 8), np.uint8), binary_data=binary)
+        many = np.repeat(ONE, 65, axis=0)
+        tensor = InferInput("input", list(many.shape), DATATYPE)
+        tensor.set_data_from_numpy(many, binary_data=binary)
         with pytest.raises(InferenceServerException, match="a batch of 65 is out of range: this model takes 1 to 64"):
             client.infer(NAME, [tensor])
 
 
+SIDES = ", ".join(map(str, ONE.shape[1:]))
 HEADER = json.dumps(
-    {"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 8, 8], "parameters": {"binary_data_size": 64}}]}
+    {
+        "inputs": [
+            {"name": "input", "datatype": DATATYPE, "shape": ONE.shape, "parameters": {"binary_data_size": ONE.nbytes}}
+        ]
+    }
 ).encode()
 
 
@@ -146,25 +154,31 @@ HEADER = json.dumps(
         (b"{}", {}, "'inputs' must hold one tensor, 'input'"),
         (b"[" * 100_000, {}, "the request is no JSON"),
         (request(ONE, name="x"), {}, "the input 'x' is not known"),
-        (request(ONE, datatype="FP32"), {}, "has the datatype 'FP32', but this model takes UINT8"),
-        (request(ONE, shape=[1, 64]), {}, "has the shape [1, 64], but this model takes [batch, 1, 8, 8]"),
+        (request(ONE, datatype="BOOL"), {}, f"has the datatype 'BOOL', but this model takes {DATATYPE}"),
+        (request(ONE, shape=[1, 64]), {}, f"has the shape [1, 64], but this model takes [batch, {SIDES}]"),
         (request(ONE, shape="1,1,8,8"), {}, "'shape' of 'input' is no list of whole numbers"),
-        (request(ONE, shape=[0, 1, 8, 8], data=[]), {}, "a batch of 0 is out of range"),
-        (request(ONE, shape=[10**15, 1, 8, 8]), {}, "a batch of 1000000000000000 is out of range"),
-        (request(ONE, data=[0] * 63), {}, "has the shape [63], not [1, 1, 8, 8]"),
-        (request(ONE, data=[[0] * 63, [0]]), {}, "is no array of numbers"),
-        (request(ONE, data=["0"] * 64), {}, "does not hold numbers of UINT8 alone"),
+        (request(ONE, shape=[0, *ONE.shape[1:]], data=[]), {}, "a batch of 0 is out of range"),
+        (request(ONE, shape=[10**15, *ONE.shape[1:]]), {}, "a batch of 1000000000000000 is out of range"),
+        (request(ONE, data=[0] * 3), {}, f"has the shape [3], not [1, {SIDES}]"),
+        (request(ONE, data=[[0] * 3, [0]]), {}, "is no array of numbers"),
+        (request(ONE, data=["0"] * ONE.size), {}, f"does not hold numbers of {DATATYPE} alone"),
+{% if cookiecutter.data_kind == "images" %}
+        (request(ONE, data=[10**30] * 64), {}, "'input'"),
         (request(ONE, data=[None] * 64), {}, "does not hold numbers of UINT8 alone"),
         (request(ONE, data=[0.5] * 64), {}, "does not hold numbers of UINT8 alone"),
         (request(ONE, data=[256] * 64), {}, "holds numbers that do not fit into UINT8"),
         (request(ONE, data=[-1] * 64), {}, "holds numbers that do not fit into UINT8"),
-        (request(ONE, data=[10**30] * 64), {}, "'input'"),
+{% else %}
+        (request(ONE, data=[True] * 30), {}, "does not hold numbers of FP32 alone"),
+        (request(ONE, data=[None] * 29 + ["x"]), {}, "does not hold numbers of FP32 alone"),
+        (request(ONE, data=[1e39] * 30), {}, "holds values that are not within"),
+{% endif %}
         (request(ONE).replace(b"0", b"NaN", 1), {}, "the request is no JSON"),
         (request(ONE, data=None), {}, "has no list 'data'"),
         (request(ONE, parameters=[]), {}, "'parameters' of 'input' is no JSON object"),
         (request(ONE, parameters={"shared_memory_region": "x"}), {}, "shared memory is not offered"),
-        (HEADER, {}, "takes 64 bytes, but binary_data_size=64 and 0 bytes follow"),
-        (HEADER + bytes(63), {"inference_header_content_length": str(len(HEADER))}, "and 63 bytes follow the JSON"),
+        (HEADER, {}, f"takes {ONE.nbytes} bytes, but binary_data_size={ONE.nbytes} and 0 bytes follow"),
+        (HEADER + bytes(23), {"inference_header_content_length": str(len(HEADER))}, "and 23 bytes follow the JSON"),
         (HEADER + bytes(64), {"inference_header_content_length": "9999"}, "is no length within this request"),
         (HEADER + bytes(64), {"inference_header_content_length": "-1"}, "is no length within this request"),
         (request(ONE) + bytes(3), {"inference_header_content_length": str(len(request(ONE)))}, "3 bytes follow the"),
@@ -196,6 +210,7 @@ def test_body_that_is_too_large_is_refused_unread(server: Server, chunked: bool)
     assert error == "the body is larger than the 16,777,216 bytes that are taken."
 
 
+{% if cookiecutter.data_kind == "images" %}
 def test_person_sends_a_picture(server: Server, bundle: Path) -> None:
     inputs, _, probabilities = read_golden(bundle)
     for index in range(3):
@@ -213,9 +228,42 @@ def test_person_sends_a_picture(server: Server, bundle: Path) -> None:
     )
     status, error = server.error("POST", "/predict", b"--x", Content_Type="multipart/form-data; boundary=x")
     assert status == 415
-    assert "curl --data-binary @picture.png" in error
+    assert "curl --data-binary" in error
 
 
+{% else %}
+def test_person_sends_a_row(server: Server, bundle: Path) -> None:
+    inputs, _, probabilities = read_golden(bundle)
+    described = json.loads(server.ask("GET", "/predict")[2])
+    names = [column["name"] for column in described["columns"]]
+    assert described["example"] == pytest.approx(inputs[0].tolist())
+    for index in range(3):
+        row = [*inputs[index].tolist()]
+        as_csv = "\n".join(",".join(map(str, line)) for line in (names, row)).encode()
+        as_json = json.dumps(dict(zip(names, row, strict=True))).encode()
+        for body, kind in ((as_csv, "text/csv"), (as_json, "application/json")):
+            status, _, answer = server.ask("POST", "/predict", body, Content_Type=kind)
+            told = json.loads(answer)
+            assert status == 200
+            assert told["label"] == described["labels"][probabilities[index].argmax()]
+            assert list(told["probabilities"].values()) == pytest.approx(probabilities[index].tolist(), abs=1e-5)
+    for body, kind, sentence in (
+        (b"a,b\n1,2", "text/csv", "it has no column 'mean radius', but a, b."),
+        (b"{}", "application/json", "'mean radius' is missing: send null where it is not known."),
+        (as_json.replace(str(row[3]).encode(), b'"x"'), "application/json", f"the row: {names[3]}='x' is no number."),
+        (
+            as_json.replace(str(row[3]).encode(), b"[]"),
+            "application/json",
+            f"'{names[3]}' is neither a number nor text.",
+        ),
+    ):
+        error = server.error("POST", "/predict", body, Content_Type=kind)
+        assert error == (400, f"the body cannot be used: {sentence}")
+    nothing = json.dumps(dict.fromkeys(names)).encode()
+    assert server.ask("POST", "/predict", nothing, Content_Type="application/json")[0] == 200, "all is missing"
+
+
+{% endif %}
 def test_paths_and_methods_that_are_not_there_are_told(server: Server) -> None:
     assert server.error("GET", "/nowhere") == (404, "GET /nowhere: Not Found")
     assert server.error("GET", INFER) == (405, f"GET {INFER}: Method Not Allowed")
@@ -366,36 +414,43 @@ def test_metrics_count_what_happened(bundle: Path) -> None:
     assert not [name for name in found if "drift" in name or "input" in name], "not asked for"
 
 
-def test_drift_stands_beside_the_training_split(bundle: Path, samples: npt.NDArray[np.uint8]) -> None:
+def test_drift_stands_beside_the_training_split(bundle: Path, samples: npt.NDArray[Any]) -> None:
     with serving(bundle, "drift=true") as server:
         manifest = json.loads((bundle / "manifest.json").read_text())
         _, _, answer = server.ask("POST", INFER, request(samples))
         server.ask("POST", INFER, request(samples))
         found = server.metrics()
-    assert found[series("serving_input_mean", channel="0")] == pytest.approx(samples.mean())
-    assert found[series("serving_input_std", channel="0")] == pytest.approx(samples.std())
-    assert found[series("serving_training_input_mean", channel="0")] == manifest["preprocessing"]["mean"][0]
-    assert found[series("serving_training_input_std", channel="0")] == manifest["preprocessing"]["std"][0]
-    probabilities = np.array(json.loads(answer)["outputs"][1]["data"]).reshape(64, 10)
-    for label, count in enumerate(np.bincount(probabilities.argmax(axis=1), minlength=10).tolist()):
-        assert found.get(series("serving_predictions_total", label=str(label)), 0) == 2 * count
-        share = manifest["data"]["label_counts"][label] / manifest["data"]["num_samples"]["train"]
-        assert found[series("serving_training_label_share", label=str(label))] == pytest.approx(share)
+    channel, values = {{ '"mean radius", samples[:, 0].astype(float)' if cookiecutter.data_kind == "tables" else '"0", samples' }}
+    assert found[series("serving_input_mean", channel=channel)] == pytest.approx(values.mean())
+    assert found[series("serving_input_std", channel=channel)] == pytest.approx(values.std())
+    assert found[series("serving_training_input_mean", channel=channel)] == manifest["preprocessing"]["mean"][0]
+    assert found[series("serving_training_input_std", channel=channel)] == manifest["preprocessing"]["std"][0]
+    probabilities = np.array(json.loads(answer)["outputs"][1]["data"]).reshape(64, -1)
+    for number, label in enumerate(manifest["labels"]):
+        count = np.count_nonzero(probabilities.argmax(axis=1) == number)
+        assert found.get(series("serving_predictions_total", label=label), 0) == 2 * count
+        share = manifest["data"]["label_counts"][number] / manifest["data"]["num_samples"]["train"]
+        assert found[series("serving_training_label_share", label=label)] == pytest.approx(share)
 
 
-def test_sample_as_numbers_is_answered_as_its_picture_is(server: Server, samples: npt.NDArray[np.uint8]) -> None:
+{% if cookiecutter.data_kind == "images" %}
+def test_sample_as_numbers_is_answered_as_its_picture_is(server: Server, samples: npt.NDArray[Any]) -> None:
     file = io.BytesIO()
     Image.fromarray(samples[0, 0]).save(file, "png")
     picture = server.ask("POST", "/predict", file.getvalue())
     for data in (samples[0].tolist(), samples[0].ravel().tolist()):
         numbers = server.ask("POST", "/predict", json.dumps(data).encode(), Content_Type="application/json")
         assert (numbers[0], numbers[2]) == (200, picture[2])
-    for data, sentence in (([1, 2], "the body has the shape [2], not [1, 8, 8]."), ({}, "the body is no list")):
+    for data, sentence in (
+        ([1, 2], "the body has the shape [2], not [1, 8, 8]."),
+        ({}, "it is no list: send one sample"),
+    ):
         error = server.error("POST", "/predict", json.dumps(data).encode(), Content_Type="application/json")
         assert error[0] == 400
         assert sentence in error[1]
 
 
+{% endif %}
 @pytest.fixture
 def name_dir(bundle: Path, tmp_path: Path) -> Path:
     """With versions 1 and 2."""

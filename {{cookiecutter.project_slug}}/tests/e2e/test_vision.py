@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 FORMATS = (("onnx", "torchscript", "safetensors"), ("torch_export", "onnx_int8", "onnx_fp16"))
-NUM_SAMPLES = 1200
+NUM_SAMPLES = 1797  # all digits that scikit-learn has
 
 
 def write_weights(folder: Path, name: str) -> Path:
@@ -56,11 +56,13 @@ def test_bundle_predicts_pictures(checkpoint: Path, tmp_path: Path) -> None:
     for number, picture in enumerate(pictures[-NUM_TEST:]):
         Image.fromarray(picture).save(tmp_path / f"{number:02}.png")
     run_command("export", f"ckpt_path={checkpoint}", "formats=[onnx]", cwd=tmp_path)
+    found = []
     for options in (["bundle=latest"], [f"ckpt_path={checkpoint}"]):
         run_command("predict", "input='*.png'", *options, "output=found.csv", cwd=tmp_path)
         with (tmp_path / "found.csv").open(encoding="utf-8", newline="") as file:
-            found = [int(row["label"].split(" - ")[0]) for row in csv.DictReader(file)]
-        assert sum(label == truth for label, truth in zip(found, labels[-NUM_TEST:], strict=True)) > 80
+            found.append([int(row["label"].split(" - ")[0]) for row in csv.DictReader(file)])
+    assert found[0] == found[1]
+    assert sum(label == truth for label, truth in zip(found[0], labels[-NUM_TEST:], strict=True)) > 70
 
 
 def test_strategies_agree_on_downloaded_pictures_that_are_changed(tmp_path: Path) -> None:

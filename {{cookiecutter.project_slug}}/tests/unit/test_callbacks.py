@@ -7,13 +7,12 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from digits import Digits, linear
 from torch import Tensor, nn
 
 from {{ cookiecutter.package_name }}.callbacks import LargestMicroBatch, RandomState
-from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
-from {{ cookiecutter.package_name }}.models.mlp import MLP
 from {{ cookiecutter.package_name }}.refusal import Refusal
 from {{ cookiecutter.package_name }}.strategies.samplers import BatchSplit
 
@@ -23,7 +22,7 @@ class SmallDevice(nn.Module):
 
     def __init__(self, spec: DataSpec, room: int) -> None:
         super().__init__()
-        self.net = MLP(spec, widths=[8], dropout=0.5)
+        self.net = linear(spec, dropout=0.5)
         self.norm = nn.BatchNorm1d(spec.num_classes)
         self.room = room
         self.largest = 0
@@ -37,7 +36,7 @@ class SmallDevice(nn.Module):
 
 def fit(room: int, micro_batch_size: int | str, limit: int | None = 3) -> tuple[Classifier, pl.Trainer]:
     pl.seed_everything(3, verbose=False)
-    datamodule = DigitsDataModule(batch_size=64)
+    datamodule = Digits(batch_size=64)
     split = BatchSplit.of(64, 1, micro_batch_size)
     model = Classifier(datamodule.spec, lambda spec: SmallDevice(spec, room), torch.optim.SGD)
     callbacks = [LargestMicroBatch(split)] if micro_batch_size == "auto" else []

@@ -13,7 +13,6 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }} import checkpoints
 from {{ cookiecutter.package_name }}.build import WholeFiles
-from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.refusal import Refusal
 
 
@@ -32,13 +31,12 @@ def test_best_and_last_load_with_weights_only(run_dir: Path) -> None:
     for name in ("best", "last"):
         contents = read(run_dir / f"checkpoints/{name}.ckpt")
         assert contents["project"]["package"] == package.__name__
-        assert contents["project"]["config"]["model"]["net"]["widths"] == [32, 64, 64]
+        assert contents["project"]["config"]["model"]["net"]["widths"]
 
 
 def test_model_and_data_come_back_without_typing_anything(best_checkpoint: Path) -> None:
     checkpoint = checkpoints.load(best_checkpoint)
     datamodule = checkpoint.datamodule(overrides={"batch_size": 100})
-    assert isinstance(datamodule, DigitsDataModule)
     assert (datamodule.batch_size, datamodule.spec) == (100, checkpoint.spec)
     model, trained = checkpoint.model().state_dict(), read(best_checkpoint)["state_dict"]
     assert all(torch.equal(model[name], trained[name]) for name in trained)
@@ -125,7 +123,7 @@ def test_interpolation_in_a_checkpoint_is_refused(best_checkpoint: Path, tmp_pat
 
 def test_network_that_was_changed_since_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:
     contents = read(best_checkpoint)
-    contents["project"]["config"]["model"]["net"]["widths"] = [32, 64, 32]
+    contents["project"]["config"]["model"]["net"]["widths"][-1] = 32
     checkpoint = checkpoints.load(write(contents, tmp_path / "other.ckpt"))
     with pytest.raises(Refusal, match=r"does not fit the network as it is now: .*size mismatch"):
         checkpoint.model()

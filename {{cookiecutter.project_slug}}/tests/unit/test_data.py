@@ -1,47 +1,14 @@
-"""The digits, their split, and which sample goes to which rank."""
+"""How a set is split, and which sample goes to which rank."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from digits import NUM_TRAIN, Digits, rolled
 
-from {{ cookiecutter.package_name }}.data.digits import SPLITS, DigitsDataModule, shifted
-from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.refusal import Refusal
 from {{ cookiecutter.package_name }}.strategies import samplers
-
-
-def test_every_digit_is_in_exactly_one_split_in_its_proportion() -> None:
-    samples = DigitsDataModule().samples
-    assert sum(len(samples[split]) for split in SPLITS) == 1797
-    for split in SPLITS:
-        shares = torch.bincount(samples[split].labels, minlength=10) / len(samples[split])
-        assert torch.all((shares - 0.1).abs() < 0.01)
-    whole = sorted(sample.tobytes() for split in SPLITS for sample in samples[split].inputs.numpy())
-    again = DigitsDataModule(split_seed=7).samples
-    assert whole == sorted(sample.tobytes() for split in SPLITS for sample in again[split].inputs.numpy())
-
-
-def test_the_training_seed_moves_no_sample_between_splits() -> None:
-    first, second = DigitsDataModule(seed=1), DigitsDataModule(seed=2)
-    assert torch.equal(first.samples["test"].inputs, second.samples["test"].inputs)
-    assert not torch.equal(first.samples["test"].inputs, DigitsDataModule(split_seed=1).samples["test"].inputs)
-
-
-def test_spec_describes_the_samples_and_survives_plain_data() -> None:
-    datamodule = DigitsDataModule()
-    inputs = datamodule.samples["train"].inputs
-    spec = datamodule.spec
-    assert (spec.input_shape, spec.input_dtype) == (tuple(inputs.shape[1:]), str(inputs.dtype).removeprefix("torch."))
-    assert spec.input_range == (inputs.min().item(), inputs.max().item())
-    assert spec.mean[0] == pytest.approx(inputs.double().mean().item())
-    assert spec.std[0] == pytest.approx(inputs.double().std(correction=0).item())
-    assert DataSpec.from_dict(spec.to_dict()) == spec
-
-
-def test_loader_yields_whole_batches_of_raw_pixels() -> None:
-    inputs, labels = next(iter(DigitsDataModule(batch_size=32).train_dataloader()))
-    assert (inputs.shape, inputs.dtype) == ((32, 1, 8, 8), torch.uint8)
-    assert (labels.shape, labels.dtype) == ((32,), torch.int64)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -116,9 +83,9 @@ def test_split_that_leaves_something_over_is_refused(split: tuple[int, int, int 
         samplers.BatchSplit.of(*split)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"max_shift": 2}])
-def test_loader_goes_on_in_the_middle_of_an_epoch(options: dict[str, int]) -> None:
-    whole = DigitsDataModule(**options).train_dataloader()
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"augment": rolled}])
+def test_loader_goes_on_in_the_middle_of_an_epoch(options: dict[str, Any]) -> None:
+    whole = Digits(**options).train_dataloader()
     whole.batch_sampler.sampler.set_epoch(3)
     expected = [batch[0] for batch in whole]
     iterator = iter(whole)
@@ -126,7 +93,7 @@ def test_loader_goes_on_in_the_middle_of_an_epoch(options: dict[str, int]) -> No
         next(iterator)
     state = whole.state_dict()
     assert state == {"epoch": 3, "num_handed_out": 5}, "batches that workers fetched ahead do not count"
-    resumed = DigitsDataModule(**options).train_dataloader()
+    resumed = Digits(**options).train_dataloader()
     resumed.load_state_dict(state)
     resumed.batch_sampler.sampler.set_epoch(3)
     rest = [batch[0] for batch in resumed]
@@ -136,7 +103,7 @@ def test_loader_goes_on_in_the_middle_of_an_epoch(options: dict[str, int]) -> No
 
 
 def test_loader_begins_the_epoch_after_the_one_that_was_finished() -> None:
-    loader = DigitsDataModule().train_dataloader()
+    loader = Digits().train_dataloader()
     loader.load_state_dict({"epoch": 3, "num_handed_out": len(loader)})
     loader.batch_sampler.sampler.set_epoch(4)
     assert len(list(loader)) == len(loader)
@@ -144,13 +111,13 @@ def test_loader_begins_the_epoch_after_the_one_that_was_finished() -> None:
 
 def test_change_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
     def changed(epoch: int, seed: int = 1, rank: int = 0, world_size: int = 1) -> dict[int, torch.Tensor]:
-        samples = DigitsDataModule(seed=seed, max_shift=2).train_dataloader().dataset
-        sampler = samplers.TrainingBatchSampler(1257, 64, seed=9, rank=rank, world_size=world_size)
+        samples = Digits(seed=seed, augment=rolled).train_dataloader().dataset
+        sampler = samplers.TrainingBatchSampler(NUM_TRAIN, 64, seed=9, rank=rank, world_size=world_size)
         sampler.set_epoch(epoch)
         batches = [(batch, samples.__getitems__(batch)[0]) for batch in samplers.WithEpoch(sampler)]
         return {index: x for batch, inputs in batches for (_, index), x in zip(batch, inputs, strict=True)}
 
-    samples = DigitsDataModule(max_shift=2).train_dataloader().dataset
+    samples = Digits(augment=rolled).train_dataloader().dataset
     samples.samples.inputs[:50] = samples.samples.inputs[0]
     alike = samples.__getitems__([(1, index) for index in range(50)])[0]
     assert len(alike.unique(dim=0)) > 10, "the same picture at other places of the set is moved elsewhere"
@@ -161,27 +128,3 @@ def test_change_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
     common = alone.keys() & again.keys()
     assert sum(torch.equal(alone[index], again[index]) for index in common) < len(common) / 5
     assert sum(torch.equal(alone[index], other_seed[index]) for index in alone) < len(alone) / 5
-
-
-def test_shifted_picture_keeps_its_size_and_loses_what_leaves_it() -> None:
-    picture = torch.arange(1, 17, dtype=torch.uint8).view(1, 4, 4)
-    moved = {tuple(shifted(picture, [samplers.seeded(draw)], most=1).flatten().tolist()) for draw in range(50)}
-    assert len(moved) == 9, "three places along each axis"
-    assert tuple(picture.flatten().tolist()) in moved
-    assert (0, 0, 0, 0, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11) in moved
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"batch_size": 0}, "data.batch_size=0"),
-        ({"num_workers": -1}, "data.num_workers=-1"),
-        ({"max_shift": 9}, "data.max_shift=9 pixels"),
-        ({"batch_size": 5000}, "largest size that works is 1257"),
-        ({"val_fraction": 0.0}, "leave a split empty"),
-        ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave a split empty"),
-    ],
-)
-def test_impossible_data_is_refused(options: dict[str, float], sentence: str) -> None:
-    with pytest.raises(Refusal, match=sentence):
-        DigitsDataModule(**options)

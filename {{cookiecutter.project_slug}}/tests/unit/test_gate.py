@@ -11,15 +11,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from digits import Digits, convolutions
 from torch import nn
 
-from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.exporters import FORMATS, exporter
 from {{ cookiecutter.package_name }}.exporters.contract import Contract, GateFailure, Signature
 from {{ cookiecutter.package_name }}.exporters.gate import Limits, Parity, Reference, admit
 from {{ cookiecutter.package_name }}.exporters.network import Source, deployed, eager
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
-from {{ cookiecutter.package_name }}.models.cnn import CNN
 from {{ cookiecutter.package_name }}.serving.runtime import difference
 
 LIMITS = Limits(max_batch_size=64, tolerance=1e-5, max_metric_loss=0.05)
@@ -29,16 +28,16 @@ Spoil = Callable[[onnx.ModelProto], None]
 
 
 @pytest.fixture(scope="module")
-def data() -> DigitsDataModule:
-    return DigitsDataModule()
+def data() -> Digits:
+    return Digits()
 
 
 @pytest.fixture(scope="module")
-def classifier(data: DigitsDataModule) -> Classifier:
+def classifier(data: Digits) -> Classifier:
     torch.manual_seed(1)
     classifier = Classifier(
         data.spec,
-        net=lambda spec: nn.Sequential(CNN(spec, [8, 8], num_groups=4, dropout=0.5), nn.BatchNorm1d(10)),
+        net=lambda spec: nn.Sequential(convolutions(spec, dropout=0.5), nn.BatchNorm1d(10)),
         optimizer=torch.optim.Adam,
     )
     optimizer, train = torch.optim.Adam(classifier.parameters(), lr=0.01), data.samples["train"]
@@ -51,7 +50,7 @@ def classifier(data: DigitsDataModule) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def source(classifier: Classifier, data: DigitsDataModule) -> Source:
+def source(classifier: Classifier, data: Digits) -> Source:
     return Source(
         network=deployed(classifier),
         example=torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
@@ -64,11 +63,11 @@ def source(classifier: Classifier, data: DigitsDataModule) -> Source:
 
 
 @pytest.fixture(scope="module")
-def reference(source: Source, data: DigitsDataModule) -> Reference:
+def reference(source: Source, data: Digits) -> Reference:
     return reference_of(source, data, LIMITS.max_batch_size)
 
 
-def reference_of(source: Source, data: DigitsDataModule, max_batch_size: int) -> Reference:
+def reference_of(source: Source, data: Digits, max_batch_size: int) -> Reference:
     test = data.samples["test"]
     return Reference.of(eager(source.network), test.inputs.numpy()[:90], test.labels.numpy()[:90], max_batch_size)
 
@@ -107,7 +106,7 @@ def test_what_was_trained_passes(source: Source, exported: Path, reference: Refe
         assert parity.num_agreeing == 90
 
 
-def test_batch_larger_than_the_test_split_is_tried_too(source: Source, data: DigitsDataModule, exported: Path) -> None:
+def test_batch_larger_than_the_test_split_is_tried_too(source: Source, data: Digits, exported: Path) -> None:
     reference, limits = reference_of(source, data, 200), replace(LIMITS, max_batch_size=200)
     assert list(reference.by_batch) == [1, 2, 7, 64, 200]
     assert admitted("onnx", exported, source, reference, limits).num_samples == 90
@@ -115,7 +114,7 @@ def test_batch_larger_than_the_test_split_is_tried_too(source: Source, data: Dig
 
 @pytest.mark.parametrize("name", REDUCED)
 def test_reduced_format_may_lose_no_more_than_was_allowed(
-    source: Source, data: DigitsDataModule, reference: Reference, tmp_path: Path, name: str
+    source: Source, data: Digits, reference: Reference, tmp_path: Path, name: str
 ) -> None:
     spoiled = copy.deepcopy(source.network)
     last = [module for module in spoiled.modules() if isinstance(module, nn.Linear)][-1]
@@ -322,7 +321,7 @@ def test_double_precision_of_a_network_is_kept_and_its_answers_are_float32(sourc
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
-def test_network_that_drops_the_axis_of_a_batch_of_one_is_refused(source: Source, data: DigitsDataModule) -> None:
+def test_network_that_drops_the_axis_of_a_batch_of_one_is_refused(source: Source, data: Digits) -> None:
     class Squeezing(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logits, probabilities = source.network(x)
@@ -332,7 +331,7 @@ def test_network_that_drops_the_axis_of_a_batch_of_one_is_refused(source: Source
         reference_of(replace(source, network=Squeezing()), data, 64)
 
 
-def test_model_that_answers_with_nan_is_refused_as_such(source: Source, data: DigitsDataModule) -> None:
+def test_model_that_answers_with_nan_is_refused_as_such(source: Source, data: Digits) -> None:
     spoiled = copy.deepcopy(source.network)
     next(spoiled.parameters()).fill_(float("nan"))
     with pytest.raises(GateFailure, match="the trained model answers samples of the test split with NaN"):
@@ -366,7 +365,7 @@ def test_process_that_only_runs_a_file_does_not_import_lightning(name: str) -> N
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_difference_in_any_test_sample_is_caught(source: Source, data: DigitsDataModule, exported: Path) -> None:
+def test_difference_in_any_test_sample_is_caught(source: Source, data: Digits, exported: Path) -> None:
     """The batches of the gate hold the first samples only; the last one of the split is compared too."""
     small, limits = reference_of(source, data, 2), replace(LIMITS, max_batch_size=2)
     assert admitted("onnx", exported, source, small, limits).num_samples == 90

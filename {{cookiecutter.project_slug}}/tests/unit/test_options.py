@@ -15,18 +15,18 @@ from {{ cookiecutter.package_name }}.strategies.dp import OneDeviceStrategy
 from {{ cookiecutter.package_name }}.strategies.launch import build_strategy, evaluation_steps, trainer_section
 from {{ cookiecutter.package_name }}.train import Options
 
-DIGITS = f"{package.__name__}.data.digits.DigitsDataModule"
+DATA = f"{package.__name__}.data.{{ "table.TableDataModule" if cookiecutter.data_kind == "tables" else "digits.DigitsDataModule" }}"
 TRAINER = "lightning.pytorch.Trainer"
 
 
 @pytest.mark.parametrize(
     ("section", "sentence"),
     [
-        ({"_target_": DIGITS, "batchsize": 4}, r"'it.batchsize' is no option; did you mean 'it.batch_size'\?"),
-        ({"_target_": DIGITS, "batch_size": "abc"}, "it.batch_size=abc does not fit: it takes a whole number."),
-        ({"_target_": DIGITS, "batch_size": 1.5}, "it takes a whole number"),
-        ({"_target_": DIGITS, "batch_size": True}, "it takes a whole number"),
-        ({"_target_": DIGITS, "val_fraction": "a"}, "it takes a number"),
+        ({"_target_": DATA, "batchsize": 4}, r"'it.batchsize' is no option; did you mean 'it.batch_size'\?"),
+        ({"_target_": DATA, "batch_size": "abc"}, "it.batch_size=abc does not fit: it takes a whole number."),
+        ({"_target_": DATA, "batch_size": 1.5}, "it takes a whole number"),
+        ({"_target_": DATA, "batch_size": True}, "it takes a whole number"),
+        ({"_target_": DATA, "val_fraction": "a"}, "it takes a number"),
         ({"_target_": TRAINER, "precision": 17}, "it.precision=17 does not fit: .*bf16-mixed"),
         ({"_target_": TRAINER, "max_epochs": "abc"}, "it takes a whole number or null"),
         ({"_target_": "no.such.thing"}, "it._target_=no.such.thing cannot be imported"),
@@ -39,7 +39,7 @@ def test_what_does_not_fit_is_refused(section: dict[str, object], sentence: str)
 
 
 def test_what_fits_passes() -> None:
-    check({"_target_": DIGITS, "batch_size": 4, "val_fraction": 0.25, "pin_memory": True}, "it")
+    check({"_target_": DATA, "batch_size": 4, "val_fraction": 0.25, "pin_memory": True}, "it")
     check(
         {
             "_target_": TRAINER,
@@ -50,7 +50,7 @@ def test_what_fits_passes() -> None:
         },
         "it",
     )
-    assert build({"_target_": DIGITS, "batch_size": 4}, "data").batch_size == 4
+    assert build({"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 2}, "it").in_features == 4
 
 
 def test_mistake_in_a_constructor_names_the_line() -> None:

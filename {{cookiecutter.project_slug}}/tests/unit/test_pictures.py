@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from {{ cookiecutter.package_name }}.serving import pictures
-from {{ cookiecutter.package_name }}.serving.inputs import Accepted, LeftOut, Sample, read_samples
+from {{ cookiecutter.package_name }}.serving.accepted import Accepted
+from {{ cookiecutter.package_name }}.serving.inputs import LeftOut, Sample, read_samples
 from {{ cookiecutter.package_name }}.serving.pictures import read_picture
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4

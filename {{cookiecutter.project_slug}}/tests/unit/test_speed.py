@@ -10,26 +10,24 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from digits import Digits, convolutions, linear
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim.lr_scheduler import ExponentialLR
 
 from {{ cookiecutter.package_name }}.callbacks import DataWait, _random_state, _set_random_state
-from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.hooks import OF_A_STEP, Unprofiled, drop_empty_hooks
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
-from {{ cookiecutter.package_name }}.models.cnn import CNN
-from {{ cookiecutter.package_name }}.models.mlp import MLP
 from {{ cookiecutter.package_name }}.profiling import PARTS, StepProfiler
 from {{ cookiecutter.package_name }}.speed.loop import HandWrittenLoop
 from {{ cookiecutter.package_name }}.strategies.ddp import has_changing_buffers
 
 
-def make_classifier(datamodule: DigitsDataModule) -> Classifier:
+def make_classifier(datamodule: Digits) -> Classifier:
     torch.manual_seed(1)
     return Classifier(
         datamodule.spec,
-        partial(MLP, widths=[16], dropout=0.0),
+        partial(linear, width=16),
         partial(torch.optim.AdamW, lr=0.01, fused=True),
         partial(ExponentialLR, gamma=0.5),
         label_smoothing=0.1,
@@ -43,7 +41,7 @@ def make_trainer(**options: object) -> pl.Trainer:
 
 def test_loop_written_by_hand_does_the_same_work() -> None:
     """Else its time would say nothing: the same samples, steps and learning rates. It sums its figures in float32."""
-    datamodule = DigitsDataModule(batch_size=200)
+    datamodule = Digits(batch_size=200)
     by_hand = make_classifier(datamodule)
     loop = HandWrittenLoop(by_hand, datamodule, torch.device("cpu"), 200, seed=42, precision="64-true")
     figures = [loop.epoch(number, 99, 99) for number in range(2)]
@@ -57,7 +55,7 @@ def test_loop_written_by_hand_does_the_same_work() -> None:
 
 
 def test_loop_stops_where_it_is_told() -> None:
-    datamodule = DigitsDataModule(batch_size=64)
+    datamodule = Digits(batch_size=64)
     loop = HandWrittenLoop(make_classifier(datamodule), datamodule, torch.device("cpu"), 64, seed=42)
     steps: list[int] = []
     loop.optimizer.register_step_post_hook(lambda *_: steps.append(1))
@@ -76,8 +74,8 @@ def test_hooks_that_do_something_are_called_and_empty_ones_are_not() -> None:
         def on_after_backward(self) -> None:
             called.append("module")
 
-    datamodule = DigitsDataModule(batch_size=1000)
-    model = Own(datamodule.spec, partial(MLP, widths=[8], dropout=0.0), partial(torch.optim.SGD, lr=0.1))
+    datamodule = Digits(batch_size=1000)
+    model = Own(datamodule.spec, linear, partial(torch.optim.SGD, lr=0.1))
     callback, empty = Some(), Callback()
     for owner in (model, callback, empty):
         drop_empty_hooks(owner)
@@ -98,7 +96,7 @@ def test_training_imports_nothing_that_only_exports_and_servers_use() -> None:
 
 
 def test_time_that_was_spent_waiting_for_data_is_logged(tmp_path: Path) -> None:
-    datamodule = DigitsDataModule(batch_size=64)
+    datamodule = Digits(batch_size=64)
     trainer = make_trainer(max_epochs=1, callbacks=[DataWait()], logger=CSVLogger(str(tmp_path)), log_every_n_steps=1)
     trainer.fit(make_classifier(datamodule), datamodule=datamodule)
     loader = trainer.train_dataloader
@@ -133,18 +131,18 @@ def test_profile_divides_the_step_into_its_parts(tmp_path: Path, monkeypatch: py
 
 
 def test_ddp_sends_buffers_that_change_and_no_constants() -> None:
-    model = make_classifier(DigitsDataModule())
+    model = make_classifier(Digits())
     assert not has_changing_buffers(model)
     model.net.append(torch.nn.BatchNorm1d(10))
     assert has_changing_buffers(model)
 
 
 def test_channels_last_changes_the_layout_alone() -> None:
-    datamodule = DigitsDataModule(batch_size=600)
+    datamodule = Digits(batch_size=600)
     weights = {}
     for channels_last in (False, True):
         torch.manual_seed(1)
-        net = partial(CNN, widths=[8, 8], num_groups=4, dropout=0.0)
+        net = convolutions
         model = Classifier(
             datamodule.spec, net, partial(torch.optim.AdamW, lr=0.01, fused=True), channels_last=channels_last
         )

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..refusal import Refusal
+from .pixels import pixel_statistics
 from .samples import (
     Augmented,
     Batch,
@@ -21,12 +21,10 @@ from .samples import (
     check_batch,
     check_options,
     evaluation_loader,
-    pixel_statistics,
     training_loader,
 )
 from .spec import DataSpec
-
-SPLITS = ("train", "val", "test")
+from .splits import stratified
 
 
 class DigitsDataModule(pl.LightningDataModule):
@@ -96,16 +94,10 @@ def shifted(pictures: Tensor, generators: Sequence[torch.Generator], most: int) 
 
 
 def _split(val_fraction: float, test_fraction: float, seed: int) -> dict[str, SamplesInMemory]:
-    """Stratified: each split holds every digit in the same proportion."""
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, np.newaxis]  # (N, 1, 8, 8)
-    rest, test = train_test_split(
-        np.arange(len(pixels)), test_size=test_fraction, stratify=digits.target, random_state=seed
-    )
-    train, val = train_test_split(
-        rest, test_size=val_fraction / (1 - test_fraction), stratify=digits.target[rest], random_state=seed
-    )
+    rows = stratified(digits.target, val_fraction, test_fraction, seed)
     return {
-        split: SamplesInMemory(torch.from_numpy(pixels[rows]), torch.from_numpy(digits.target[rows]).long())
-        for split, rows in zip(SPLITS, (train, val, test), strict=True)
+        split: SamplesInMemory(torch.from_numpy(pixels[of_split]), torch.from_numpy(digits.target[of_split]).long())
+        for split, of_split in rows.items()
     }

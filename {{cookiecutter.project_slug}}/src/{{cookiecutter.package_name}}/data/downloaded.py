@@ -17,6 +17,7 @@ from ..quiet import Quiet, quietly
 from ..refusal import Refusal
 from .augment import Transformed
 from .image_folder import enough_workers
+from .pixels import pixel_statistics
 from .samples import (
     Augmented,
     Batch,
@@ -24,7 +25,6 @@ from .samples import (
     check_batch,
     check_options,
     evaluation_loader,
-    pixel_statistics,
     training_loader,
 )
 from .spec import DataSpec

@@ -17,15 +17,14 @@ from ..refusal import Refusal
 from ..serving.pictures import read_picture
 from .augment import Transformed
 from .listing import Picture, list_pictures
+from .pixels import Sums, statistics_of
 from .samples import (
     Augmented,
     Batch,
     Samples,
-    Sums,
     check_batch,
     check_options,
     evaluation_loader,
-    statistics_of,
     training_loader,
 )
 from .scan import look_at, num_cores

@@ -9,9 +9,7 @@ from typing import NamedTuple
 from ..refusal import Refusal
 from ..serving.inputs import files_within
 from ..serving.pictures import SUFFIXES
-
-# What folders and values of the column `split` may be called.
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+from .splits import SPLIT_NAMES
 
 
 class Picture(NamedTuple):
@@ -37,7 +35,7 @@ def list_pictures(root: Path) -> list[Picture]:
 
 def _of_folder(root: Path) -> Iterator[Picture]:
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    splits = {folder: SPLITS[folder.name.lower()] for folder in folders if folder.name.lower() in SPLITS}
+    splits = {folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_NAMES}
     if "train" not in splits.values():
         yield from _of_labels(root, folders, None)
         return
@@ -76,6 +74,6 @@ def _of_csv(file: Path) -> Iterator[Picture]:
         split = values.get("split", "").lower()
         if not values["path"] or not values["label"]:
             raise Refusal(f"{file}, line {rows.line_num}: the path or the label is missing.")
-        if ("split" in names) != (split in SPLITS):
+        if ("split" in names) != (split in SPLIT_NAMES):
             raise Refusal(f"{file}, line {rows.line_num}: split='{split}' is none of train, val and test.")
-        yield Picture(file.parent / values["path"], values["path"], values["label"], SPLITS.get(split))
+        yield Picture(file.parent / values["path"], values["path"], values["label"], SPLIT_NAMES.get(split))

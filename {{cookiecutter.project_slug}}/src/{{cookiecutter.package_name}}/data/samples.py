@@ -1,13 +1,10 @@
 """Samples in memory, and the two loaders that every strategy reads them through."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import Tensor
@@ -31,7 +28,6 @@ class Samples(Dataset[Batch]):
         raise NotImplementedError
 
 
-Sums = npt.NDArray[np.int64]
 Augment = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 
 
@@ -146,23 +142,6 @@ def _place(trainer: pl.Trainer | None) -> tuple[int, int]:
 def _num_steps(trainer: pl.Trainer | None) -> int:
     """Micro-batches of an optimiser step, as `data.micro_batch_size` came to."""
     return 1 if trainer is None else trainer.accumulate_grad_batches
-
-
-def pixel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel of `(N, C, H, W)` uint8.
-
-    Summed as whole numbers: a sum of floats depends on the number of threads, and so would the trained weights.
-    """
-    pictures = pixels.flatten(2).long()  # (N, C, H * W)
-    return statistics_of(pictures.sum(dim=2).numpy(), pictures.square().sum(dim=2).numpy(), pictures.shape[2])
-
-
-def statistics_of(sums: Sums, squares: Sums, num_pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The same, from the sums of each picture `(N, C)`; a channel that never changes has the deviation 1."""
-    count = len(sums) * num_pixels
-    means = [int(total) / count for total in sums.sum(axis=0)]
-    variances = [int(total) / count - mean**2 for total, mean in zip(squares.sum(axis=0), means, strict=True)]
-    return tuple(means), tuple(math.sqrt(variance) if variance > 0 else 1.0 for variance in variances)
 
 
 def check_options(batch_size: int, num_workers: int, **fractions: float) -> None:

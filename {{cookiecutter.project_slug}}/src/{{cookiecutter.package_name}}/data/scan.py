@@ -16,7 +16,7 @@ from filelock import FileLock
 from ..serving.inputs import reason_of
 from ..serving.pictures import read_picture
 from ..terminal import bar
-from .samples import Sums
+from .pixels import Sums
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 class DataSpec:
     """Comes from the DataModule, sizes the network, travels in the checkpoint and becomes the manifest.
 
-    Shapes are of one sample, without the batch axis: `(C, H, W)` for pictures. `mean` and `std` hold one figure a
-    channel, in the units of the raw input, computed on the training split alone.
+    Shapes are of one sample, without the batch axis: `(C, H, W)` for pictures, `(C,)` for the rows of a table. `mean`
+    and `std` hold one figure a channel, in the units of the raw input, computed on the training split alone.
     """
 
     name: str
@@ -22,6 +22,11 @@ class DataSpec:
     std: tuple[float, ...]
     description: str = ""  # a sentence for the model card
     fingerprint: str = ""  # of the files that the training split was made of; "" where no split was made of files
+    columns: tuple[dict[str, Any], ...] = ()  # of a table, as `Column.to_dict` gives them
+
+    def __post_init__(self) -> None:
+        if any(type(label) is not str for label in self.labels):
+            raise TypeError("DataSpec.labels must be of Python's own str: no checkpoint with numpy's would load again")
 
     @property
     def num_classes(self) -> int:

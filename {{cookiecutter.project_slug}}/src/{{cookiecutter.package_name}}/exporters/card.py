@@ -1,7 +1,7 @@
 """The model card: the bundle's README, for the person who gets the files and nothing else."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import FORMATS
@@ -9,6 +9,7 @@ from .contract import verified_batch_sizes
 from .snippets import use
 
 CONFUSION, BENCHMARK, BENCHMARK_PICTURE = "confusion_matrix.png", "benchmark.json", "benchmark.png"
+MOST_NAMED = 20  # categories of a column
 METRICS = {"test/acc": "accuracy", "test/f1": "macro F1"}
 
 PURPOSE = {
@@ -51,20 +52,55 @@ Classifies `{data["name"]}` into {len(manifest["labels"])} labels: {", ".join(ma
 def _input_and_output(manifest: Mapping[str, Any]) -> str:
     (tensor,) = manifest["inputs"]
     low, high = tensor["range"]
+    what = f"raw, {low:g} to {high:g}; normalised inside the graph"
+    if "columns" in tensor:
+        what = "a value for each of the columns below; filled and normalised inside the graph"
     *sizes, largest = verified_batch_sizes(manifest["max_batch_size"])
     rows = "\n".join(
-        f"| `{output['name']}` | {output['dtype']} | {_shape(output)} | {what} |"
-        for output, what in zip(manifest["outputs"], ("one figure a label", "their softmax"), strict=True)
+        f"| `{output['name']}` | {output['dtype']} | {_shape(output)} | {meaning} |"
+        for output, meaning in zip(manifest["outputs"], ("one figure a label", "their softmax"), strict=True)
     )
     return f"""## Input and output
 
 | tensor | type | shape | |
 | --- | --- | --- | --- |
-| `{tensor["name"]}` | {tensor["dtype"]} | {_shape(tensor)} | raw, {low:g} to {high:g}; normalised inside the graph |
+| `{tensor["name"]}` | {tensor["dtype"]} | {_shape(tensor)} | {what} |
 {rows}
 
 Takes batches of 1 to {largest} samples; {", ".join(map(str, sizes))} and {largest} were verified.
+{_columns(tensor.get("columns", ()))}"""
+
+
+def _columns(columns: Sequence[Mapping[str, Any]]) -> str:
+    """Nothing for a model that takes no table."""
+    if not columns:
+        return ""
+    rows = "\n".join(
+        f"| {number} | {_escaped(column['name'])} | {_values(column)} | {'yes' if column['gaps'] else 'no'} |"
+        for number, column in enumerate(columns)
+    )
+    return f"""
+| place | column | values | missing in training |
+| --- | --- | --- | --- |
+{rows}
+
+A missing number is NaN. A category is sent as its code, counted from 1 in the order above; 0 stands for one that is
+missing, or that the training did not know.
 """
+
+
+def _values(column: Mapping[str, Any]) -> str:
+    categories = column["categories"]
+    if categories is None:
+        return "a number"
+    named = ", ".join(f"`{_escaped(category)}`" for category in categories[:MOST_NAMED])
+    more = f" and {len(categories) - MOST_NAMED} more, in `manifest.json`" if len(categories) > MOST_NAMED else ""
+    return f"one of {named}{more}"
+
+
+def _escaped(text: str) -> str:
+    """For a cell of a table in Markdown."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _shape(tensor: Mapping[str, Any]) -> str:

@@ -26,22 +26,31 @@ class GateFailure(Refusal):
 
 @dataclass(frozen=True)
 class TensorSignature:
-    """`shape` without the batch axis, which is free in every tensor; `range` holds the bounds of raw input."""
+    """`shape` without the batch axis, which is free in every tensor; `range` holds the bounds of raw input.
+
+    `columns` are those of a table, as in the DataSpec.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     range: tuple[float, float] | None = None
+    columns: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As in the manifest: -1 stands for the batch axis."""
-        entry = {"name": self.name, "dtype": self.dtype, "shape": [-1, *self.shape]}
-        return entry if self.range is None else {**entry, "range": list(self.range)}
+        entry: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": [-1, *self.shape]}
+        if self.range is not None:
+            entry["range"] = list(self.range)
+        if self.columns:
+            entry["columns"] = list(self.columns)
+        return entry
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "TensorSignature":
         bounds = tuple(entry["range"]) if "range" in entry else None
-        return cls(entry["name"], entry["dtype"], tuple(entry["shape"][1:]), bounds)
+        columns = tuple(entry.get("columns", ()))
+        return cls(entry["name"], entry["dtype"], tuple(entry["shape"][1:]), bounds, columns)
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Signature:
     @classmethod
     def of(cls, spec: "DataSpec") -> "Signature":
         return cls(
-            input=TensorSignature("input", spec.input_dtype, spec.input_shape, spec.input_range),
+            input=TensorSignature("input", spec.input_dtype, spec.input_shape, spec.input_range, spec.columns),
             outputs=(
                 TensorSignature("logits", "float32", (spec.num_classes,)),
                 TensorSignature("probabilities", "float32", (spec.num_classes,)),
@@ -76,7 +85,7 @@ class Contract:
         return {
             "name": self.name,
             "schema_version": str(SCHEMA_VERSION),
-            "inputs": json.dumps([self.signature.input.to_dict()]),
+            "inputs": json.dumps([self.signature.input.to_dict()], ensure_ascii=False),
             "outputs": json.dumps([tensor.to_dict() for tensor in self.signature.outputs]),
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "checkpoint_sha256": self.checkpoint_sha256,

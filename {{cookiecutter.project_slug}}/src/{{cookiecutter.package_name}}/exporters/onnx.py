@@ -52,7 +52,7 @@ def export_model(source: Source) -> onnx.ModelProto:
 
 def serialized(model: onnx.ModelProto, source: Source) -> bytes:
     """Without what the exporter notes beside each node: stack traces, with paths of the machine that it ran on."""
-    for message in _messages(model):
+    for message in messages(model):
         for field in ("metadata_props", "doc_string"):
             if field in message.DESCRIPTOR.fields_by_name:
                 message.ClearField(field)
@@ -68,7 +68,7 @@ def check(path: Path, contract: Contract) -> None:
 def check_model(path: Path, contract: Contract) -> onnx.ModelProto:
     """The same for each of the ONNX formats; returns the model for what is a format's own."""
     model = onnx.load(path, load_external_data=False)
-    for message in _messages(model):
+    for message in messages(model):
         if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
             raise GateFailure(f"{path.name} keeps the tensor '{message.name}' in another file: it must be whole.")
     try:
@@ -100,13 +100,13 @@ def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
     return run
 
 
-def _messages(message: Message) -> Iterator[Any]:
+def messages(message: Message) -> Iterator[Any]:
     """The message and all that lie in it."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in value if isinstance(value, Iterable) else [value]:
-                yield from _messages(part)
+                yield from messages(part)
 
 
 def _check_tensors(path: Path, kind: str, found: list[Any], expected: tuple[TensorSignature, ...]) -> None:
@@ -132,9 +132,9 @@ def _check_inference_mode(path: Path, model: onnx.ModelProto) -> None:
 
     Functions and the branches of an `If` are searched too.
     """
-    nodes = [message for message in _messages(model) if isinstance(message, onnx.NodeProto)]
+    nodes = [message for message in messages(model) if isinstance(message, onnx.NodeProto)]
     constants = [(node.output[0], node.attribute[0].t) for node in nodes if node.op_type == "Constant"]
-    constants += [(tensor.name, tensor) for tensor in _messages(model) if isinstance(tensor, onnx.TensorProto)]
+    constants += [(tensor.name, tensor) for tensor in messages(model) if isinstance(tensor, onnx.TensorProto)]
     for node in nodes:
         mode = node.op_type in RANDOM
         if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:

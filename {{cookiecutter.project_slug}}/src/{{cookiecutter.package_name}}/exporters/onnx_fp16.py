@@ -8,19 +8,77 @@ from typing import TYPE_CHECKING
 import onnx
 
 from .contract import Contract, GateFailure
-from .onnx import check_model, export_model, load, serialized
+from .onnx import check_model, export_model, load, messages, serialized
 
 if TYPE_CHECKING:
     from .network import Source
 
 __all__ = ["check", "export", "load"]
 
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # with weights: where the work is
+
 
 def export(source: Source) -> bytes:
-    """Input and outputs keep their types, so that no client changes."""
+    """Input and outputs keep their types, so that no client changes.
+
+    What comes before the first product stays in 32 bits: raw input may be larger than 16 bits hold.
+    """
+    model = export_model(source)
+    nodes = list(model.graph.node)
+    first = next((place for place, node in enumerate(nodes) if node.op_type in PRODUCTS), 0)
+    before, rest = nodes[:first], nodes[first:]
+    made = {name for node in before for name in node.output} | {value.name for value in model.graph.input}
+    crossing = [
+        value
+        for value in (*model.graph.input, *model.graph.value_info)
+        if value.name in made & _taken(rest) and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    ]
+    reduced = _reduced(model, rest, made)
+    casts = [
+        onnx.helper.make_node("Cast", [value.name], [_of_16_bits(value.name)], to=onnx.TensorProto.FLOAT16)
+        for value in crossing
+    ]
+    renamed = {value.name for value in crossing}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in _taken(before)]
+    both = {tensor.name for tensor in kept} & _taken(rest)
+    for message in messages(reduced.graph):
+        if isinstance(message, onnx.NodeProto):
+            message.input[:] = [_of_16_bits(name) if name in renamed | both else name for name in message.input]
+    for tensor in reduced.graph.initializer:
+        tensor.name = _of_16_bits(tensor.name) if tensor.name in both else tensor.name
+    behind = list(reduced.graph.node)
+    for field, values in (("node", [*before, *casts, *behind]), ("initializer", [*kept, *reduced.graph.initializer])):
+        parts = [type(value).FromString(value.SerializeToString()) for value in values]
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(parts)
+    model.graph.ClearField("value_info")
+    return serialized(model, source)
+
+
+def _reduced(model: onnx.ModelProto, rest: list[onnx.NodeProto], made: set[str]) -> onnx.ModelProto:
+    """The nodes `rest` as a model of its own, whose inputs are of 16 bits; of its outputs only those of the graph."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    return serialized(convert_float_to_float16(export_model(source), keep_io_types=True), source)
+    part = onnx.ModelProto.FromString(model.SerializeToString())
+    taken = _taken(rest)
+    inputs = [value for value in (*model.graph.input, *model.graph.value_info) if value.name in made & taken]
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in taken]
+    for field, values in (("node", rest), ("input", inputs), ("initializer", weights), ("value_info", [])):
+        part.graph.ClearField(field)
+        getattr(part.graph, field).extend(values)
+    outputs = [value.name for value in model.graph.output]
+    reduced: onnx.ModelProto = convert_float_to_float16(part, keep_io_types=outputs)
+    return reduced
+
+
+def _taken(nodes: list[onnx.NodeProto]) -> set[str]:
+    """Names of what the nodes read, those within their branches included."""
+    inner = (message for node in nodes for message in messages(node) if isinstance(message, onnx.NodeProto))
+    return {name for node in inner for name in node.input}
+
+
+def _of_16_bits(name: str) -> str:
+    return f"{name}_16_bits"
 
 
 def check(path: Path, contract: Contract) -> None:

@@ -69,7 +69,7 @@ import json
 import numpy as np
 
 x = np.load("golden.npz")["input"][:1]
-tensor = {"name": "input", "datatype": "$datatype", "shape": x.shape, "data": x.ravel().tolist()}
+tensor = {"name": "input", "datatype": "$datatype", "shape": x.shape, "data": $data}
 print(json.dumps({"inputs": [tensor]}))
 EOF
 curl --data @request.json http://localhost:8000/v2/models/$name/infer
@@ -88,5 +88,7 @@ def use(manifest: Mapping[str, Any]) -> str:
         sides = ", ".join(map(str, (1, *tensor["shape"][1:])))
         text += CPP.substitute(sides=sides, dtype=LIBTORCH_TYPES[tensor["dtype"]])
     if "onnx" in written:
-        text += HTTP.substitute(name=manifest["name"], datatype=TYPES[tensor["dtype"]])
+        # JSON knows no NaN: a missing value of a table is sent as null.
+        data = "[None if v != v else v for v in x.ravel().tolist()]" if "columns" in tensor else "x.ravel().tolist()"
+        text += HTTP.substitute(name=manifest["name"], datatype=TYPES[tensor["dtype"]], data=data)
     return text and f"## Use\n{text}"

@@ -8,8 +8,12 @@ from ..data.spec import DataSpec
 from ..refusal import Refusal
 
 
-class Normalize(nn.Module):
-    """Raw pixels `(B, C, H, W)` of any dtype to floats of mean 0 and deviation 1, one figure a channel.
+class Constants(nn.Module):
+    """Its own buffers never change, so ddp need not send them."""
+
+
+class Normalize(Constants):
+    """Raw input `(B, C, ...)` of any dtype to floats of mean 0 and deviation 1, one figure a channel.
 
     A part of the network, so that an exported artifact takes the same raw input as training did.
     """

@@ -1,34 +1,16 @@
-"""Files to raw inputs of a network: pictures, and arrays as `.npy`."""
+"""Files to raw inputs of a network: pictures or tables, and arrays as `.npy`."""
 
 import glob
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
-from PIL import UnidentifiedImageError
 
 from ..refusal import Refusal
-from .pictures import MODES, SUFFIXES, read_picture
-
-Array = npt.NDArray[Any]
-
-ARRAY = ".npy"
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """What the network takes: one sample is `shape`, of `dtype`, its values from `range[0]` to `range[1]`."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    range: tuple[float, float]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}"
+from .accepted import ARRAY, Accepted, Array
 
 
 @dataclass(frozen=True)
@@ -52,36 +34,38 @@ class LeftOut:
         return f"{self.file}{'' if self.index is None else f' [{self.index}]'}: {self.reason}"
 
 
-def find_files(given: Iterable[str]) -> list[Path]:
+def find_files(given: Iterable[str], suffixes: Sequence[str]) -> list[Path]:
     """The files that are meant, each once: themselves, those in a folder and below, or those that fit a pattern.
 
-    In a folder only those are meant that can be read at all, and no hidden ones.
+    In a folder only those are meant that end in one of the suffixes, and no hidden ones.
     """
     found: dict[Path, None] = {}
     for name in given:
         path = Path(name).expanduser()
         if path.is_dir():
-            files = files_within(path)
+            files = files_within(path, suffixes)
         elif path.exists():
             files = [path]
         else:
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-            files = [file for match in matches for file in (files_within(match) if match.is_dir() else [match])]
+            files = [
+                file for match in matches for file in (files_within(match, suffixes) if match.is_dir() else [match])
+            ]
             if not matches:
-                remedy = "give a file, a folder, a list as [a,b], or a pattern as 'pictures/*.png'"
+                remedy = f"give a file, a folder, a list as [a,b], or a pattern as 'data/*{suffixes[0]}'"
                 raise Refusal(f"input={name} does not exist: {remedy}.")
         if not files:
-            raise Refusal(f"input={name} holds no file to read: give pictures ({' '.join(SUFFIXES)}) or {ARRAY}.")
+            raise Refusal(f"input={name} holds no file to read: the model takes {' '.join(suffixes)}.")
         found |= dict.fromkeys(files)
     return list(found)
 
 
-def files_within(folder: Path, suffixes: tuple[str, ...] = (*SUFFIXES, ARRAY)) -> list[Path]:
+def files_within(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """In the folder and below, but for what is hidden; sorted."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
+        names = [name for name in files if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")]
         found += [Path(parent) / name for name in names]
     return sorted(found)
 
@@ -89,42 +73,35 @@ def files_within(folder: Path, suffixes: tuple[str, ...] = (*SUFFIXES, ARRAY)) -
 def read_samples(path: Path, accepted: Accepted) -> Iterator[Sample | LeftOut]:
     """Raw samples, each of `accepted.shape`."""
     name = os.fsencode(path).decode(errors="backslashreplace")
-    try:
-        arrays = _read(path, accepted)
-    except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
-        yield LeftOut(name, None, reason_of(error))
-        return
+    found = _read(path, accepted)
     low, high = accepted.range
-    for index, values in enumerate(arrays):
-        if not (low <= values.min() and values.max() <= high):  # of a NaN, neither holds
+    for index in itertools.count():
+        try:
+            values = next(found, None)
+        except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
+            yield LeftOut(name, None, reason_of(error))
+            return
+        if values is None:
+            return
+        if isinstance(values, str):
+            yield LeftOut(name, index, values)
+        elif not accepted.admits(values):
             yield LeftOut(name, index, f"its values are not within {low:g} to {high:g}")
         else:
             yield Sample(name, index, np.asarray(values))
 
 
-def _read(path: Path, accepted: Accepted) -> Array:
-    """`(N, *accepted.shape)`"""
+def _read(path: Path, accepted: Accepted) -> Iterator[Array | str]:
+    """Samples of `accepted.shape`, or why one cannot be used."""
     suffix = path.suffix.lower()
     if path.exists() and not path.is_file():  # to open a pipe would wait for somebody to write into it
         raise ValueError("it is no plain file")
     if suffix == ARRAY:
-        return _read_array(path, accepted)
-    if suffix not in SUFFIXES:
-        raise ValueError(f"it is neither a picture ({' '.join(SUFFIXES)}) nor an array ({ARRAY})")
-    return picture_as_input(path, accepted)
-
-
-def picture_as_input(file: Path | BinaryIO, accepted: Accepted) -> Array:
-    """`(1, *accepted.shape)`; raises `OSError` or `ValueError` for what is no picture, damaged or too large."""
-    if len(accepted.shape) != 3 or accepted.shape[0] not in MODES:
-        raise ValueError(f"the model takes {accepted}, no pictures")
-    channels, height, width = accepted.shape
-    pixels = read_picture(file, (channels, height, width))[np.newaxis]
-    low, high = accepted.range
-    if (low, high) == (0, 255):
-        return pixels.astype(accepted.dtype)
-    scaled = low + pixels * ((high - low) / 255)
-    return (np.rint(scaled) if accepted.dtype.kind in "ui" else scaled).astype(accepted.dtype)
+        yield from _read_array(path, accepted)
+    elif suffix in accepted.reader.SUFFIXES:
+        yield from accepted.reader.read(path, accepted)
+    else:
+        raise ValueError(f"the model takes files that end in {' '.join(accepted.suffixes)}")
 
 
 def _read_array(path: Path, accepted: Accepted) -> Array:
@@ -141,8 +118,6 @@ def _read_array(path: Path, accepted: Accepted) -> Array:
 
 
 def reason_of(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no picture, or damaged"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__

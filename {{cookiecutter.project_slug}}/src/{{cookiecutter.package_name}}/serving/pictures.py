@@ -1,12 +1,17 @@
 """Picture files as the network takes them; the data sets, the loader and the server all read them through this."""
 
+from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .accepted import Accepted, Array
+
+PAGE = "page.html"
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # What is inside counts, not the name: Pillow would hand an EPS file to Ghostscript, which runs programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -27,6 +32,8 @@ def read_picture(file: Path | BinaryIO, shape: tuple[int, int, int]) -> npt.NDAr
                 raise ValueError(f"its {opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}")
             opened.draft(None, (2 * max(height, width),) * 2)  # JPEG: a far larger one is decoded at 1/2, 1/4 or 1/8
             picture = _flat(ImageOps.exif_transpose(opened)).convert(MODES[channels])
+    except UnidentifiedImageError as error:
+        raise ValueError("it is no picture, or damaged") from error
     except (OSError, ValueError):
         raise
     except Exception as error:  # a damaged file raises whatever its bytes lead the decoder to
@@ -35,6 +42,32 @@ def read_picture(file: Path | BinaryIO, shape: tuple[int, int, int]) -> npt.NDAr
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture, dtype=np.uint8)
     return np.ascontiguousarray(pixels.reshape(height, width, channels).transpose(2, 0, 1))
+
+
+def read(path: Path, accepted: Accepted) -> Iterator[Array]:
+    """The one sample that a file holds."""
+    yield from _as_input(path, accepted)
+
+
+def read_body(body: bytes, accepted: Accepted) -> Array:
+    """The contents of a picture file as `(1, *accepted.shape)`."""
+    return _as_input(BytesIO(body), accepted)
+
+
+def read_object(row: Mapping[str, Any], accepted: Accepted) -> Array:
+    raise ValueError("it is no list: send one sample, flat or nested, or a picture file")
+
+
+def _as_input(file: Path | BinaryIO, accepted: Accepted) -> Array:
+    if len(accepted.shape) != 3 or accepted.shape[0] not in MODES:
+        raise ValueError(f"the model takes {accepted}, no pictures")
+    channels, height, width = accepted.shape
+    pixels = read_picture(file, (channels, height, width))[np.newaxis]
+    low, high = accepted.range
+    if (low, high) == (0, 255):
+        return pixels.astype(accepted.dtype)
+    scaled = low + pixels * ((high - low) / 255)
+    return (np.rint(scaled) if accepted.dtype.kind in "ui" else scaled).astype(accepted.dtype)
 
 
 def _flat(picture: Image.Image) -> Image.Image:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from ..refusal import Refusal
-
-Array = npt.NDArray[Any]
+from .accepted import Accepted, Array
 
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
 
@@ -60,9 +58,7 @@ class Bundle:
             self.max_batch_size: int = self.manifest["max_batch_size"]
             (tensor,) = self.manifest["inputs"]
             self.input_name: str = tensor["name"]
-            self.input_dtype = np.dtype(tensor["dtype"])
-            self.input_shape: tuple[int, ...] = tuple(tensor["shape"][1:])
-            self.input_range: tuple[float, float] = tuple(tensor["range"])
+            self.accepted = Accepted.of(tensor)
             self.outputs = [tensor["name"] for tensor in self.manifest["outputs"]]
         except (KeyError, TypeError, ValueError) as error:
             raise BadBundle(f"{MANIFEST} of {self.folder} describes no model: {error!r}.") from error
@@ -70,8 +66,9 @@ class Bundle:
 
     def __call__(self, inputs: Array) -> tuple[Array, Array]:
         """Raw input `(B, ...)` to logits and probabilities, both `(B, K)` float32; raises `ValueError` for others."""
-        if inputs.shape[1:] != self.input_shape or inputs.dtype != self.input_dtype or not len(inputs):
-            expected = f"{self.input_dtype} (B, {', '.join(map(str, self.input_shape))}), B of 1 or more"
+        shape, dtype = self.accepted.shape, self.accepted.dtype
+        if inputs.shape[1:] != shape or inputs.dtype != dtype or not len(inputs):
+            expected = f"{dtype} (B, {', '.join(map(str, shape))}), B of 1 or more"
             raise ValueError(f"the input is {inputs.dtype} {inputs.shape}, but the model takes {expected}")
         logits, probabilities = self.session.run(self.outputs, {self.input_name: inputs})
         return logits, probabilities

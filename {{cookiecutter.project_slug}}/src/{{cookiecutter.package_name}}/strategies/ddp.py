@@ -12,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 
-from ..models.layers import Normalize
+from ..models.layers import Constants
 from ..refusal import Refusal
 
 Compression = Literal["none", "fp16", "bf16", "powersgd"]
@@ -85,8 +85,8 @@ class DistributedDataParallelStrategy(DDPStrategy):
 
 
 def has_changing_buffers(model: nn.Module) -> bool:
-    """Whether rank 0 must send its buffers to all in each step, as BatchNorm's: those of `Normalize` are constants."""
-    return any(not isinstance(part, Normalize) for part in model.modules() for _ in part.buffers(recurse=False))
+    """Whether rank 0 must send its buffers to all in each step, as BatchNorm's."""
+    return any(not isinstance(part, Constants) for part in model.modules() for _ in part.buffers(recurse=False))
 
 
 class FullyShardedStrategy(FSDPStrategy):

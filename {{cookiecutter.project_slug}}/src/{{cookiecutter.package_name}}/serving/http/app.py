@@ -4,27 +4,24 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from io import BytesIO
 from pathlib import Path
 from time import perf_counter
 
 import anyio
-import numpy as np
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
-from ..inputs import picture_as_input, reason_of
-from . import protocol
+from . import bodies, protocol
 from .guard import CLIENT_CLOSED_REQUEST, Access, Guard, error_response, json_response, one_line
 from .metrics import Metrics
 from .served import Served
-from .tensors import Array, Rejected, check_range, from_json
+from .tensors import Array, Rejected
 from .versions import Versions
 
 PACKAGE = __name__.split(".")[0]
-PAGE = Path(__file__).parent / "page.html"
+PAGES = Path(__file__).parent
 # What the page may do: its own script and style, its own server, the picture that was dropped.
 POLICY = "; ".join(
     [
@@ -98,11 +95,15 @@ def _add_errors(app: FastAPI, metrics: Metrics) -> None:
 
 def _add_descriptions(app: FastAPI, versions: Versions, metrics: Metrics) -> None:
     async def page(request: Request) -> Response:
-        return FileResponse(PAGE, headers={"Content-Security-Policy": POLICY})
+        page = PAGES / versions.current.accepted.reader.PAGE
+        return FileResponse(page, headers={"Content-Security-Policy": POLICY})
 
     async def server(request: Request) -> Response:
         version = versions.current.model.version
         return json_response({"name": PACKAGE, "version": version, "extensions": protocol.EXTENSIONS})
+
+    async def taken(request: Request) -> Response:
+        return json_response(versions.current.description())
 
     async def healthy(request: Request) -> Response:
         return Response()
@@ -119,6 +120,7 @@ def _add_descriptions(app: FastAPI, versions: Versions, metrics: Metrics) -> Non
 
     app.add_route("/", page)
     app.add_route("/v2", server)
+    app.add_route("/predict", taken)
     app.add_route("/v2/health/live", healthy)
     app.add_route("/v2/health/ready", healthy)  # it listens only once the golden samples were answered
     app.add_route("/metrics", prometheus)
@@ -152,9 +154,10 @@ def _add_inference(app: FastAPI, versions: Versions, metrics: Metrics) -> None:
     async def predict(request: Request) -> Response:
         served, kind = versions.current, request.headers.get("content-type", "")
         if kind.startswith("multipart/"):
-            raise Rejected("send the file itself, as curl --data-binary @picture.png does, and no form.", 415)
-        read = _numbers if kind.startswith("application/json") else _picture
-        sample = await anyio.to_thread.run_sync(read, await request.body(), served)
+            raise Rejected("send the file itself, as curl --data-binary does, and no form.", 415)
+        read = bodies.from_json if kind.startswith("application/json") else bodies.from_file
+        body = await request.body()
+        sample = await anyio.to_thread.run_sync(read, body, served.accepted)
         probabilities = (await answered(served, sample))["probabilities"][0].tolist()
         labelled = dict(zip(served.bundle.labels, probabilities, strict=True))
         best = max(labelled, key=lambda label: labelled[label])
@@ -163,25 +166,6 @@ def _add_inference(app: FastAPI, versions: Versions, metrics: Metrics) -> None:
     for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
         app.add_route(path, infer, methods=["POST"])
     app.add_route("/predict", predict, methods=["POST"])
-
-
-def _picture(body: bytes, served: Served) -> Array:
-    """`(1, ...)` as the network takes it."""
-    try:
-        return picture_as_input(BytesIO(body), served.accepted)
-    except (OSError, ValueError) as error:
-        raise Rejected(f"the body cannot be used: {reason_of(error)}.") from error
-
-
-def _numbers(body: bytes, served: Served) -> Array:
-    """One sample of raw input as a list, flat or nested."""
-    accepted = served.accepted
-    data = protocol.parse(body, len(body), int(np.prod(accepted.shape)))
-    if not isinstance(data, list):
-        raise Rejected("the body is no list: send one sample, flat or nested.")
-    sample = from_json(data, accepted.shape, accepted.dtype, "the body")
-    check_range(sample, *accepted.range, "the body")
-    return sample[np.newaxis]
 
 
 def _named(request: Request, versions: Versions) -> Served:

@@ -13,7 +13,7 @@ WINDOW = 10_000  # samples; older ones fade
 
 
 class Drift:
-    """Mean and deviation of each channel of the input, and how often each label was predicted.
+    """Mean and deviation of each channel of the input, or column of numbers, and how often each label was predicted.
 
     Beside them stands the same of the training split; of the labels only where the manifest tells their counts.
     """
@@ -33,27 +33,37 @@ class Drift:
         """Starts anew, beside another training split."""
         self._labels: Sequence[str] = manifest["labels"]
         training, counts = manifest["preprocessing"], manifest["data"]["label_counts"]
-        self._num_samples = 0
-        self._mean = self._square = np.zeros(len(training["mean"]))
+        (tensor,) = manifest["inputs"]
+        columns = enumerate(tensor.get("columns", ()))
+        # Of a table, its numbers by the names of their columns; codes of categories have no mean.
+        names = {place: column["name"] for place, column in columns if column["categories"] is None}
+        if "columns" not in tensor:
+            names = {place: str(place) for place in range(len(training["mean"]))}
+        self._places, self._names, self._num_channels = list(names), list(names.values()), len(training["mean"])
+        self._mean = self._square = self._num_known = np.zeros(len(names))
         for gauge in (self._means, self._deviations, self._training_means, self._training_deviations):
             gauge.clear()
         self._training_shares.clear()
-        for channel, (mean, deviation) in enumerate(zip(training["mean"], training["std"], strict=True)):
-            self._training_means.labels(channel).set(mean)
-            self._training_deviations.labels(channel).set(deviation)
+        for place, name in names.items():
+            self._training_means.labels(name).set(training["mean"][place])
+            self._training_deviations.labels(name).set(training["std"][place])
         for label, count in zip(self._labels, counts, strict=True) if counts else ():
             self._training_shares.labels(label).set(count / sum(counts))
 
     def observe(self, inputs: Array, probabilities: Array) -> None:
-        """Raw input `(B, C, ...)` and the answer `(B, K)`."""
-        values = inputs.reshape(len(inputs), len(self._mean), -1).astype(np.float64)
-        self._num_samples += len(inputs)
-        weight = len(inputs) / min(self._num_samples, WINDOW)
-        self._mean = self._mean + weight * (values.mean(axis=(0, 2)) - self._mean)
-        self._square = self._square + weight * (np.square(values).mean(axis=(0, 2)) - self._square)
-        for channel, (mean, square) in enumerate(zip(self._mean.tolist(), self._square.tolist(), strict=True)):
-            self._means.labels(channel).set(mean)
-            self._deviations.labels(channel).set(math.sqrt(max(0.0, square - mean * mean)))
+        """Raw input `(B, C, ...)`, of which a NaN is a gap, and the answer `(B, K)`."""
+        values = inputs.reshape(len(inputs), self._num_channels, -1)[:, self._places].astype(np.float64)
+        known = ~np.isnan(values)
+        values[~known] = 0
+        num_values = np.maximum(known.sum(axis=(0, 2)), 1)
+        num_known = known.mean(axis=2).sum(axis=0)
+        self._num_known = self._num_known + num_known
+        weight = num_known / np.clip(self._num_known, 1, WINDOW)
+        self._mean = self._mean + weight * (values.sum(axis=(0, 2)) / num_values - self._mean)
+        self._square = self._square + weight * (np.square(values).sum(axis=(0, 2)) / num_values - self._square)
+        for name, mean, square in zip(self._names, self._mean.tolist(), self._square.tolist(), strict=True):
+            self._means.labels(name).set(mean)
+            self._deviations.labels(name).set(math.sqrt(max(0.0, square - mean * mean)))
         for index, count in enumerate(np.bincount(probabilities.argmax(axis=1)).tolist()):
             if count:
                 self._predictions.labels(self._labels[index]).inc(count)

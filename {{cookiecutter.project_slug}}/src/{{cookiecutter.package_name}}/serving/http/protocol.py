@@ -54,6 +54,11 @@ class Model:
         return np.dtype(self.input["dtype"])
 
     @cached_property
+    def has_gaps(self) -> bool:
+        """Whether a value may be missing, as in a row of a table."""
+        return "columns" in self.input
+
+    @cached_property
     def datatypes(self) -> dict[str, str]:
         """Of inputs and outputs, as the protocol names them."""
         return {tensor["name"]: TYPES[tensor["dtype"]] for tensor in (self.input, *self.outputs)}
@@ -140,9 +145,9 @@ def _input(asked: Entry, raw: memoryview, model: Model) -> Array:
     elif not isinstance(data := entry.get("data"), list):
         raise Rejected(f"'{name}' has no list 'data', and no parameter 'binary_data_size'.")
     else:
-        array = from_json(data, shape, model.dtype, f"'data' of '{name}'")
+        array = from_json(data, shape, model.dtype, f"'data' of '{name}'", model.has_gaps)
     low, high = model.input["range"]
-    check_range(array, low, high, f"'{name}'")
+    check_range(array, low, high, f"'{name}'", model.has_gaps)
     return array
 
 

@@ -3,10 +3,10 @@
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
-from ..inputs import Accepted
 from ..runtime import BadBundle, Bundle, difference, read_golden
 from .batching import Arrays, Batcher, Limits, OpenRequests
 from .metrics import Metrics
@@ -40,12 +40,19 @@ class Served:
             outputs=manifest["outputs"],
             max_batch_size=bundle.max_batch_size,
         )
-        self.accepted = Accepted(bundle.input_shape, bundle.input_dtype, bundle.input_range)
+        self.accepted = bundle.accepted
         golden = read_golden(bundle.folder)
+        self._example = golden[0][0]
         _check(bundle, golden, manifest["tolerance"] if tolerance is None else tolerance)
         self.latency_ms = _warm(bundle, golden[0][:1])
         thread = ThreadPoolExecutor(1, "inference") if self.latency_ms > LONGEST_INLINE_MS else None
         self._batcher = Batcher(bundle, bundle.max_batch_size, limits, thread, open_requests, metrics)
+
+    def description(self) -> dict[str, Any]:
+        """For the page: what it takes, with a real sample where that is a row of a table."""
+        columns = [column.to_dict() for column in self.accepted.columns]
+        example = [None if np.isnan(value) else value for value in self._example.tolist()] if columns else None
+        return {"name": self.model.name, "labels": self.bundle.labels, "columns": columns, "example": example}
 
     async def infer(self, inputs: Array) -> dict[str, Array]:
         """Raw input `(B, ...)` to the outputs by name; raises `Rejected` where there is too much to do."""

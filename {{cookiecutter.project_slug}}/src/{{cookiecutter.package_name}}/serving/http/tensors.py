@@ -36,12 +36,14 @@ def from_bytes(raw: memoryview, size: Any, shape: tuple[int, ...], dtype: np.dty
     return array
 
 
-def from_json(data: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> Array:
-    """Flat, or nested as the shape says; `where` the list stood."""
+def from_json(data: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any], where: str, gaps: bool = False) -> Array:
+    """Flat, or nested as the shape says; `where` the list stood. With `gaps`, null stands for NaN."""
     try:
         given = np.asarray(data)
     except (ValueError, OverflowError) as error:  # lists of different lengths, a number of too many digits
         raise Rejected(f"{where} is no array of numbers.") from error
+    if gaps and given.dtype == object and all(type(value) in (int, float, type(None)) for value in given.flat):
+        given = given.astype(np.float64)
     if given.dtype.kind not in KINDS[dtype.kind]:
         raise Rejected(f"{where} does not hold numbers of {TYPES[dtype.name]} alone.")
     if given.shape not in (shape, (math.prod(shape),)):
@@ -53,8 +55,11 @@ def from_json(data: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any], whe
     return array
 
 
-def check_range(array: Array, low: float, high: float, where: str) -> None:
-    if not is_within(array, low, high):
+def check_range(array: Array, low: float, high: float, where: str, gaps: bool = False) -> None:
+    """With `gaps`, a NaN is no value."""
+    if gaps and np.isnan(array).any():
+        array = array[~np.isnan(array)]
+    if array.size and not is_within(array, low, high):
         raise Rejected(f"{where} holds values that are not within {low:g} to {high:g}.")
 
 

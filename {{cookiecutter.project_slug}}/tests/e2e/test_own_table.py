@@ -1,0 +1,83 @@
+"""A table of one's own, from the first command to predictions by the exported bundle."""
+
+import csv
+import random
+from pathlib import Path
+
+import pytest
+from conftest import EXACT, TWO_PROCESSES, assert_same_result, run_command, trained
+
+TABLE = ("data.path=people.csv", "data.target=bought", "data.drop=[id]", "data.batch_size=32")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `people.csv`: semicolons, decimal commas, a byte-order mark, gaps and quotes."""
+    folder, draw = tmp_path_factory.mktemp("own"), random.Random(1)
+    with (folder / "people.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["id", "age", "income", "city", "bought"])
+        for number in range(400):
+            age, city = draw.randint(18, 80), draw.choice(["Bonn", "Köln; Süd", 'the "old" one'])
+            income = f"{draw.gauss(30_000, 8_000):.2f}".replace(".", ",")
+            bought = "yes" if (age > 45) != (city == "Bonn") else "no"
+            writer.writerow([number, "" if number % 20 == 0 else age, income, "" if number % 33 == 0 else city, bought])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_own_table(place: Path) -> Path:
+    return trained(place, *TABLE, "trainer=cpu", "trainer.max_epochs=30")
+
+
+def test_table_becomes_a_bundle_that_predicts(of_own_table: Path, place: Path, tmp_path: Path) -> None:
+    checkpoint = of_own_table / "checkpoints/best.ckpt"
+    assert "test/acc" in run_command("evaluate", f"ckpt_path={checkpoint}", cwd=tmp_path).stdout
+    formats = "formats=[onnx,torchscript,onnx_fp16]"
+    run_command("export", f"ckpt_path={checkpoint}", formats, "export.max_metric_loss=0.05", cwd=tmp_path)
+    card = (tmp_path / "artifacts").glob("*/1/README.md").__next__().read_text(encoding="utf-8")
+    assert '| 2 | city | one of `Bonn`, `Köln; Süd`, `the "old" one` | yes |' in card
+    found = {}
+    for model in ("bundle=latest", f"ckpt_path={checkpoint}"):
+        run_command("predict", f"input={place / 'people.csv'}", model, "output=found.csv", cwd=tmp_path)
+        with (tmp_path / "found.csv").open(encoding="utf-8", newline="") as file:
+            found[model] = list(csv.DictReader(file))
+    with (place / "people.csv").open(encoding="utf-8-sig", newline="") as file:
+        truth = [row["bought"] for row in csv.DictReader(file, delimiter=";")]
+    for rows in found.values():
+        assert sum(row["label"] == right for row, right in zip(rows, truth, strict=True)) > 340
+
+
+def test_changed_table_is_refused_and_another_one_is_for_the_test(
+    of_own_table: Path, place: Path, tmp_path: Path
+) -> None:
+    checkpoint, table = of_own_table / "checkpoints/best.ckpt", place / "people.csv"
+    whole = table.read_bytes()
+    (tmp_path / "other.csv").write_bytes(whole)
+    try:
+        table.write_bytes(whole + b"400;50;1,0;Bonn;no\r\n")
+        refused = run_command("evaluate", f"ckpt_path={checkpoint}", cwd=tmp_path, check=False)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: the data is not what it was in training")
+    finally:
+        table.write_bytes(whole)
+    (tmp_path / "other.csv").write_bytes(whole + b"400;50;1,0;Bonn;no\r\n")
+    other = (f"ckpt_path={checkpoint}", "data.path=other.csv")
+    assert "test/acc" in run_command("evaluate", *other, cwd=tmp_path).stdout
+    refused = run_command("export", *other, cwd=tmp_path, check=False)
+    assert refused.returncode == 2
+    assert "export takes the data of the training" in refused.stderr
+
+
+def test_strategies_agree_on_a_table(place: Path, tmp_path: Path) -> None:
+    options = (*TABLE, *EXACT, f"data.path={place / 'people.csv'}")
+    runs = {name: tmp_path / name for name in ("single", "ddp")}
+    for run in runs.values():
+        run.mkdir()
+    assert_same_result(trained(runs["ddp"], *options, *TWO_PROCESSES), trained(runs["single"], *options))
+
+
+def test_missing_column_gets_one_sentence(place: Path) -> None:
+    refused = run_command("train", *TABLE, "data.target=bough", "trainer=cpu", cwd=place, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "data.target=bough is no column of people.csv; did you mean" in refused.stderr
