@@ -6,7 +6,7 @@ ARGS ?=
 SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake check test test-template test-project test-all tools executorch schemathesis peers clean
+.PHONY: help demo bake check test test-template test-project test-vision test-all tools executorch schemathesis peers clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +42,14 @@ test-template: .venv/ready ## what needs no install: rules, generated projects o
 test-project: .venv/ready ## the generated project's own tests, in an environment that its Makefile makes
 	$(BIN)/python -m pytest -m "not story" tests/test_project.py $(ARGS)
 
-test-all: test-template executorch schemathesis ## all tests: also each case of strategies, exports and serving, and the README in a fresh clone
+test-vision: .venv/ready ## what a project with vision=true has more, in an environment of its own (6 GB)
+	mkdir -p build/vision/digit-classifier
+	find build/vision/digit-classifier -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
+	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build/vision vision=true git_init=false
+	$(MAKE) -C build/vision/digit-classifier PYTHON=$(PYTHON) setup check
+	$(MAKE) -C build/vision/digit-classifier test ARGS="tests/unit tests/integration/test_configs.py tests/e2e/test_vision.py"
+
+test-all: test-template test-vision executorch schemathesis ## all tests: also each case of strategies, exports and serving, and the README in a fresh clone
 	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" \
 	SCHEMATHESIS="$(CURDIR)/build/schemathesis/bin/schemathesis" $(BIN)/python -m pytest tests/test_project.py $(ARGS)
 

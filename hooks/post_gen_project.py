@@ -67,6 +67,16 @@ UNWANTED = {
     ("cluster", "none"): ["deploy/kubernetes", "deploy/slurm.sh", "deploy/trainjob.yaml", "tests/e2e/test_cluster.py"],
     ("cluster", "slurm"): ["deploy/kubernetes", "deploy/trainjob.yaml"],
     ("cluster", "kubernetes"): ["deploy/slurm.sh"],
+    ("vision", False): [
+        "src/*/configs/data/torchvision.yaml",
+        "src/*/configs/model/timm.yaml",
+        "src/*/data/downloaded.py",
+        "src/*/models/timm_net.py",
+        "tests/downloads.py",
+        "tests/e2e/test_vision.py",
+        "tests/unit/test_downloaded.py",
+        "tests/unit/test_timm.py",
+    ],
 }
 
 

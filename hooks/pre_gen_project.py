@@ -32,6 +32,8 @@ def refusals(answers: dict) -> list[str]:
         sentences.append("project_name is empty: give the project a name.")
     if answers["email"] and not EMAIL.fullmatch(answers["email"]):
         sentences.append(f"email={answers['email']!r} is no address: write it as name@domain, or leave it empty.")
+    if answers["vision"] and answers["data_kind"] != "images":
+        sentences.append(f"vision=true is for pictures, not for {answers['data_kind']}: answer data_kind=images.")
     sentences += _slug_refusals(answers["project_slug"], answers["_reserved"])
     sentences += _package_refusals(answers["package_name"], answers["_reserved"])
     return sentences

@@ -108,6 +108,14 @@ def test_impossible_answer_is_refused_in_one_sentence(tmp_path: Path, answer: st
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+def test_vision_is_refused_for_tables(tmp_path: Path) -> None:
+    refused = cookiecutter_command(tmp_path / "out", "vision=true", "data_kind=tables")
+    assert refused.returncode == 1
+    (line,) = (refused.stdout + refused.stderr).splitlines()
+    assert "vision=true is for pictures, not for tables: answer data_kind=images." in line
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
 def test_choice_that_is_not_on_the_list_is_refused_by_cookiecutter(tmp_path: Path) -> None:
     refused = cookiecutter_command(tmp_path / "out", "license=GPL")
     assert refused.returncode == 1

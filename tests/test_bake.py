@@ -2,7 +2,6 @@
 
 import configparser
 import json
-import math
 import re
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ANSWERS, DEFAULTS, LONG, PROJECT, SHORT, TEMPLATE, Bake, combinations, files_of, ruff
+from conftest import ANSWERS, CROSSED, DEFAULTS, LONG, PROJECT, SHORT, TEMPLATE, Bake, combinations, files_of, ruff
 
 NUM_COMBINATIONS = 288
 # The design asked for 80 and 3,000: docs/benchmarks.md says by how much that was missed, docs/decisions.md why.
@@ -38,6 +37,8 @@ OF_A_KIND = {
     ),
 }
 SERVING_DEPLOYED = ("Dockerfile", "Dockerfile.dockerignore", "compose.yaml", "nginx.conf", "prometheus.yml")
+VISION = ("configs/data/torchvision.yaml", "configs/model/timm.yaml", "data/downloaded.py", "models/timm_net.py")
+VISION_TESTS = ("downloads", "e2e/test_vision", "unit/test_downloaded", "unit/test_timm")
 CLUSTERS = {"slurm": "sbatch deploy/slurm.sh", "kubernetes": "kubectl apply -f deploy/trainjob.yaml"}
 
 
@@ -56,25 +57,35 @@ def named() -> Iterator[tuple[str, dict[str, object]]]:
     """Half of the combinations, each with one name: those whose places have an even sum.
 
     Whatever the answers to all questions but one, some answer to that one makes the sum even: so all combinations of
-    six of the seven questions are tried.
+    six of the seven questions are tried. The names, and `vision` where it may be chosen, take turns over licences and
+    floors of Python, which change a line of `pyproject.toml` each: their turns of three and of two meet.
     """
     for answers in combinations():
         place = places(answers)
         if sum(place.values()) % 2 == 0:
-            yield list(NAMES)[(place["license"] + place["python_version"]) % len(NAMES)], answers
+            turn = place["license"] + place["python_version"]
+            vision = answers["data_kind"] == "images" and turn % 2 == 1
+            yield list(NAMES)[turn % len(NAMES)], {**answers, "vision": vision}
 
 
-@pytest.mark.parametrize("left_out", ANSWERS)
-def test_all_combinations_of_all_questions_but_one_are_tried(left_out: str) -> None:
-    met = {tuple(answer for question, answer in answers.items() if question != left_out) for _, answers in named()}
-    assert len(met) == NUM_COMBINATIONS // len(ANSWERS[left_out])
+@pytest.mark.parametrize("left_out", CROSSED)
+def test_all_combinations_of_all_crossed_questions_but_one_are_tried(left_out: str) -> None:
+    met = {tuple(answers[question] for question in CROSSED if question != left_out) for _, answers in named()}
+    assert len(met) == NUM_COMBINATIONS // len(CROSSED[left_out])
+
+
+@pytest.mark.parametrize("question", [question for question in CROSSED if question != "data_kind"])
+def test_vision_meets_each_answer_of_every_other_question(question: str) -> None:
+    met = {(answers["vision"], answers[question]) for _, answers in named() if answers["data_kind"] == "images"}
+    assert len(met) == 2 * len(CROSSED[question])
 
 
 def test_every_name_meets_all_answers_that_change_code() -> None:
     """The others change a licence, a number or a folder that is hidden."""
-    changing = ("data_kind", "serving", "cluster")
+    changing = ("data_kind", "vision", "serving", "cluster")
     met = {(name, *(answers[question] for question in changing)) for name, answers in named()}
-    assert len(met) == len(NAMES) * math.prod(len(ANSWERS[question]) for question in changing)
+    kinds = 3  # tables, and images with and without `vision`
+    assert len(met) == len(NAMES) * kinds * len(ANSWERS["serving"]) * len(ANSWERS["cluster"])
 
 
 @pytest.mark.parametrize(
@@ -128,6 +139,8 @@ def expected_files(package: str, answers: dict[str, object]) -> set[str]:
             )
         },
         "docs/serving.md": serving,
+        **{f"{source}/{name}": answers["vision"] for name in VISION},
+        **{f"tests/{name}.py": answers["vision"] for name in VISION_TESTS},
     }
     assert wanted.keys() <= files
     return {path for path in files if wanted.get(path, True)}

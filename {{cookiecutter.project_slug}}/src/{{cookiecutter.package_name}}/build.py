@@ -69,6 +69,7 @@ def build_trainee(section: Mapping[str, Any], spec: DataSpec, lr_factor: float) 
         optimizer = {**section["optimizer"], "lr": section["optimizer"]["lr"] * lr_factor}
         section = {**section, "optimizer": optimizer}
     model = build_model(section, spec)
+    getattr(model.net[1], "before_training", lambda: None)()  # of a network that begins with weights of elsewhere
     try_optimizer(model)
     return model
 

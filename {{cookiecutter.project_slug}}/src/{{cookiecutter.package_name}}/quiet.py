@@ -57,7 +57,7 @@ QUIET = (
         "Lightning 2.6 calls a torch function that torch 2.13 has renamed",
     ),
     Quiet(
-        DeprecationWarning,
+        Warning,  # of torch 2.13 a DeprecationWarning, of 2.14 a FutureWarning
         r"`torch\.jit\.script_method` is deprecated",
         r"torch\.jit\._script",
         "torch.compile imports a module of torch that uses what torch has deprecated",

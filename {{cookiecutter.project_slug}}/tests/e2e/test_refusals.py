@@ -19,7 +19,7 @@ FAST = [
     ("train", ["trainer=ddp"], "'trainer=ddp' is no option; did you mean 'strategy=ddp'?"),
     ("train", ["trainer.strategy=ddp"], "'strategy' is a group of its own: choose one as 'strategy=...'."),
     ("train", ["trainer.accumulate_grad_batches=2"], "follows from 'data.micro_batch_size': set that one."),
-    ("train", ["model=resnet"], "'model=resnet' is no option; choose one of: {{ "mlp" if cookiecutter.data_kind == "tables" else "cnn, mlp" }}."),
+    ("train", ["model=resnet"], "'model=resnet' is no option; choose one of: {{ "mlp" if cookiecutter.data_kind == "tables" else "cnn, mlp, timm" if cookiecutter.vision else "cnn, mlp" }}."),
     ("train", ["logger=null"], "a group cannot be null on the command line: leave it out with '~'"),
     ("train", ["'"], "cannot be read: write an option as name=value"),
     ("export", ["export.opsett=18"], "'export.opsett' is no option; did you mean 'export.opset'?"),

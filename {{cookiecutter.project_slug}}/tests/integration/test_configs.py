@@ -6,6 +6,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+{% if cookiecutter.vision %}
+from downloads import write_mnist
+{% endif %}
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -38,6 +41,10 @@ def composed(command: str, run_dir: Path, *options: str) -> dict[str, Any]:
 {% if cookiecutter.data_kind == "images" %}
 def test_choice_composes_and_builds(choice: str, tmp_path: Path, picture_folder: Path) -> None:
     needed = {"data=image_folder": [f"data.root={picture_folder}", f"data.cache_dir={tmp_path}"]}
+{% if cookiecutter.vision %}
+    needed["data=torchvision"] = [f"data.root={tmp_path}"]
+    write_mnist(tmp_path)
+{% endif %}
     config = composed("train", tmp_path, choice, *needed.get(choice, []))
 {% else %}
 def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+{% if cookiecutter.vision %}
+from downloads import write_mnist
+{% endif %}
 from test_configs import CHOICES, composed
 
 from {{ cookiecutter.package_name }} import build
@@ -24,7 +27,15 @@ FORMATS = {"onnx": "model.onnx", "torchscript": "model.pt"}
 @pytest.fixture
 def needed(picture_folder: Path, tmp_path: Path) -> dict[str, list[str]]:
     """What a data set must be told; add to it what yours cannot do without."""
-    return {"data=image_folder": [f"data.root={picture_folder}", f"data.cache_dir={tmp_path}", "data.size=[16,16]"]}
+{% if cookiecutter.vision %}
+    write_mnist(tmp_path)
+{% endif %}
+    return {
+        "data=image_folder": [f"data.root={picture_folder}", f"data.cache_dir={tmp_path}", "data.size=[32,32]"],
+{% if cookiecutter.vision %}
+        "data=torchvision": [f"data.root={tmp_path}"],
+{% endif %}
+    }
 {% else %}
 @pytest.fixture
 def needed() -> dict[str, list[str]]:

@@ -47,7 +47,7 @@ class DigitsDataModule(pl.LightningDataModule):
         pin_memory: bool | None = None,
     ) -> None:
         super().__init__()
-        check_options(batch_size, num_workers, val_fraction, test_fraction)
+        check_options(batch_size, num_workers, val_fraction=val_fraction, test_fraction=test_fraction)
         if not 0 <= max_shift <= 8:
             raise Refusal(f"data.max_shift={max_shift} pixels is out of range: give 0 (no change) to 8.")
         self.batch_size = batch_size

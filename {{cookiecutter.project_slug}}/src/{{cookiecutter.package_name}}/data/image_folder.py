@@ -81,7 +81,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
             raise Refusal("data.root= is needed: give a folder with a folder for each label, or a CSV of path, label.")
         if len(size) != 2 or min(size) < 1:
             raise Refusal(f"data.size={size} is no size of a picture: give height and width, as [64,64].")
-        check_options(batch_size, num_workers or 0, val_fraction, test_fraction)
+        check_options(batch_size, num_workers or 0, val_fraction=val_fraction, test_fraction=test_fraction)
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.transforms = [transform for transform in (augment or {}).values() if transform is not None]
@@ -128,10 +128,14 @@ class ImageFolderDataModule(pl.LightningDataModule):
         return evaluation_loader(self.samples["test"], self.batch_size, self.trainer, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
-        """A machine's cores are shared by the processes that train on it."""
-        processes = 1 if self.trainer is None else self.trainer.world_size // getattr(self.trainer, "num_nodes", 1)
-        enough = max(1, min(MOST_WORKERS, num_cores() // processes))
-        return {"num_workers": enough if self.num_workers is None else self.num_workers, "pin_memory": self.pin_memory}
+        num_workers = enough_workers(self.trainer) if self.num_workers is None else self.num_workers
+        return {"num_workers": num_workers, "pin_memory": self.pin_memory}
+
+
+def enough_workers(trainer: pl.Trainer | None) -> int:
+    """A machine's cores are shared by the processes that train on it."""
+    processes = 1 if trainer is None else trainer.world_size // getattr(trainer, "num_nodes", 1)
+    return max(1, min(MOST_WORKERS, num_cores() // processes))
 
 
 def _readable(

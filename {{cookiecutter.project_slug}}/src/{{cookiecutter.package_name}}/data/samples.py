@@ -144,12 +144,10 @@ def _num_steps(trainer: pl.Trainer | None) -> int:
     return 1 if trainer is None else trainer.accumulate_grad_batches
 
 
-def check_options(batch_size: int, num_workers: int, val_fraction: float, test_fraction: float) -> None:
-    if val_fraction <= 0 or test_fraction <= 0 or val_fraction + test_fraction >= 1:
-        raise Refusal(
-            f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} leave a split empty: "
-            "both must be above 0 and their sum below 1."
-        )
+def check_options(batch_size: int, num_workers: int, **fractions: float) -> None:
+    if min(fractions.values()) <= 0 or sum(fractions.values()) >= 1:
+        given = " and ".join(f"data.{name}={fraction}" for name, fraction in fractions.items())
+        raise Refusal(f"{given} leave a split empty: each must be above 0 and their sum below 1.")
     if batch_size < 1:
         raise Refusal(f"data.batch_size={batch_size} holds no sample: give 1 or more.")
     if num_workers < 0:

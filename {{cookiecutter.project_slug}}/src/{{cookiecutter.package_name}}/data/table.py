@@ -51,7 +51,7 @@ class TableDataModule(pl.LightningDataModule):
         trained: DataSpec | None = None,
     ) -> None:
         super().__init__()
-        check_options(batch_size, num_workers, val_fraction, test_fraction)
+        check_options(batch_size, num_workers, val_fraction=val_fraction, test_fraction=test_fraction)
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         self.loader_options = {"num_workers": num_workers, "pin_memory": pin_memory}
         table, target, fingerprint = read(path, target)

@@ -26,7 +26,7 @@ VERSIONS, WRITTEN_ANYWAY = ("version", ".data/version"), ("byteorder", ".data/se
 LOOKED, AT_SHAPES = "Converting a tensor to a", "torch/nn/functional.py"
 QUIET = (
     Quiet(
-        DeprecationWarning,
+        Warning,  # of torch 2.13 a DeprecationWarning, of 2.14 a FutureWarning
         r"`torch\.jit\.\w+` is deprecated",
         r"torch\.jit\._\w+",
         "TorchScript is supported up to Python 3.13, which is the newest that this project allows",

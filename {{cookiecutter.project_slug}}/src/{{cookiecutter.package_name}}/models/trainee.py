@@ -111,7 +111,7 @@ class Trainee(pl.LightningModule):
 
     def configure_model(self) -> None:
         if self.channels_last:  # before ddp lays out its buckets like the weights
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
 
     def on_fit_start(self) -> None:
         if self.compiled:  # in place, so the names in a checkpoint stay; `evaluate` and `export` run the plain network

@@ -44,7 +44,7 @@ class HandWrittenLoop:
         if precision == "64-true":
             model.double()
         if model.channels_last:
-            model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
         net: nn.Module = model.to(device).net
         if model.compiled:
             net.compile()
