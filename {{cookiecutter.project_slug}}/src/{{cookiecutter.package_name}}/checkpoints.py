@@ -53,7 +53,9 @@ class Checkpoint:
                     f"data.{name}={value} would test on samples that the model was trained on: "
                     f"leave it at {trained}, or train with it."
                 )
-        given = {"trained": self.spec} if self.spec.columns else {}  # a table is read as the one of the training was
+        # Data that asks for it, as a table, is read as that of the training was.
+        takes = inspect.signature(get_object(self.config["data"]["_target_"])).parameters
+        given = {"trained": self.spec} if "trained" in takes else {}
         datamodule: Any = build({**self.config["data"], **overrides}, "data", **given)
         self._refuse_other_data(datamodule.spec, overrides)
         module: pl.LightningDataModule = datamodule
