@@ -1,7 +1,6 @@
 """What all tasks share: a network that is trained and evaluated, every sample once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,15 +17,7 @@ from ..hooks import METRICS
 from ..refusal import Refusal
 from .layers import Normalize
 from .parameters import check_rates, freeze_named, grouped, hold_frozen
-
-
-@dataclass
-class Totals:
-    """Sums over samples; the first two lie on the device, and are read from it once an epoch."""
-
-    loss: Tensor
-    tally: Tensor
-    count: int = 0
+from .totals import Totals
 
 
 class Trainee(pl.LightningModule):
@@ -172,27 +163,16 @@ class Trainee(pl.LightningModule):
             self.log(name, value, prog_bar=shown, on_step=False, on_epoch=True, sync_dist=True)
 
     def _count(self, split: str, outputs: Tensor, y: Tensor, loss: Tensor) -> None:
-        """Adds to running sums on the device; a log call or `.item()` a step would cost more than a small network."""
         if split not in self._totals:
             self._totals[split] = self._no_samples()
-        totals = self._totals[split]
-        totals.loss.add_(loss.detach(), alpha=len(y))
-        totals.tally = totals.tally + self.tally(outputs.detach(), y)
-        totals.count += len(y)
+        self._totals[split].add(loss, self.tally(outputs.detach(), y), len(y))
 
     def _means(self, split: str) -> tuple[Tensor, Tensor]:
-        """Mean loss and tally over the samples of all ranks since the last call."""
-        totals = self._totals.pop(split, None) or self._no_samples()
-        count = torch.full_like(totals.loss, totals.count)
-        sums = torch.stack([totals.loss, totals.tally.to(count.dtype), count])
-        loss, tally, count = self.trainer.strategy.reduce(sums, reduce_op="sum").unbind()
-        return loss / count, tally / count
+        """Of loss and tally over the samples of all ranks since the last call."""
+        return (self._totals.pop(split, None) or self._no_samples()).means(self.trainer.strategy)
 
     def _no_samples(self) -> Totals:
-        """Of one dtype on all ranks, those without a sample included."""
-        dtype = torch.promote_types(self.dtype, torch.float32)  # type: ignore[arg-type]
-        zero = torch.zeros((), device=self.device)
-        return Totals(zero.to(dtype), zero.long())
+        return Totals.of_no_samples(self.dtype, self.device)  # type: ignore[arg-type]
 
     def build_optimizer(self) -> Optimizer:
         if not self.kept:

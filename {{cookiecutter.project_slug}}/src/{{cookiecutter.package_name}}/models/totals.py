@@ -1,0 +1,35 @@
+"""Running sums of an epoch; a log call or `.item()` a step would cost more than a small network."""
+
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+
+@dataclass
+class Totals:
+    """Sums over samples; the first two lie on the device, and are read from it once an epoch."""
+
+    loss: Tensor
+    tally: Tensor
+    count: int = 0
+
+    @classmethod
+    def of_no_samples(cls, dtype: torch.dtype, device: torch.device) -> "Totals":
+        """Of one dtype on all ranks, those without a sample included."""
+        zero = torch.zeros((), device=device)
+        return cls(zero.to(torch.promote_types(dtype, torch.float32)), zero.long())
+
+    def add(self, loss: Tensor, tally: Tensor, count: int) -> None:
+        """`loss` is a mean over the samples, `tally` a sum."""
+        self.loss.add_(loss.detach(), alpha=count)
+        self.tally = self.tally + tally
+        self.count += count
+
+    def means(self, strategy: Strategy) -> tuple[Tensor, Tensor]:
+        """Of loss and tally, over the samples of all ranks."""
+        count = torch.full_like(self.loss, self.count)
+        sums = torch.stack([self.loss, self.tally.to(count.dtype), count])
+        loss, tally, count = strategy.reduce(sums, reduce_op="sum").unbind()
+        return loss / count, tally / count
