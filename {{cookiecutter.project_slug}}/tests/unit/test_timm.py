@@ -100,6 +100,13 @@ def test_training_begins_with_the_weights_of_a_file_and_a_new_last_layer(kind: s
         assert name.startswith("fc.") or torch.equal(state[name], weight), name
 
 
+def test_network_may_have_two_last_layers(tmp_path: Path) -> None:
+    file, network = written(tmp_path, "efficientformerv2_s0")
+    begun = build_trainee(section("efficientformerv2_s0", weights=str(file)), make_spec((3, 224, 224)), 1)
+    assert begun.net[1].network.head.weight.shape == begun.net[1].network.head_dist.weight.shape == (5, 176)
+    assert torch.equal(begun.net[1].network.stem.conv1.conv.weight, network.stem.conv1.conv.weight)
+
+
 def test_another_beginning_changes_nothing_that_is_drawn_later(tmp_path: Path) -> None:
     file, _ = written(tmp_path)
     drawn = []

@@ -83,15 +83,22 @@ class TimmNet(nn.Module):
         drawn = dict(self._made().named_parameters())
         torch.random.set_rng_state(state)
         try:
-            made: Any = self._made(pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+            made = self._made(pretrained=True, pretrained_cfg_overlay={"file": str(file)})
         except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
             raise Refusal(f"model.net.weights={file} does not fit {self.name}: {_reason(error)}.") from error
-        last = {id(weight) for weight in made.get_classifier().parameters()}
+        last = _last_layers(made)
         for name, weight in made.named_parameters():
-            if weight.ndim > 1 and id(weight) not in last and torch.equal(weight, drawn[name]):
+            # One that begins as all 0 or all 1 tells nothing.
+            is_random = weight.requires_grad and bool(weight.min() < weight.max())
+            if is_random and not name.startswith(last) and torch.equal(weight, drawn[name]):
                 raise Refusal(f"model.net.weights={file} does not fit {self.name}: it has no {name}.")
-        state_dict: dict[str, Tensor] = made.state_dict()
-        return state_dict
+        return made.state_dict()
+
+
+def _last_layers(network: Any) -> tuple[str, ...]:
+    """What the names of their weights begin with; some networks have two, for a teacher's labels too."""
+    names = network.pretrained_cfg.get("classifier") or ()
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
 def _check_name(name: str) -> None:
