@@ -121,6 +121,14 @@ def test_project_for_tables_passes_its_own_tests(python: str, tmp_path: Path) ->
     run_suite(python, bake_into(tmp_path, data_kind="tables"))
 
 
+@pytest.mark.story
+@pytest.mark.parametrize("kind", ["images", "tables"])
+def test_guides_and_stories_are_done_word_for_word(python: str, tmp_path: Path, kind: str) -> None:
+    project = bake_into(tmp_path, data_kind=kind)
+    shutil.copytree(TEMPLATE / "tests/in_project", project / "tests/in_project")
+    run_suite(python, project, *(f"tests/in_project/test_{name}.py" for name in ("guides", "stories")))
+
+
 @pytest.mark.parametrize(
     ("package", "kind"),
     [(SHORT, "images"), (LONG, "images"), ("digit_classifier", "images"), (LONG, "tables")],
