@@ -13,7 +13,8 @@ from conftest import LONG, OTHERWISE, SHORT, TEMPLATE, bake_into, files_of, run
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
 
-IN_PROJECT = ("dp", "export", "ranks", "serving")
+IN_PROJECT = ("dp", "serving")
+OF_MINUTES = ("tests/e2e/test_benchmark.py", "tests/e2e/test_formats.py")  # of the project's own tests
 SKIPS = {
     "there is no GPU here",
     "EXECUTORCH_PYTHON is not set (make executorch makes it)",
@@ -74,7 +75,7 @@ def run_suite(python: str, project: Path, *tests: str) -> None:
 
 
 def test_default_project_passes_its_own_tests(python: str, default_project: Path, tmp_path: Path) -> None:
-    run_suite(python, default_project)
+    run_suite(python, default_project, *(f"--ignore={path}" for path in OF_MINUTES))
     run("git", "add", "--all", cwd=default_project)
     known = set(run("git", "diff", "--cached", "--name-only", cwd=default_project).splitlines())
     assert known == files_of(bake_into(tmp_path)), "what the commands wrote is ignored by git"
@@ -94,7 +95,8 @@ def test_default_project_keeps_its_promises(python: str, examined_project: Path)
 
 @pytest.mark.story
 def test_default_project_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
-    run_suite(python, examined_project, "tests/in_project/test_slow.py", "tests/in_project/test_faults.py")
+    run_suite(python, examined_project, *(f"tests/in_project/test_{name}.py" for name in ("slow", "faults", "export")))
+    run_suite(python, examined_project, "tests/in_project/test_ranks.py", *OF_MINUTES)
     run_suite(python, examined_project, "tests/in_project/test_ranks.py", "-m", "slow")
 
 
@@ -111,7 +113,9 @@ def test_server_keeps_its_promises_case_by_case(python: str, examined_project: P
 
 def test_project_with_other_answers_passes_its_own_tests(python: str, other_project: Path) -> None:
     """But for those that no answer changes; of the commands, those that use the whole of a checkpoint and a bundle."""
-    run_suite(python, other_project, "tests/unit", "tests/integration/test_configs.py", "tests/e2e/test_own_table.py")
+    unit = (f"tests/unit/test_{name}.py" for name in ("checkpoints", "models", "options", "regressor", "table"))
+    others = ("tests/integration/test_configs.py", "tests/integration/test_pairs.py", "tests/e2e/test_own_table.py")
+    run_suite(python, other_project, *unit, *others)
     commands = "bundle_is_complete or need_only_the_checkpoint"
     run_suite(python, other_project, "tests/e2e/test_commands.py", "-k", commands)
 
@@ -139,7 +143,7 @@ def test_types_are_clean(python: str, tmp_path: Path, package: str, kind: str) -
     assert "Success: no issues found" in run(python, "-m", "mypy", "--cache-dir", str(HOME / "mypy"), cwd=project)
 
 
-@pytest.mark.parametrize("cluster", ["slurm", "kubernetes"])
+@pytest.mark.parametrize("cluster", [pytest.param("slurm", marks=pytest.mark.story), "kubernetes"])
 def test_job_files_do_what_they_say(python: str, tmp_path: Path, cluster: str) -> None:
     run_suite(
         python, bake_into(tmp_path, cluster=cluster), "tests/e2e/test_cluster.py", "tests/integration/test_deploy.py"
@@ -159,12 +163,6 @@ def test_default_model_reaches_its_accuracy(python: str, tmp_path: Path) -> None
     print(accuracies)
     assert statistics.mean(accuracies) >= 0.98
     assert min(accuracies) >= 0.97
-
-
-def test_mlp_trains_and_exports_too(python: str, tmp_path: Path) -> None:
-    run(python, "-m", "digit_classifier.train", "model=mlp", cwd=tmp_path)
-    run(python, "-m", "digit_classifier.export", cwd=tmp_path)
-    assert (tmp_path / "artifacts/digit_classifier/1/manifest.json").is_file()
 
 
 def test_terminal_gets_a_progress_bar(python: str, tmp_path: Path) -> None:
