@@ -89,7 +89,7 @@ def take(weights: Weights, model: Trainee) -> None:
     """
     own, given, trained = model.state_dict(), weights.tensors, weights.spec
     if trained is not None and trained.columns and _columns_of(trained) != _columns_of(model.spec):
-        raise Refusal(f"model.weights={weights.path} was trained on other columns or categories: they must be the same.")
+        raise Refusal(f"model.weights={weights.path} was trained on other columns or categories: give the same.")
     if not own.keys() & given.keys():  # of the network alone, without the normalisation before it
         given = {f"net.1.{name}": tensor for name, tensor in given.items()}
     head = set()
