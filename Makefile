@@ -47,7 +47,7 @@ test-vision: .venv/ready ## what a project with vision=true has more, in an envi
 	find build/vision/digit-classifier -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build/vision vision=true git_init=false
 	$(MAKE) -C build/vision/digit-classifier PYTHON=$(PYTHON) setup check
-	$(MAKE) -C build/vision/digit-classifier test ARGS="tests/unit tests/integration/test_configs.py tests/e2e/test_vision.py"
+	$(MAKE) -C build/vision/digit-classifier test ARGS="tests/unit tests/integration/test_configs.py tests/integration/test_pairs.py tests/e2e/test_vision.py"
 
 test-all: test-template test-vision executorch schemathesis ## all tests: also each case of strategies, exports and serving, and the README in a fresh clone
 	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" \
