@@ -56,6 +56,8 @@ def _one_line(error: BaseException) -> str:
 
 def build_model(section: Mapping[str, Any], spec: DataSpec) -> Trainee:
     """The network sized by `spec`."""
+    if "net" not in section:  # other groups may have left something of the section
+        raise Refusal("'model' is needed: it cannot be left out.")
     model: Trainee = build(section, "model", spec=spec)
     drop_empty_hooks(model)
     return model
