@@ -14,12 +14,13 @@ import torch
 from digits import Digits, convolutions
 from torch import nn
 
-from {{ cookiecutter.package_name }}.exporters import FORMATS, exporter
+from {{ cookiecutter.package_name }}.exporters import FORMATS, Array, exporter
 from {{ cookiecutter.package_name }}.exporters.contract import Contract, GateFailure, Signature
 from {{ cookiecutter.package_name }}.exporters.gate import Limits, Parity, Reference, admit
 from {{ cookiecutter.package_name }}.exporters.network import Source, deployed, eager
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.serving.runtime import difference
+from {{ cookiecutter.package_name }}.serving.tasks import Task
 
 LIMITS = Limits(max_batch_size=64, tolerance=1e-5, max_metric_loss=0.05)
 WRITTEN = [name for name in FORMATS if name != "safetensors"]  # which needs a network that a configuration names
@@ -122,6 +123,23 @@ def test_reduced_format_may_lose_no_more_than_was_allowed(
     write(replace(source, network=spoiled), tmp_path, name)
     with pytest.raises(GateFailure, match=r"has accuracy 0\.\d+ on the test split.* may be lost"):
         admitted(name, tmp_path, source, reference)
+
+
+class Finely(Task):
+    def score(self, first: Array, truth: Array) -> float:
+        """As on a test split so large that what is lost is hardly seen."""
+        return 1e-6 * super().score(first, truth)
+
+
+def test_exact_format_may_lose_nothing(source: Source, exported: Path, reference: Reference, tmp_path: Path) -> None:
+    fine, limits = replace(reference, task=Finely()), replace(LIMITS, tolerance=1e9)
+    admitted("onnx", exported, source, fine, limits)
+    spoiled = copy.deepcopy(source.network)
+    last = [module for module in spoiled.modules() if isinstance(module, nn.Linear)][-1]
+    last.weight[0] = -last.weight[0]
+    write(replace(source, network=spoiled), tmp_path, "onnx")
+    with pytest.raises(GateFailure, match=r"has accuracy .* none may be lost"):
+        admitted("onnx", tmp_path, source, fine, limits)
 
 
 @pytest.mark.parametrize("calibration", ["entropy", "percentile"])

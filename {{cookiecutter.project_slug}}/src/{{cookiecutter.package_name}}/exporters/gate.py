@@ -16,7 +16,6 @@ from .fresh import first_samples, run_afresh
 # What follows from a first output may differ by this much from the second one of a reduced format: 16 bits hold three
 # digits.
 FOLLOWING_TOLERANCE = 5e-3
-EXACT_LOSS = 1e-5  # of a score that is no count, in an exact format: rounding
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def admit(format_name: str, folder: Path, contract: Contract, reference: Referen
     refuse_above(tolerance, path, over_all, f"{task.outputs[0]} of the test split")
     scores = {name: task.score(answers[name], reference.truth) for name in ("plain", "first")}
     for name, what in (("plain", " without the runtime's optimiser"), ("first", "")):
-        lost, allowed = reference.score - scores[name], EXACT_LOSS if format.exact else limits.max_metric_loss
-        if not lost <= allowed + 1e-9:
+        lost, allowed = reference.score - scores[name], limits.max_metric_loss
+        if not (abs(lost) <= task.rounding if format.exact else lost <= allowed + 1e-9):
             raise GateFailure(
                 f"{path.name} has {task.score_name} {scores[name]:.4f} on the test split{what}, the trained model "
                 f"{reference.score:.4f}; {'none' if format.exact else f'export.max_metric_loss={allowed:g}'} "

@@ -15,12 +15,14 @@ class Task:
     """One label of several for each sample.
 
     `outputs` names what a network answers, `(B, K)` float32 each: the first is what was trained, others follow from it.
-    `score` is the metric that a reduced format is held to, at most 1 and the higher the better.
+    `score` is the metric that a reduced format is held to, at most 1 and the higher the better; that of an exact
+    one may differ by `rounding`.
     """
 
     name: str = "classification"
     outputs: tuple[str, ...] = ("logits", "probabilities")
     score_name: str = "accuracy"
+    rounding: float = 0.0
 
     def score(self, first: Array, truth: Array) -> float:
         """Of the first output `(N, K)`, beside `truth` as the data sets have it: `(N,)`, labels by their numbers."""
@@ -71,6 +73,7 @@ class Regression(Task):
     name: str = "regression"
     outputs: tuple[str, ...] = ("prediction",)
     score_name: str = "r2"
+    rounding: float = 1e-5
 
     def score(self, first: Array, truth: Array) -> float:
         """The share of the target's variance that is explained (the coefficient of determination)."""
@@ -78,7 +81,7 @@ class Regression(Task):
         return float(1 - residual / total) if total else 0.0
 
     def agreeing(self, first: Array, other: Array) -> int:
-        """To three digits, or three thousandths of the spread."""
+        """To half a hundredth of the value, or of the spread where that is larger."""
         spread = max(float(np.std(other)), 1e-12)
         return int(np.sum(np.abs(first - other) <= 5e-3 * np.maximum(np.abs(other), spread)))
 
