@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.data.table import TableDataModule
+from {{ cookiecutter.package_name }}.data.targets import known_labels
 from {{ cookiecutter.package_name }}.models.layers import Normalize
 from {{ cookiecutter.package_name }}.models.tabular import Columns, TabularMLP
 from {{ cookiecutter.package_name }}.refusal import Refusal
@@ -192,6 +193,19 @@ def test_another_file_is_read_as_the_one_of_the_training(tmp_path: Path) -> None
     people(tmp_path / "c.csv", 40, bought=["perhaps"] * 40)
     with pytest.raises(Refusal, match=r"line 2 of the table: bought='perhaps' is no label of the training split"):
         made(tmp_path / "c.csv", trained=trained)
+    (tmp_path / "d.csv").write_text("bought,city\nyes,Rome\n", encoding="utf-8")
+    with pytest.raises(Refusal, match=r"data.path=.*d.csv cannot be used: it has no column 'age', but bought, city"):
+        made(tmp_path / "d.csv", trained=trained)
+    (tmp_path / "d.csv").write_text("bought,city,age\nyes,Rome,old\n", encoding="utf-8")
+    with pytest.raises(Refusal, match=r"data.path=.*d.csv cannot be used, line 2: age='old' is no number"):
+        made(tmp_path / "d.csv", trained=trained)
+
+
+def test_labels_are_in_one_order_whatever_they_are() -> None:
+    numbers = list(map(str, range(50)))
+    assert known_labels(reversed([*numbers, "1.0"]), several=False) == [*numbers[:2], "1.0", *numbers[2:]]
+    for other in ("nan", "inf", "old"):
+        assert known_labels([*numbers, other], several=False) == sorted([*numbers, other])
 
 
 def test_rows_without_a_target_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

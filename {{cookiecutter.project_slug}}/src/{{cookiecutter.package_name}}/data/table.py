@@ -1,5 +1,6 @@
 """`data=table`: a table of one's own as CSV or Parquet, or one that ships with scikit-learn."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -71,9 +72,13 @@ class TableDataModule(pl.LightningDataModule):
             check_batch(batch_size, len(rows["train"]))
             but = [target, *([] if split is None else [split]), *(drop or [])]
             columns = choose(table, but, categorical or [], rows["train"])
-            trained = _described(table, target, task, columns, rows["train"])
-        self.spec = DataSpec.from_dict({**trained.to_dict(), "name": Path(path).stem, "fingerprint": fingerprint})
-        inputs, truth = _encoded(table, self.spec), _truth(table, target, self.spec)
+        else:
+            columns = [Column.of(column) for column in trained.columns]
+        inputs = _encoded(table, columns, path)
+        if trained is None:
+            trained = _described(table, target, task, columns, rows["train"], inputs[rows["train"]])
+        self.spec = replace(trained, name=Path(path).stem, fingerprint=fingerprint)
+        truth = _truth(table, target, self.spec)
         self.samples = {
             name: SamplesInMemory(torch.from_numpy(inputs[of_split]), truth[torch.from_numpy(of_split)])
             for name, of_split in rows.items()
@@ -90,10 +95,15 @@ class TableDataModule(pl.LightningDataModule):
 
 
 def _described(
-    table: Table, target: str, task: Task, columns: list[Column], training: npt.NDArray[np.int64]
+    table: Table,
+    target: str,
+    task: Task,
+    columns: list[Column],
+    training: npt.NDArray[np.int64],
+    inputs: npt.NDArray[np.float32],
 ) -> DataSpec:
-    values, _ = encode(table, columns)
-    mean, std = statistics(values[training], columns)
+    """From the rows `training` alone, of which `inputs` are the values."""
+    mean, std = statistics(inputs, columns)
     spec = DataSpec(
         name="",
         task=task,
@@ -105,35 +115,31 @@ def _described(
         std=std,
         columns=tuple(column.to_dict() for column in columns),
         target=target,
-    ).to_dict()
+    )
     described = f"{len(table.places):,} rows of {len(columns)} columns, and in '{target}' "
     if task == "regression":
         numbers = table.numbers(target)[0][training]
         spread = float(numbers.std())
         if not spread:
             raise Refusal(f"data.target={target} is the same in all training rows: there is nothing to predict.")
-        spec |= {"target_mean": float(numbers.mean()), "target_std": spread, "description": f"{described}a number."}
-        return DataSpec.from_dict(spec)
+        mean_of_target = float(numbers.mean())
+        return replace(spec, target_mean=mean_of_target, target_std=spread, description=f"{described}a number.")
     several = task == "multilabel"
-    words = [table.words(target)[row] for row in training]
-    labels = known_labels(words, several)
+    words = table.words(target)
+    words = [words[row] for row in training]
+    labels = tuple(known_labels(words, several))
     counts = counts_of(numbered(words, labels, several)[0], len(labels))
     kind = "any" if several else "one"
-    spec |= {
-        "labels": labels,
-        "label_counts": list(counts),
-        "description": f"{described}{kind} of {len(labels)} labels.",
-    }
-    return DataSpec.from_dict(spec)
+    return replace(spec, labels=labels, label_counts=counts, description=f"{described}{kind} of {len(labels)} labels.")
 
 
-def _encoded(table: Table, spec: DataSpec) -> npt.NDArray[np.float32]:
+def _encoded(table: Table, columns: list[Column], path: str) -> npt.NDArray[np.float32]:
     try:
-        values, reasons = encode(table, [Column.of(column) for column in spec.columns])
+        values, reasons = encode(table, columns)
     except ValueError as error:
-        raise Refusal(f"data.path={spec.name} cannot be used: {error}.") from error
+        raise Refusal(f"data.path={path} cannot be used: {error}.") from error
     if reasons:
-        raise Refusal(f"data.path={spec.name} cannot be used, {next(iter(reasons.values()))}: mend it, or empty it.")
+        raise Refusal(f"data.path={path} cannot be used, {next(iter(reasons.values()))}: mend it, or empty it.")
     return values
 
 

@@ -1,5 +1,6 @@
 """Labels as words to numbers: one a sample, or any number of them, written as `red|round`."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -17,11 +18,12 @@ def labels_in(word: str, several: bool) -> list[str]:
 
 def known_labels(words: Iterable[str], several: bool) -> list[str]:
     """Each once; numbers by their size, text by its letters."""
-    distinct = {label for word in words for label in labels_in(word, several)}
+    labels = sorted({label for word in words for label in labels_in(word, several)})
     try:
-        return sorted(distinct, key=lambda label: (float(label), label))
+        numbers = [float(label) for label in labels]
     except ValueError:
-        return sorted(distinct)
+        return labels
+    return sorted(labels, key=float) if all(map(math.isfinite, numbers)) else labels
 
 
 def rarest(words: Sequence[str], least: int) -> list[str]:

@@ -154,9 +154,9 @@ def encode(table: Table, columns: Sequence[Column]) -> tuple[npt.NDArray[np.floa
             values[:, position] = [codes.get(word, 0) for word in table.words(column.name)]
             continue
         values[:, position], bad = table.numbers(column.name)
+        words = table.words(column.name) if bad.any() else []
         for row in np.flatnonzero(bad).tolist():
-            word = table.words(column.name)[row]
-            reasons.setdefault(row, f"{table.places[row]}: {column.name}='{word}' is no number")
+            reasons.setdefault(row, f"{table.places[row]}: {column.name}='{words[row]}' is no number")
     return values, reasons
 
 
