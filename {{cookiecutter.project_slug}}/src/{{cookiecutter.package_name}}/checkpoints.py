@@ -69,11 +69,14 @@ class Checkpoint:
             )
         if spec.input_shape != self.spec.input_shape:
             raise Refusal(f"data has samples of {spec.input_shape}, but the model takes {self.spec.input_shape}.")
-        given = any(overrides.get(name) is not None for name in FILES)
+        options = [name for name in FILES if name in self.config["data"]]
+        given = any(overrides.get(name) is not None for name in options)
         if spec.fingerprint != self.spec.fingerprint and not given:
+            named = " and ".join(f"data.{name}" for name in options) or "data"
+            other = f", or give another {named} for the test alone" if options else ""
             raise Refusal(
-                "the data is not what it was in training, so what is left for the test may have been trained on: "
-                "restore its files, or give others for the test alone."
+                f"the files of {named} are others than in training, so what is left for the test may have been "
+                f"trained on: restore them{other}."
             )
 
     def model(self) -> Trainee:

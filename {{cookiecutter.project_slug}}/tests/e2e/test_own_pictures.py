@@ -40,7 +40,7 @@ def test_split_of_a_folder_that_has_changed_is_refused(of_own_pictures: Path, pi
         checkpoint = of_own_pictures / "checkpoints/best.ckpt"
         refused = run_command("evaluate", f"ckpt_path={checkpoint}", cwd=tmp_path, check=False)
         assert refused.returncode == 2
-        assert refused.stderr.startswith("error: the data is not what it was in training")
+        assert refused.stderr.startswith("error: the files of data.root are others than in training")
         kept = run_command("evaluate", f"ckpt_path={checkpoint}", f"data.root={tmp_path / 'kept'}", cwd=tmp_path)
         assert "test/acc" in kept.stdout
     finally:

@@ -66,7 +66,7 @@ def test_changed_table_is_refused_and_another_one_is_for_the_test(
         table.write_bytes(whole + b"400;50;1,0;Bonn;no\r\n")
         refused = run_command("evaluate", f"ckpt_path={checkpoint}", cwd=tmp_path, check=False)
         assert refused.returncode == 2
-        assert refused.stderr.startswith("error: the data is not what it was in training")
+        assert refused.stderr.startswith("error: the files of data.path are others than in training")
     finally:
         table.write_bytes(whole)
     (tmp_path / "other.csv").write_bytes(whole + b"400;50;1,0;Bonn;no\r\n")
