@@ -28,19 +28,21 @@ def export(source: Source) -> bytes:
     first = next((place for place, node in enumerate(nodes) if node.op_type in PRODUCTS), 0)
     before, rest = nodes[:first], nodes[first:]
     made = {name for node in before for name in node.output} | {value.name for value in model.graph.input}
+    taken_before, taken = _taken(before), _taken(rest)
+    between = made & taken
     crossing = [
         value
         for value in (*model.graph.input, *model.graph.value_info)
-        if value.name in made & _taken(rest) and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        if value.name in between and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     ]
-    reduced = _reduced(model, rest, made)
+    reduced = _reduced(model, rest, between, taken)
     casts = [
         onnx.helper.make_node("Cast", [value.name], [_of_16_bits(value.name)], to=onnx.TensorProto.FLOAT16)
         for value in crossing
     ]
     renamed = {value.name for value in crossing}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in _taken(before)]
-    both = {tensor.name for tensor in kept} & _taken(rest)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in taken_before]
+    both = {tensor.name for tensor in kept} & taken
     for message in messages(reduced.graph):
         if isinstance(message, onnx.NodeProto):
             message.input[:] = [_of_16_bits(name) if name in renamed | both else name for name in message.input]
@@ -55,13 +57,12 @@ def export(source: Source) -> bytes:
     return serialized(model, source)
 
 
-def _reduced(model: onnx.ModelProto, rest: list[onnx.NodeProto], made: set[str]) -> onnx.ModelProto:
+def _reduced(model: onnx.ModelProto, rest: list[onnx.NodeProto], between: set[str], taken: set[str]) -> onnx.ModelProto:
     """The nodes `rest` as a model of its own, whose inputs are of 16 bits; of its outputs only those of the graph."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     part = onnx.ModelProto.FromString(model.SerializeToString())
-    taken = _taken(rest)
-    inputs = [value for value in (*model.graph.input, *model.graph.value_info) if value.name in made & taken]
+    inputs = [value for value in (*model.graph.input, *model.graph.value_info) if value.name in between]
     weights = [tensor for tensor in model.graph.initializer if tensor.name in taken]
     for field, values in (("node", rest), ("input", inputs), ("initializer", weights), ("value_info", [])):
         part.graph.ClearField(field)
