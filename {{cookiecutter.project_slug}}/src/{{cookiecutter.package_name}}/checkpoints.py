@@ -72,11 +72,10 @@ class Checkpoint:
         options = [name for name in FILES if name in self.config["data"]]
         given = any(overrides.get(name) is not None for name in options)
         if spec.fingerprint != self.spec.fingerprint and not given:
-            named = " and ".join(f"data.{name}" for name in options) or "data"
-            other = f", or give another {named} for the test alone" if options else ""
+            named = " or ".join(f"data.{name}" for name in options) or "data"
             raise Refusal(
                 f"the files of {named} are others than in training, so what is left for the test may have been "
-                f"trained on: restore them{other}."
+                f"trained on: restore them{f', or give another {named} for the test alone' if options else ''}."
             )
 
     def model(self) -> Trainee:

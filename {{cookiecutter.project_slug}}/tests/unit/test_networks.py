@@ -5,26 +5,12 @@ from functools import partial
 
 import pytest
 import torch
+from test_models import make_spec
 from torch import nn
 
-from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.cnn import CNN
 from {{ cookiecutter.package_name }}.models.mlp import MLP
 from {{ cookiecutter.package_name }}.refusal import Refusal
-
-
-def make_spec(shape: tuple[int, ...] = (1, 8, 8), num_labels: int = 3) -> DataSpec:
-    channels = shape[0]
-    return DataSpec(
-        name="made",
-        task="classification",
-        input_shape=shape,
-        input_dtype="uint8",
-        input_range=(0.0, 255.0),
-        labels=tuple(f"label {number}" for number in range(num_labels)),
-        mean=tuple(100.0 + channel for channel in range(channels)),
-        std=tuple(50.0 + channel for channel in range(channels)),
-    )
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (3, 33, 20), (1, 4, 4)])

@@ -11,29 +11,17 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from test_models import make_spec
 from torch import Tensor, nn
 
 from {{ cookiecutter.package_name }}.build import build_model, build_trainee
-from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.models.layers import Normalize
 from {{ cookiecutter.package_name }}.models.timm_net import TimmNet
 from {{ cookiecutter.package_name }}.refusal import Refusal
 from {{ cookiecutter.package_name }}.strategies.ddp import has_changing_buffers
 
-
-def make_spec(shape: tuple[int, ...] = (3, 32, 32), num_labels: int = 5) -> DataSpec:
-    channels = shape[0]
-    return DataSpec(
-        name="made",
-        task="classification",
-        input_shape=shape,
-        input_dtype="uint8",
-        input_range=(0.0, 255.0),
-        labels=tuple(f"label {number}" for number in range(num_labels)),
-        mean=tuple(100.0 + channel for channel in range(channels)),
-        std=tuple(50.0 + channel for channel in range(channels)),
-    )
+SPEC = make_spec((3, 32, 32), num_labels=5)
 
 
 def section(name: str = "test_resnet", **options: Any) -> dict[str, Any]:
@@ -62,7 +50,7 @@ def written(folder: Path, name: str = "test_resnet", kind: str = "safetensors") 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit"])  # with ImageNet's mean and deviation, and with 0.5
 def test_network_gets_what_timms_own_transform_makes_of_the_same_pixels(name: str) -> None:
-    spec = make_spec()
+    spec = SPEC
     net = TimmNet(spec, name=name)
     config = timm.data.resolve_model_data_config(net.network)
     transform = timm.data.create_transform(**{**config, "input_size": (3, 32, 32), "crop_pct": 1.0})
@@ -94,7 +82,7 @@ def test_pretrained_network_answers_a_grey_picture_as_the_same_one_in_colour(tmp
 def test_training_begins_with_the_weights_of_a_file_and_a_new_last_layer(kind: str, tmp_path: Path) -> None:
     file, network = written(tmp_path, kind=kind)
     torch.manual_seed(3)
-    state = build_trainee(section(weights=str(file)), make_spec(), 1).net[1].network.state_dict()
+    state = build_trainee(section(weights=str(file)), SPEC, 1).net[1].network.state_dict()
     assert state["fc.weight"].shape == (5, network.fc.in_features)
     for name, weight in network.state_dict().items():
         assert name.startswith("fc.") or torch.equal(state[name], weight), name
@@ -102,7 +90,7 @@ def test_training_begins_with_the_weights_of_a_file_and_a_new_last_layer(kind: s
 
 def test_network_may_have_two_last_layers(tmp_path: Path) -> None:
     file, network = written(tmp_path, "efficientformerv2_s0")
-    begun = build_trainee(section("efficientformerv2_s0", weights=str(file)), make_spec((3, 224, 224)), 1)
+    begun = build_trainee(section("efficientformerv2_s0", weights=str(file)), make_spec((3, 224, 224), num_labels=5), 1)
     assert begun.net[1].network.head.weight.shape == begun.net[1].network.head_dist.weight.shape == (5, 176)
     assert torch.equal(begun.net[1].network.stem.conv1.conv.weight, network.stem.conv1.conv.weight)
 
@@ -112,7 +100,7 @@ def test_another_beginning_changes_nothing_that_is_drawn_later(tmp_path: Path) -
     drawn = []
     for options in ({}, {"weights": str(file)}):
         torch.manual_seed(3)
-        model = build_trainee(section(**options), make_spec(), 1)
+        model = build_trainee(section(**options), SPEC, 1)
         assert all(part.training for part in model.modules())
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
@@ -121,7 +109,7 @@ def test_another_beginning_changes_nothing_that_is_drawn_later(tmp_path: Path) -
 def test_what_is_not_trained_fetches_no_weights() -> None:
     """So is a checkpoint loaded, whose own weights come next."""
     for options in ({"weights": "no-longer-there.pth"}, {"pretrained": True}):
-        assert build_model(section(**options), make_spec()).net[1].name == "test_resnet"
+        assert build_model(section(**options), SPEC).net[1].name == "test_resnet"
 
 
 def test_download_is_timms_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +121,7 @@ def test_download_is_timms_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return dict(network.state_dict())
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", from_hub)
-    model = build_trainee(section("test_resnet.r160_in1k", pretrained=True), make_spec(), 1)
+    model = build_trainee(section("test_resnet.r160_in1k", pretrained=True), SPEC, 1)
     assert asked == ["timm/test_resnet.r160_in1k"]
     assert torch.equal(model.net[1].network.conv1[0].weight, network.conv1[0].weight)
 
@@ -142,25 +130,25 @@ def test_without_a_network_pretrained_gets_one_sentence(tmp_path: Path, monkeypa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(Refusal, match=r"does not get the weights of test_resnet \(.+\): .*model.net.weights=") as told:
-        build_trainee(section(pretrained=True), make_spec(), 1)
+        build_trainee(section(pretrained=True), SPEC, 1)
     assert "\n" not in str(told.value)
 
 
 def test_positions_of_a_transformer_are_fitted_to_the_pictures(tmp_path: Path) -> None:
     name = "vit_tiny_patch16_224"
     file, network = written(tmp_path, name)
-    model = build_trainee(section(name, weights=str(file)), make_spec((3, 32, 48)), 1)
+    model = build_trainee(section(name, weights=str(file)), make_spec((3, 32, 48), num_labels=5), 1)
     assert model(raw_pictures((3, 32, 48))).shape == (4, 5)
     assert torch.equal(model.net[1].network.blocks[0].mlp.fc1.weight, network.blocks[0].mlp.fc1.weight)
 
 
 @pytest.mark.parametrize(("name", "changing"), [("test_vit", False), ("test_resnet", True)])
 def test_ddp_sends_the_figures_of_batch_norm_and_no_constants(name: str, changing: bool) -> None:
-    assert has_changing_buffers(build_model(section(name), make_spec())) == changing
+    assert has_changing_buffers(build_model(section(name), SPEC)) == changing
 
 
 def test_dropout_reaches_the_network() -> None:
-    assert build_model(section(dropout=0.3), make_spec()).net[1].network.drop_rate == 0.3
+    assert build_model(section(dropout=0.3), SPEC).net[1].network.drop_rate == 0.3
 
 
 @pytest.mark.parametrize(
@@ -176,7 +164,7 @@ def test_dropout_reaches_the_network() -> None:
 )
 def test_what_cannot_begin_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(Refusal, match=sentence) as told:
-        build_trainee(section(**options), make_spec(), 1)
+        build_trainee(section(**options), SPEC, 1)
     assert "\n" not in str(told.value)
 
 
@@ -189,10 +177,10 @@ def test_pictures_that_a_network_cannot_take_are_told(name: str, side: int) -> N
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     file, _ = written(tmp_path, "test_vit")
     with pytest.raises(Refusal, match=r"test_vit.safetensors does not fit test_resnet: it has no conv1"):
-        build_trainee(section(weights=str(file)), make_spec(), 1)
+        build_trainee(section(weights=str(file)), SPEC, 1)
     file, _ = written(tmp_path, "resnet10t")
     with pytest.raises(Refusal, match=r"resnet10t.safetensors does not fit test_resnet: "):
-        build_trainee(section(weights=str(file)), make_spec(), 1)
+        build_trainee(section(weights=str(file)), SPEC, 1)
 
 
 def test_file_that_lacks_a_layer_or_is_damaged_is_refused(tmp_path: Path) -> None:
@@ -200,10 +188,10 @@ def test_file_that_lacks_a_layer_or_is_damaged_is_refused(tmp_path: Path) -> Non
     state = {name: weight for name, weight in network.state_dict().items() if not name.startswith("layer2.0.conv1")}
     save_file(state, file)
     with pytest.raises(Refusal, match=r"does not fit test_resnet: it has no layer2.0.conv1"):
-        build_trainee(section(weights=str(file)), make_spec(), 1)
+        build_trainee(section(weights=str(file)), SPEC, 1)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(Refusal, match=r"does not fit test_resnet: \w+"):
-        build_trainee(section(weights=str(file)), make_spec(), 1)
+        build_trainee(section(weights=str(file)), SPEC, 1)
 
 
 class RunsACommand:
@@ -215,5 +203,5 @@ def test_code_in_a_file_of_weights_does_not_run(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PROOF", str(tmp_path / "proof"))
     torch.save({"state_dict": RunsACommand()}, tmp_path / "code.pth", pickle_module=pickle)
     with pytest.raises(Refusal, match=r"code.pth does not fit test_resnet"):
-        build_trainee(section(weights=str(tmp_path / "code.pth")), make_spec(), 1)
+        build_trainee(section(weights=str(tmp_path / "code.pth")), SPEC, 1)
     assert not (tmp_path / "proof").exists()

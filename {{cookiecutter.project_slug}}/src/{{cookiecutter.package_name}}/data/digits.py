@@ -25,6 +25,7 @@ from .samples import (
 )
 from .spec import DataSpec
 from .splits import stratified
+from .targets import counts_of
 
 
 class DigitsDataModule(pl.LightningDataModule):
@@ -50,10 +51,8 @@ class DigitsDataModule(pl.LightningDataModule):
         check_options(batch_size, num_workers, val_fraction=val_fraction, test_fraction=test_fraction)
         if not 0 <= max_shift <= 8:
             raise Refusal(f"data.max_shift={max_shift} pixels is out of range: give 0 (no change) to 8.")
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
+        self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         self.max_shift = max_shift
-        self.seed = seed
         self.loader_options = {"num_workers": num_workers, "pin_memory": pin_memory}
         self.samples = _split(val_fraction, test_fraction, split_seed)
         check_batch(batch_size, len(self.samples["train"]))
@@ -67,7 +66,7 @@ class DigitsDataModule(pl.LightningDataModule):
             labels=tuple(str(digit) for digit in range(10)),
             mean=mean,
             std=std,
-            label_counts=tuple(self.samples["train"].labels.bincount(minlength=10).tolist()),
+            label_counts=counts_of(self.samples["train"].labels, 10),
             description="Handwritten digits of 43 people, 1,797 pictures of 8 x 8 pixels that ship with scikit-learn.",
         )
 

@@ -30,22 +30,18 @@ def export(source: Source) -> bytes:
     made = {name for node in before for name in node.output} | {value.name for value in model.graph.input}
     taken_before, taken = _taken(before), _taken(rest)
     between = made & taken
-    crossing = [
-        value
-        for value in (*model.graph.input, *model.graph.value_info)
-        if value.name in between and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    ]
-    reduced = _reduced(model, rest, between, taken)
+    inputs = [value for value in (*model.graph.input, *model.graph.value_info) if value.name in between]
+    reduced = _reduced(model, rest, inputs, taken)
+    of_32_bits = [value.name for value in inputs if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
     casts = [
-        onnx.helper.make_node("Cast", [value.name], [_of_16_bits(value.name)], to=onnx.TensorProto.FLOAT16)
-        for value in crossing
+        onnx.helper.make_node("Cast", [name], [_of_16_bits(name)], to=onnx.TensorProto.FLOAT16) for name in of_32_bits
     ]
-    renamed = {value.name for value in crossing}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in taken_before]
     both = {tensor.name for tensor in kept} & taken
+    renamed = both.union(of_32_bits)
     for message in messages(reduced.graph):
         if isinstance(message, onnx.NodeProto):
-            message.input[:] = [_of_16_bits(name) if name in renamed | both else name for name in message.input]
+            message.input[:] = [_of_16_bits(name) if name in renamed else name for name in message.input]
     for tensor in reduced.graph.initializer:
         tensor.name = _of_16_bits(tensor.name) if tensor.name in both else tensor.name
     behind = list(reduced.graph.node)
@@ -57,12 +53,13 @@ def export(source: Source) -> bytes:
     return serialized(model, source)
 
 
-def _reduced(model: onnx.ModelProto, rest: list[onnx.NodeProto], between: set[str], taken: set[str]) -> onnx.ModelProto:
-    """The nodes `rest` as a model of its own, whose inputs are of 16 bits; of its outputs only those of the graph."""
+def _reduced(
+    model: onnx.ModelProto, rest: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], taken: set[str]
+) -> onnx.ModelProto:
+    """The nodes `rest` as a model of its own, whose `inputs` are of 16 bits; of its outputs only those of the graph."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     part = onnx.ModelProto.FromString(model.SerializeToString())
-    inputs = [value for value in (*model.graph.input, *model.graph.value_info) if value.name in between]
     weights = [tensor for tensor in model.graph.initializer if tensor.name in taken]
     for field, values in (("node", rest), ("input", inputs), ("initializer", weights), ("value_info", [])):
         part.graph.ClearField(field)
