@@ -18,15 +18,7 @@ from ..serving.pictures import read_picture
 from .augment import Transformed
 from .listing import Picture, list_pictures
 from .pixels import Sums, statistics_of
-from .samples import (
-    Augmented,
-    Batch,
-    Samples,
-    check_batch,
-    check_options,
-    evaluation_loader,
-    training_loader,
-)
+from .samples import Augmented, Batch, Samples, check_batch, check_options, evaluation_loader, training_loader
 from .scan import look_at, num_cores
 from .spec import DataSpec
 from .splits import LEAST

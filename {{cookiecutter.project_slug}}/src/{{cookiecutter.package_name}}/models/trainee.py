@@ -92,8 +92,9 @@ class Trainee(pl.LightningModule):
     def test_figures(self, first: Tensor, y: Tensor) -> dict[str, float]:
         """The scores by their names, for the exported first output `(N, K)` of all test samples; fills `counts` too."""
         self.test_scores.reset()
-        self.test_scores.update(*self.compared(first, y))
-        self.counts = self.test_counts(*self.compared(first, y))
+        compared = self.compared(first, y)
+        self.test_scores.update(*compared)
+        self.counts = self.test_counts(*compared)
         return {name: value.item() for name, value in self.read_scores(self.test_scores).items()}
 
     def forward(self, x: Tensor) -> Tensor:
