@@ -60,7 +60,8 @@ executorch: build/executorch/ready ## an environment with ExecuTorch, for the te
 
 build/executorch/ready: .venv/ready
 	$(PYTHON) -m venv build/executorch
-	build/executorch/bin/python -m pip install --quiet -c "{{cookiecutter.project_slug}}/constraints.txt" \
+	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build/executorch git_init=false
+	build/executorch/bin/python -m pip install --quiet -c build/executorch/digit-classifier/constraints.txt \
 		torch==2.13.0 torchao==0.18.0 executorch==1.4.1
 	@touch $@
 
