@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+TRACKER = {
+    name: [f"src/*/configs/logger/{name}.yaml", f"tests/e2e/test_{name}.py"]
+    for name in ("tensorboard", "wandb", "mlflow")
+}
+
 # (question, answer) -> patterns of what the project does not need then.
 UNWANTED = {
     ("license", "Proprietary"): ["LICENSE"],
@@ -49,7 +54,6 @@ UNWANTED = {
     ("serving", False): [
         "src/*/serve.py",
         "src/*/configs/serve.yaml",
-        "src/*/configs/hydra/console.yaml",
         "src/*/serving/http",
         "tests/e2e/test_serve.py",
         "tests/integration/test_deploy.py",
@@ -64,6 +68,11 @@ UNWANTED = {
         "tests/unit/test_batching.py",
         "tests/unit/test_protocol.py",
     ],
+    ("tracking", "csv"): [*TRACKER["tensorboard"], *TRACKER["wandb"], *TRACKER["mlflow"]],
+    ("tracking", "tensorboard"): [*TRACKER["wandb"], *TRACKER["mlflow"]],
+    ("tracking", "wandb"): [*TRACKER["tensorboard"], *TRACKER["mlflow"]],
+    ("tracking", "mlflow"): [*TRACKER["tensorboard"], *TRACKER["wandb"]],
+    ("ci", "none"): [".github"],
     ("cluster", "none"): ["deploy/kubernetes", "deploy/slurm.sh", "deploy/trainjob.yaml", "tests/e2e/test_cluster.py"],
     ("cluster", "slurm"): ["deploy/kubernetes", "deploy/trainjob.yaml"],
     ("cluster", "kubernetes"): ["deploy/slurm.sh"],

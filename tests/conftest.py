@@ -21,6 +21,7 @@ OTHERWISE = {
     "license": "Proprietary",
     "data_kind": "tables",
     "serving": False,
+    "ci": "none",
     "git_init": False,
     "package_name": LONG,
 }
@@ -37,8 +38,9 @@ ANSWERS = {
 DEFAULTS = {key: answers[0] for key, answers in ANSWERS.items()}
 
 
-# The questions that are crossed with one another: `vision` takes turns (tests/test_bake.py).
-CROSSED = {question: answers for question, answers in ANSWERS.items() if question != "vision"}
+# Those that take turns (tests/test_bake.py) while all others are crossed with one another.
+TURNING = ("vision", "tracking", "ci")
+CROSSED = {question: answers for question, answers in ANSWERS.items() if question not in TURNING}
 
 
 def combinations() -> list[dict[str, object]]:

@@ -14,7 +14,11 @@ from conftest import LONG, OTHERWISE, SHORT, TEMPLATE, bake_into, files_of, run
 HOME = TEMPLATE / "build/tests"
 
 IN_PROJECT = ("dp", "serving")
-OF_MINUTES = ("tests/e2e/test_benchmark.py", "tests/e2e/test_formats.py")  # of the project's own tests
+OF_MINUTES = (
+    "tests/e2e/test_benchmark.py",
+    "tests/e2e/test_formats.py",
+    "tests/e2e/test_search.py",
+)  # of the project's own tests
 SKIPS = {
     "there is no GPU here",
     "EXECUTORCH_PYTHON is not set (make executorch makes it)",
@@ -148,6 +152,33 @@ def test_job_files_do_what_they_say(python: str, tmp_path: Path, cluster: str) -
     run_suite(
         python, bake_into(tmp_path, cluster=cluster), "tests/e2e/test_cluster.py", "tests/integration/test_deploy.py"
     )
+
+
+def test_fresh_project_passes_pre_commit_and_stays_as_it_is(python: str, tmp_path: Path) -> None:
+    """As after `git init`; it borrows the environment."""
+    project = bake_into(tmp_path)
+    (project / ".venv").symlink_to(Path(python).parents[1])
+    run("git", "add", "--all", cwd=project)
+    before = run("git", "status", "--porcelain", cwd=project)
+    (command,) = (command for command in ci_commands(project) if "pre-commit" in command)
+    run("bash", "-ec", command, cwd=project, PYTHONPATH=str(project / "src"))
+    assert run("git", "status", "--porcelain", cwd=project) == before
+    assert not run("git", "diff", cwd=project)
+
+
+def ci_commands(project: Path) -> list[str]:
+    return re.findall(r"- run: (.*)", (project / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.story
+def test_commands_of_the_ci_file_run_word_for_word(tmp_path: Path) -> None:
+    """In a checkout with nothing installed."""
+    project = bake_into(tmp_path)
+    run("git", "add", "--all", cwd=project)
+    path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if ".venv" not in part)
+    assert [command.split()[0] for command in ci_commands(project)] == ["make", ".venv/bin/pre-commit", "make"]
+    for command in ci_commands(project):
+        print(run("bash", "-ec", command, cwd=project, PATH=path))
 
 
 def test_check_passes(default_project: Path) -> None:

@@ -150,3 +150,32 @@ def test_constraints_lie_within_the_ranges_of_pyproject(tmp_path: Path, answers:
 
 def release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
+
+
+IN_BOTH_LANGUAGES = {
+    "levels of headings": r"^(#+) .+$",
+    "questions": r"^\| (`\w+`)",
+    "commands": r"^(make .*|python -m .*?)(?:  .*)?$",
+    "files and folders": r"^( {0,2}\w[\w/.]*(?: \w+\.py)*)  +\S",
+    "options and names": r"`([a-z_]+(?:[=.][\w.=]+)*)`",
+    "blocks of commands": r"(?s)```bash\n(.*?)```",
+}
+
+
+@pytest.mark.parametrize("what", IN_BOTH_LANGUAGES)
+def test_chinese_readme_is_in_step_with_the_english_one(what: str) -> None:
+    """The same, in the same order."""
+    readmes = [(TEMPLATE / f"README{language}.md").read_text(encoding="utf-8") for language in ("", ".zh-CN")]
+    english, chinese = (re.findall(IN_BOTH_LANGUAGES[what], readme, re.MULTILINE) for readme in readmes)
+    assert len(english) >= 2
+    assert chinese == english
+
+
+def test_workflow_runs_commands_of_the_makefile_and_actions_of_a_known_commit() -> None:
+    text = (TEMPLATE / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):.*## ", (TEMPLATE / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"- run: (.*)", text)) <= {*(f"make {target}" for target in targets), ".ci/run"}
+    for workflow in (text, (PROJECT / ".github/workflows/ci.yml").read_text(encoding="utf-8")):
+        assert all(
+            re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", use) for use in re.findall(r"- uses: (.*)", workflow)
+        )

@@ -13,7 +13,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import PassThroughProfiler
 
@@ -29,6 +29,7 @@ from .strategies.ddp import leave_signals_alone
 from .strategies.devices import Devices
 from .strategies.launch import build_strategy, trainer_section
 from .strategies.samplers import BatchSplit
+from .tracking import Steady, prepared
 
 
 def build(section: Mapping[str, Any], path: str, **given: Any) -> Any:
@@ -84,11 +85,16 @@ def try_optimizer(model: Trainee) -> None:
         raise Refusal(f"model.optimizer or model.scheduler refuses a value: {_one_line(error)}.") from error
 
 
-def build_loggers(sections: Mapping[str, Any] | None) -> list[Logger]:
-    loggers = []
-    for name, section in (sections or {}).items():
+def build_loggers(sections: Mapping[str, Any] | None, run_dir: Path) -> list[Logger]:
+    """What tracks runs elsewhere must not end one; `run_dir` knows their numbers of a run that goes on."""
+    loggers: list[Logger] = []
+    for name, given in (sections or {}).items():
+        section = prepared(name, given, run_dir)
+        if section is None:
+            continue
         try:
-            loggers.append(build(section, f"logger.{name}"))
+            logger: Logger = build(section, f"logger.{name}")
+            loggers.append(logger if isinstance(logger, CSVLogger) else Steady(logger, name))
         except ModuleNotFoundError as error:
             raise Refusal(
                 f"logger={name} is not installed: run 'pip install -c constraints.txt {name}', or take logger=csv."

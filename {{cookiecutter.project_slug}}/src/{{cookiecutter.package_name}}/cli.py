@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import types
@@ -23,14 +22,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .explain import explain
+from .folders import claim, remove_empty_run, share
 from .quiet import QUIET, quieten
 from .refusal import Refusal
+from .resume import with_resumed
 from .strategies import ranks
 
 Config = dict[str, Any]
 # A disk that is full, and files that this user may not read or write: no mistake of this code.
 OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
-CLAIMED: set[Path] = set()  # folders that this process made for a run, or for a sweep and its jobs
 
 
 class Termination(KeyboardInterrupt):
@@ -84,14 +84,16 @@ def _compose_and_run(main: Callable[[Config], None], name: str, needs: tuple[str
             main(_plain(cfg, needs))
         except Refusal as refusal:  # in a sweep the other jobs go on
             exit_codes.append(_print_refusal(refusal))
-            _remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
+            remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
 
     # Without it Hydra prints an error of its own and exits, and the sentence below would never be reached.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_with_hydra()
     try:
+        if name == "train":
+            sys.argv[1:] = with_resumed(sys.argv[1:])
         hydra.main(version_base="1.3", config_path="configs", config_name=name)(job)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (Refusal, HydraException, OmegaConfBaseException, ValueError) as error:
         sentence = explain(error)
         if sentence is None:
             raise
@@ -123,12 +125,13 @@ def _terminate(number: int, frame: types.FrameType | None) -> None:
 
 
 def register_with_hydra() -> None:
-    """What the files in `configs/` use beside Hydra's own: the node `from_checkpoint` and the resolver `claim`."""
+    """What the files in `configs/` use beside Hydra's own: the node `from_checkpoint`, the resolvers of folders."""
     # Commands that start from a checkpoint take any option of its data; which there are is known once it is read.
     node = OmegaConf.create({"data": {}})
     OmegaConf.set_struct(node.data, False)
     ConfigStore.instance().store("from_checkpoint", node)
-    OmegaConf.register_new_resolver("claim", _claim, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("claim", claim, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("share", share, use_cache=True, replace=True)
 
 
 def job_logging() -> Config:
@@ -142,8 +145,24 @@ def job_logging() -> Config:
 
 def typed(*sections: str) -> str:
     """The options of this command that belong to `sections`, as a shell takes them again."""
-    options = HydraConfig.get().overrides.task
-    return shlex.join(option for option in options if re.split("[.=]", option.lstrip("+~"))[0] in sections)
+    return shlex.join(option for option in HydraConfig.get().overrides.task if _section(option) in sections)
+
+
+def typed_but(*sections: str) -> list[str]:
+    """The options of this command that belong to none of `sections`."""
+    return [option for option in HydraConfig.get().overrides.task if _section(option) not in sections]
+
+
+def _section(option: str) -> str:
+    return re.split("[.=]", option.lstrip("+~"))[0]
+
+
+def compose(name: str, options: list[str]) -> Config:
+    """What the command `name` would get with these options, within another command."""
+    try:
+        return _plain(hydra.compose(name, options), needs=())
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) or error from None
 
 
 def _plain(cfg: DictConfig, needs: tuple[str, ...]) -> Config:
@@ -162,38 +181,3 @@ def _print_refusal(refusal: Refusal) -> int:
     if ranks.is_first_to_say(str(refusal)):
         print(f"error: {refusal}", file=sys.stderr)
     return refusal.exit_code
-
-
-def _claim(folder: str) -> str:
-    """Makes the folder for this run alone: two that start in the same second get `<folder>` and `<folder>-2`.
-
-    A job of a cluster has the folder of its name, and ranks that were started again have the one that was theirs.
-    """
-    name = ranks.job_name()
-    if name is not None:
-        folder = str(Path(folder).parent / name)
-        if ranks.is_restart() and Path(folder).is_dir():
-            return folder
-    number = 1
-    while True:
-        path = Path(folder if number == 1 else f"{folder}-{number}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise Refusal(f"the run directory {path} cannot be made: {error.strerror}.") from error
-        else:
-            CLAIMED.add(path.resolve())
-            return str(path)
-
-
-def _remove_empty_run(run_dir: Path, log_file: str) -> None:
-    """Of a refused job: only if it was made for it, and nothing is in it but Hydra's notes and the log."""
-    if not CLAIMED & {run_dir.resolve(), run_dir.resolve().parent}:
-        return
-    if all(path.name in (".hydra", log_file) for path in run_dir.iterdir()):
-        logging.shutdown()  # closes the log file, which some systems do not remove while it is open
-        shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
-        (run_dir / log_file).unlink(missing_ok=True)
-        run_dir.rmdir()

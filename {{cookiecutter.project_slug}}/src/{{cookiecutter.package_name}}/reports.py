@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .cli import Config
 from .models.trainee import Trainee
+from .page import write_page
 from .plots import LOSSES, plot_curves, plot_test
 from .strategies.devices import Devices
 from .strategies.samplers import BatchSplit
@@ -54,9 +55,9 @@ def _rates(model: Trainee) -> str:
     return ", ".join(f"{rate:g}{name}" for rate, name in sorted(set(rates)))
 
 
-def keep_metrics(metrics_csv: Path, loggers: list[Logger], step: int) -> None:
-    """A CSVLogger begins its file anew: what a lost run had logged before `step` is written into it once more."""
-    if not metrics_csv.is_file():
+def keep_metrics(metrics_csv: Path, loggers: list[Logger], step: int | None) -> None:
+    """A CSVLogger begins its file anew: of a run that goes on, what came before `step` is written into it once more."""
+    if step is None or not metrics_csv.is_file():
         return
     with metrics_csv.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
@@ -72,14 +73,17 @@ def _number(text: str) -> float:
     return int(text) if text.isdecimal() else float(text)
 
 
-def report_training(metrics: dict[str, float], trainer: pl.Trainer, task: str, run_dir: Path) -> None:
-    """Writes `metrics.json` and `curves.png`; says where the best checkpoint is and what to do next."""
+def report_training(metrics: dict[str, float], trainer: pl.Trainer, model: Trainee, run_dir: Path) -> None:
+    """Writes `metrics.json`, the pictures and `report.md`; says where the best checkpoint is and what to do next."""
     best = Path(getattr(trainer.checkpoint_callback, "best_model_path", ""))
     write_json(dict(sorted(metrics.items())), run_dir / "metrics.json")
     if (run_dir / "metrics.csv").is_file():
-        plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", LOSSES[task])
+        plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", LOSSES[model.spec.task])
+    if model.counts is not None:
+        plot_test(model, run_dir)
+    write_page(run_dir, metrics, model.spec.task, best if best.is_file() else None)
     _log_metrics(metrics)
-    log.info("run         %s", shown(run_dir))
+    log.info("run         %s, described in its report.md", shown(run_dir))
     if best.is_file():
         log.info("checkpoint  %s", shown(best))
         log.info("next        %s -m %s.evaluate ckpt_path=%s", python(), PACKAGE, shown(best))

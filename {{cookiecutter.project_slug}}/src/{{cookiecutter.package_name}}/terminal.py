@@ -18,6 +18,14 @@ def python() -> str:
     return shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
 
 
+def duration(seconds: float) -> str:
+    """As `1 h 02 min`, `3 min 20 s` or `12 s`."""
+    hours, minutes, rest = int(seconds) // 3600, int(seconds) // 60 % 60, int(seconds) % 60
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
 def write_json(contents: object, path: Path) -> None:
     path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

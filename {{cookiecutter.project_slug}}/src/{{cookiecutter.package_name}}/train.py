@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .cli import Config, command
+from .cli import Config, command, typed_but
 from .refusal import Refusal
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Options:
 
     seed: int
     tags: list[str]
+    resume: str | None
     ckpt_path: str | None
     lr_scaling: Literal["none", "linear", "sqrt"]
     base_batch_size: int
@@ -46,15 +47,14 @@ class Options:
 
 @command("train", needs=("data", "model", "trainer", "strategy", "paths"))
 def main(config: Config) -> None:
-    from . import checkpoints
     from .checks import read_options
+    from .record import kept
     from .strategies.launch import launch
     from .tuning import with_start
 
     read_options(config, Options)
-    for section in ("data", "model"):  # else the checkpoint could not be loaded again
-        checkpoints.refuse_foreign_code(config[section], section)
-    launch(run, with_start(config))
+    with kept(Path(config["paths"]["output_dir"]), typed_but("resume")):
+        launch(run, with_start(config))
 
 
 def run(config: Config) -> dict[str, float]:
@@ -66,6 +66,7 @@ def run(config: Config) -> dict[str, float]:
     from .checks import read_options
     from .reports import announce, keep_metrics, report_training
     from .strategies.launch import batch_split, devices_of
+    from .tracking import tracked
     from .tuning import begin
 
     options, run_dir = read_options(config, Options), Path(config["paths"]["output_dir"])
@@ -75,20 +76,18 @@ def run(config: Config) -> dict[str, float]:
     datamodule = build(config["data"], "data")
     model = build_trainee(config["model"], datamodule.spec, options.lr_factor(split.batch_size))
     step = begin(model, options.ckpt_path)
-    loggers = build_loggers(config.get("logger"))
+    loggers = build_loggers(config.get("logger"), run_dir)
     callbacks = build_callbacks(config, loggers, self_description(config, model), split)
     trainer = build_trainer(config, devices, callbacks, loggers, split.num_steps)
     if trainer.is_global_zero:
         announce(config, devices, split, model)
-        if step is not None:
-            keep_metrics(run_dir / "metrics.csv", loggers, step)
-    for logger in loggers:
-        logger.log_hyperparams(config)
+        keep_metrics(run_dir / "metrics.csv", loggers, step)
     # fsdp leaves a part of the network on each device: its test is the command `evaluate`.
     test = options.test and config["strategy"]["name"] != "fsdp"
-    metrics = train(datamodule, model, trainer, options.ckpt_path, test=test)
+    with tracked(loggers, config, run_dir):
+        metrics = train(datamodule, model, trainer, options.ckpt_path, test=test)
     if trainer.is_global_zero:
-        report_training(metrics, trainer, datamodule.spec.task, run_dir)
+        report_training(metrics, trainer, model, run_dir)
     return metrics
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .build import try_optimizer
-from .checkpoints import load
+from .checkpoints import load, refuse_foreign_code
 from .cli import Config
 from .data.spec import DataSpec
 from .models.parameters import shaped_by_labels, shortened
@@ -36,7 +36,9 @@ class Weights:
 
 
 def with_start(config: Config) -> Config:
-    """Of a lost run that goes on, with its last checkpoint; refuses a bad file before any process is started."""
+    """Of a run that goes on, with its last checkpoint; refuses a bad file before any process is started."""
+    for section in ("data", "model"):  # else a checkpoint could not be loaded again
+        refuse_foreign_code(config[section], section)
     config = config if ranks.follows() else ranks.going_on(config)
     ckpt_path, weights = config["ckpt_path"], config["model"].get("weights")
     if ckpt_path is not None and weights is not None:

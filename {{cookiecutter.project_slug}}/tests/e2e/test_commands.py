@@ -72,14 +72,6 @@ def test_debug_options_run_in_a_place_of_their_own(option: str, tmp_path: Path) 
         assert {"run_training_batch", "[Metrics]"} <= {event["name"] for event in events}
 
 
-def test_tensorboard_writes_events_beside_the_metrics(tmp_path: Path) -> None:
-    run_command("train", "logger=tensorboard", "trainer=cpu", "trainer.max_epochs=1", cwd=tmp_path)
-    (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
-    assert list(run_dir.glob("tensorboard/events.out.tfevents.*"))
-    assert (run_dir / "metrics.csv").is_file()
-    assert (run_dir / "curves.png").is_file()
-
-
 def test_runs_that_start_in_the_same_second_have_their_own_directories(tmp_path: Path) -> None:
     options = ["trainer=cpu", "debug=fdr", "hydra.run.dir=$" + "{claim:same}"]
     command = [sys.executable, "-m", f"{package.__name__}.train", *options]

@@ -26,8 +26,12 @@ FAST = [
     ("predict", ["input=a.png", "device=tpu"], "device=tpu does not fit: it takes auto or cpu or cuda."),
     ("benchmark", ["bundel=latest"], "'bundel' is no option; did you mean 'bundle'?"),
     ("verify", ["bundel=latest"], "'bundel' is no option; did you mean 'bundle'?"),
+    ("search", ["num_trial=3"], "'num_trial' is no option; did you mean 'num_trials'?"),
+    ("runs", ["compare=[a]"], "compare=['a'] names 1 runs: give two."),
+    ("train", ["resume=nowhere"], "resume=nowhere is no run directory: give one"),
+    ("train", ["resume=latest"], "resume=latest finds no run under logs/train"),
 ]
-VERBS = ("train", "evaluate", "predict", "export", "verify", "benchmark")
+VERBS = ("train", "search", "evaluate", "predict", "export", "verify", "benchmark", "runs")
 SLOW = [
     ("train", ["strategy=single", "trainer=cpu", "trainer.devices=2"], "strategy=single uses one device"),
     ("train", ["strategy=dp", "trainer=cpu", "trainer.devices=2"], "take strategy=ddp"),
@@ -255,15 +259,3 @@ def test_network_that_a_format_cannot_express_is_refused(best_checkpoint: Path, 
     assert "error: format 'onnx' cannot express this network" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "artifacts").exists()
-
-
-def test_logger_that_is_not_installed_is_refused(tmp_path: Path) -> None:
-    """Lightning is told that it did not find tensorboard; the refusal is the real one."""
-    code = (
-        "import lightning.fabric.loggers.tensorboard as tensorboard\n"
-        "tensorboard._TENSORBOARD_AVAILABLE = tensorboard._TENSORBOARDX_AVAILABLE = False\n"
-        f"from {package.__name__}.train import main; main()"
-    )
-    command = [sys.executable, "-c", code, "logger=tensorboard", "trainer=cpu"]
-    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "logger=tensorboard is not installed: run 'pip install -c constraints.txt tensorboard'" in only_line(refused)

@@ -10,6 +10,7 @@ import torch
 from downloads import write_mnist
 {% endif %}
 from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import {{ cookiecutter.package_name }} as package
@@ -21,8 +22,9 @@ from {{ cookiecutter.package_name }}.export import Options as ExportOptions
 from {{ cookiecutter.package_name }}.hooks import Unprofiled
 from {{ cookiecutter.package_name }}.strategies.launch import devices_of
 from {{ cookiecutter.package_name }}.train import Options as TrainOptions
+from {{ cookiecutter.package_name }}.trials.space import distributions, options, samples
 
-NO_CHOICE = ("hydra", "paths", "training")  # parts of others
+NO_CHOICE = ("hydra", "paths", "search", "training")  # parts of others, and of the command `search`
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in NO_CHOICE
 )
@@ -31,8 +33,10 @@ CHOICES = sorted(
 def composed(command: str, run_dir: Path, *options: str) -> dict[str, Any]:
     register_with_hydra()
     with initialize_config_module(f"{package.__name__}.configs", version_base="1.3"):
-        config = compose(command, [*options, f"paths.output_dir={run_dir}"])
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        config = compose(command, [*options, f"paths.output_dir={run_dir}"], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    shown = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    plain = OmegaConf.to_container(shown, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -78,6 +82,15 @@ def test_first_line_of_an_option_file_says_how_to_select_it() -> None:
 @pytest.mark.parametrize("command", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_commands_compose(command: str, tmp_path: Path) -> None:
     assert composed(command, tmp_path)["task_name"] == command
+
+
+@pytest.mark.parametrize("space", sorted(path.stem for path in CONFIGS.glob("search/*.yaml")))
+def test_space_of_a_search_names_options_that_exist(space: str, tmp_path: Path) -> None:
+    section = composed("search", tmp_path, f"search={space}")["search"]
+    for choice in samples(distributions(section["space"])):
+        composed("train", tmp_path, *options(choice, distributions(section["space"])))
+    assert build.build(section["sampler"], "search.sampler", seed=1) is not None
+    assert build.build(section["pruner"], "search.pruner") is not None
 
 
 def test_export_options_fit(tmp_path: Path) -> None:

@@ -4,17 +4,16 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..origin import git_state
+from ..origin import versions as package_versions
 from ..refusal import Refusal
 from ..serving.runtime import MANIFEST, digest, versions
 from ..terminal import write_json
@@ -120,8 +119,8 @@ def describe(
         },
         "config": without_local_paths(checkpoint.config),
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "git": _git_state(),
-        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},
+        "git": git_state(),
+        "versions": package_versions(PACKAGES),
     }
 
 
@@ -174,18 +173,3 @@ def without_local_paths(section: Any) -> Any:
     if isinstance(section, list):
         return [without_local_paths(value) for value in section]
     return Path(section).name if isinstance(section, str) and Path(section).is_absolute() else section
-
-
-def _git_state() -> dict[str, Any] | None:
-    """The commit of this project's source, and whether all of it was committed; None outside a repository."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    # An installed package may lie in an environment within some other repository.
-    if shutil.which("git") is None or git("ls-files", "--error-unmatch", "--", Path(__file__).name) is None:
-        return None
-    commit = git("rev-parse", "--verify", "HEAD")
-    return None if commit is None else {"commit": commit, "clean": git("status", "--porcelain") == ""}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..build import build
 from ..cli import Config, typed
 from ..exporters.snippets import PACKAGE
+from ..origin import versions
 from ..refusal import Refusal
 from ..strategies import ranks
 from ..strategies.devices import resolve_devices
@@ -22,7 +23,7 @@ from ..strategies.launch import batch_split, devices_of
 from ..terminal import bar, python, shown, write_json
 from . import strategies
 from .loop import PRECISIONS
-from .machine import gpus, machine, versions
+from .machine import gpus, machine
 from .turns import Case, CaseFailure
 
 if TYPE_CHECKING:

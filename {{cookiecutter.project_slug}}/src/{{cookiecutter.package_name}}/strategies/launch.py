@@ -40,17 +40,8 @@ OPTIONS: dict[str, type] = {"single": OneProcess, "dp": OneProcess, "ddp": Ddp, 
 
 def launch(task: Callable[[Config], Result], config: Config) -> Result:
     """`task(config)` in this process, or in one process a device; everything that cannot work is refused before."""
-    ranks.refuse_restarts_that_hang()
-    devices = devices_of(config)
-    options = strategy_options(config["strategy"])
-    check(trainer_section(config, devices, num_steps=1), "trainer")
-    for name in ("data", "model"):
-        check(config.get(name, {}), name)
-    refuse_pairs(config, devices)
-    data = config.get("data", {})
-    if "batch_size" in data and "model" in config:  # evaluation splits any batch
-        trainer_section(config, devices, batch_split(data, devices).num_steps)
-    started = ranks.started()
+    refuse_mistakes(config)
+    devices, options, started = devices_of(config), strategy_options(config["strategy"]), ranks.started()
     if started is None and (isinstance(options, OneProcess) or devices.num_devices == 1):
         return refusing(task, config)
     from .processes import become_rank, run_in_processes
@@ -62,6 +53,20 @@ def launch(task: Callable[[Config], Result], config: Config) -> Result:
         if started.rank == 0:
             ranks.tell(config)
     return _one_error(task, config)
+
+
+def refuse_mistakes(config: Config) -> None:
+    """What cannot work on this machine, or with what started this process."""
+    ranks.refuse_restarts_that_hang()
+    devices = devices_of(config)
+    strategy_options(config["strategy"])
+    check(trainer_section(config, devices, num_steps=1), "trainer")
+    for name in ("data", "model"):
+        check(config.get(name, {}), name)
+    refuse_pairs(config, devices)
+    data = config.get("data", {})
+    if "batch_size" in data and "model" in config:  # evaluation splits any batch
+        trainer_section(config, devices, batch_split(data, devices).num_steps)
 
 
 def _one_error(task: Callable[[Config], Result], config: Config) -> Result:

@@ -71,12 +71,12 @@ def is_restart() -> bool:
 
 
 def going_on(config: dict[str, Any]) -> dict[str, Any]:
-    """The same job from the last checkpoint of the lost processes, where they have left one.
+    """With `resume=`, or in the place of lost processes: from the last checkpoint, where there is one already.
 
     What the job had started from is in it.
     """
     last = Path(config["paths"]["output_dir"]) / "checkpoints/last.ckpt"
-    if not is_restart() or not last.is_file():
+    if not (is_restart() or config.get("resume")) or not last.is_file():
         return config
     return {**config, "ckpt_path": str(last), "model": {**config["model"], "weights": None}}
 

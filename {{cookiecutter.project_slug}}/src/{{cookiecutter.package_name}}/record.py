@@ -1,0 +1,105 @@
+"""What is kept of a run beside its figures, in `run.json`: from which source it came, and how it ended."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from .refusal import Refusal
+from .resume import OVERRIDES, REPORT
+from .strategies import ranks
+from .terminal import shown, write_json
+
+RECORD, LOCK = "run.json", ".lock"
+TIME = "%Y-%m-%d %H:%M:%S"
+PATIENCE = 120  # seconds in which a shared disk gives up the lock of a machine that was lost
+
+Record = dict[str, Any]
+
+
+def read(run_dir: Path) -> Record:
+    """Empty where a run did not come to its first step."""
+    try:
+        record: Record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
+def write(run_dir: Path, **changed: Any) -> None:
+    """Beside what it holds already, and whole or not at all."""
+    incoming = run_dir / f"{RECORD}.incoming"
+    write_json({**read(run_dir), **changed}, incoming)
+    incoming.replace(run_dir / RECORD)
+
+
+def begin(run_dir: Path, origin: Mapping[str, Any], trackers: Mapping[str, str]) -> None:
+    """Before the first step; a run that goes on keeps when it was started."""
+    started = read(run_dir).get("started", now())
+    write(run_dir, state="running", started=started, **origin, trackers={**trackers})
+
+
+@contextmanager
+def kept(run_dir: Path, options: list[str]) -> Iterator[None]:
+    """Writes how the run that was started with `options` ended.
+
+    Holds its lock meanwhile: a run whose record says `running` while nobody holds its lock was lost.
+    """
+    if ranks.follows():
+        yield
+        return
+    lock, state, reason = FileLock(run_dir / LOCK), "finished", None
+    try:
+        lock.acquire(timeout=PATIENCE if ranks.is_restart() else 0)
+    except Timeout as error:
+        raise Refusal(f"{shown(run_dir)} is a run that is still going: wait until it has ended, or end it.") from error
+    except NotImplementedError:  # a shared disk without locks
+        pass
+    try:
+        yield
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    except BaseException as error:
+        state, reason = "failed", " ".join(str(error).split()) or type(error).__name__
+        raise
+    finally:
+        if (run_dir / RECORD).is_file():
+            write(run_dir, state=state, ended=now(), reason=reason, options=options)
+        lock.release()
+        (run_dir / LOCK).unlink(missing_ok=True)
+
+
+def state_of(run_dir: Path) -> str:
+    """finished, running, interrupted, failed; lost where it was ended without a word, `not begun` without a record."""
+    state = str(read(run_dir).get("state", "not begun"))
+    return "lost" if state == "running" and not is_going(run_dir) else state
+
+
+def is_going(run_dir: Path) -> bool:
+    """Whether a living process holds the run's lock."""
+    if not (run_dir / LOCK).exists():
+        return False
+    try:
+        with FileLock(run_dir / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def differences(run_dir: Path) -> list[str]:
+    """The options that were typed: all others are those of `configs/`."""
+    options = read(run_dir).get("options")
+    if options is None:  # still going, or lost
+        file = run_dir / OVERRIDES
+        options = list(OmegaConf.load(file)) if file.is_file() else []
+    return [str(option) for option in options if not str(option).startswith(REPORT)]
+
+
+def now() -> str:
+    return time.strftime(TIME)

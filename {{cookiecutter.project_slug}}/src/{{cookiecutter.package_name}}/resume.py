@@ -1,0 +1,46 @@
+"""`resume=latest` or `resume=<run directory>`: the options of that run again, in its directory."""
+
+from pathlib import Path
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import OmegaConf
+
+from .refusal import Refusal
+
+OVERRIDES = ".hydra/overrides.yaml"
+OPTION = "resume="
+REPORT = "+callbacks.search."  # of a trial: its search has ended
+
+
+def with_resumed(arguments: list[str]) -> list[str]:
+    """The command line of a run that goes on: what it was started with, and over that what is typed now."""
+    given = [argument.removeprefix(OPTION) for argument in arguments if argument.startswith(OPTION)]
+    if not given or given[-1] == "null":
+        return arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise Refusal(f"resume={given[-1]} is one run, and -m makes many: leave one of them out.")
+    log_dirs = [a.removeprefix("paths.log_dir=") for a in arguments if a.startswith("paths.log_dir=")]
+    run_dir = find(given[-1], Path(log_dirs[-1] if log_dirs else "logs"))
+    began = [str(option) for option in OmegaConf.load(run_dir / OVERRIDES)]
+    place = QuotedString(str(run_dir), Quote.double).with_quotes()
+    others = [argument for argument in arguments if not argument.startswith(OPTION)]
+    kept = [option for option in began if not option.startswith((OPTION, REPORT))]
+    return [*kept, *others, f"resume={place}", f"hydra.run.dir={place}", "hydra.output_subdir=null"]
+
+
+def find(resume: str, log_dir: Path) -> Path:
+    """For `latest` the run in whose directory something was written last."""
+    if resume != "latest":
+        run_dir = Path(resume.strip("'\"")).expanduser().resolve()
+        if not (run_dir / OVERRIDES).is_file():
+            raise Refusal(f"resume={resume} is no run directory: give one, as logs/train/runs/<time>, or latest.")
+        return run_dir
+    train = log_dir / "train"
+    runs = [path.parents[1] for path in (*train.glob(f"runs/*/{OVERRIDES}"), *train.glob(f"multiruns/*/*/{OVERRIDES}"))]
+    if not runs:
+        raise Refusal(f"resume=latest finds no run under {train}: start one without it, or give its directory.")
+    return max(runs, key=_last_written).resolve()
+
+
+def _last_written(run_dir: Path) -> float:
+    return max(path.stat().st_mtime for path in (run_dir, *run_dir.glob("checkpoints/*"), *run_dir.glob("*.log")))

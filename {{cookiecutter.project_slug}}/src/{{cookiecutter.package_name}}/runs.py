@@ -1,0 +1,165 @@
+"""The runs of `train`: a table of them, two compared, old ones removed.
+
+python -m <package>.runs
+python -m <package>.runs compare=[2026-11-27_09-30-00,latest]
+python -m <package>.runs remove=[2026-11-27_09-30-00]
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .cli import Config, command
+from .refusal import Refusal, nearest
+
+log = logging.getLogger(__name__)
+
+DAY = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Options:
+    """The plain options of `configs/runs.yaml`."""
+
+    compare: list[str] | None
+    remove: list[str] | None
+    remove_older_than: float | None
+
+    def __post_init__(self) -> None:
+        if self.compare is not None and len(self.compare) != 2:
+            raise Refusal(f"compare={self.compare} names {len(self.compare)} runs: give two.")
+        if self.remove_older_than is not None and self.remove_older_than < 0:
+            raise Refusal(f"remove_older_than={self.remove_older_than} is no number of days: give 0 or more.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What its directory tells. `name` is the end of the path: a time, or the time of a sweep and a number."""
+
+    name: str
+    folder: Path
+
+    @property
+    def started(self) -> str:
+        from . import record
+
+        written = time.localtime((self.folder / ".hydra").stat().st_mtime)
+        return str(record.read(self.folder).get("started", time.strftime(record.TIME, written)))
+
+    def config(self) -> dict[str, Any]:
+        from omegaconf import OmegaConf
+
+        plain = OmegaConf.to_container(OmegaConf.load(self.folder / ".hydra/config.yaml"))
+        return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+    def metrics(self) -> dict[str, float]:
+        """Of the end of the run; empty where it has none."""
+        try:
+            figures: dict[str, float] = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return figures
+
+    def best(self) -> tuple[str, float] | None:
+        """The name and the best value of what its best checkpoint is chosen by; of a run that is going until now."""
+        chosen = (self.config().get("callbacks") or {}).get("best") or {}
+        monitor, mode = chosen.get("monitor", "val/loss"), max if chosen.get("mode") == "max" else min
+        try:
+            with (self.folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+                values = [float(row[monitor]) for row in csv.DictReader(file) if row.get(monitor)]
+        except (OSError, ValueError):
+            return None
+        return (monitor, mode(values)) if values else None
+
+
+@command("runs", needs=("paths",))
+def main(config: Config) -> None:
+    from .checks import read_options
+    from .listing import print_comparison, print_runs
+
+    options = read_options(config, Options)
+    log_dir, artifact_dir = Path(config["paths"]["log_dir"]), Path(config["paths"]["artifact_dir"])
+    runs = list(find(log_dir / "train"))
+    if options.compare is not None:
+        print_comparison(*(named(name, runs) for name in options.compare))
+    elif options.remove is not None or options.remove_older_than is not None:
+        chosen = [named(name, runs) for name in options.remove or []]
+        remove(chosen, old(runs, options.remove_older_than), artifact_dir)
+    elif not runs:
+        log.info("There is no run under %s yet.", log_dir / "train")
+    else:
+        print_runs(runs)
+
+
+def find(train: Path) -> Iterator[Run]:
+    """The oldest first; jobs of a sweep as `<sweep>/<number>`."""
+    singles = [Run(path.name, path) for path in (train / "runs").glob("*")]
+    jobs = [Run(f"{path.parent.name}/{path.name}", path) for path in (train / "multiruns").glob("*/*")]
+    known = [run for run in (*singles, *jobs) if (run.folder / ".hydra/config.yaml").is_file()]
+    return iter(sorted(known, key=lambda run: (run.started, run.name)))
+
+
+def named(name: str, runs: list[Run]) -> Run:
+    """By its name in the table, its directory, or `latest`."""
+    if name == "latest" and runs:
+        return runs[-1]
+    for run in runs:
+        if name == run.name or Path(name).resolve() == run.folder.resolve():
+            return run
+    raise Refusal(f"'{name}' is no run; {nearest(name, [run.name for run in runs])}")
+
+
+def old(runs: list[Run], days: float | None) -> list[Run]:
+    from . import record
+
+    if days is None:
+        return []
+    limit = time.strftime(record.TIME, time.localtime(time.time() - days * DAY))
+    return [run for run in runs if run.started < limit]
+
+
+def remove(chosen: list[Run], others: list[Run], artifact_dir: Path) -> None:
+    """Refuses to remove what is in use of `chosen`, before any is removed; of `others` it is kept, and named."""
+    reasons = {run.name: reason for run in (*chosen, *others) if (reason := why_kept(run, artifact_dir))}
+    for run in chosen:
+        if run.name in reasons:
+            raise Refusal(f"'{run.name}' is kept: {reasons[run.name]}; nothing was removed.")
+    for run in {run.name: run for run in (*chosen, *others)}.values():
+        if run.name in reasons:
+            log.info("kept        %s: %s", run.name, reasons[run.name])
+            continue
+        shutil.rmtree(run.folder)
+        sweep = run.folder.parent
+        if sweep.parent.name == "multiruns" and not any(path.is_dir() for path in sweep.iterdir()):
+            shutil.rmtree(sweep)
+        log.info("removed     %s", run.name)
+
+
+def why_kept(run: Run, artifact_dir: Path) -> str | None:
+    """None for a run that may be removed."""
+    from . import record
+    from .serving.runtime import MANIFEST, digest
+
+    if record.is_going(run.folder):
+        return "it is still going"
+    hashes = {digest(path) for path in run.folder.glob("checkpoints/*.ckpt")}
+    for manifest in sorted(artifact_dir.glob(f"*/*/{MANIFEST}")):
+        try:
+            source = json.loads(manifest.read_text(encoding="utf-8"))["checkpoint"]["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"whether the bundle {manifest.parent} came from it cannot be read"
+        if source in hashes:
+            return f"the bundle {manifest.parent} came from it"
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Search for better options: trainings, each a trial, whose options Optuna chooses from what earlier ones have shown.
+
+    python -m <package>.search num_trials=50
+    python -m <package>.search search=mine num_trials=50 trainer.max_epochs=10
+    python -m <package>.search num_trials=50 strategy=ddp trainer.devices=4
+
+The same command goes on with a search that was ended; started twice, both processes share its trials.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cli import Config, command, compose, typed_but
+from .refusal import Refusal
+
+if TYPE_CHECKING:
+    from .trials.space import Space
+    from .trials.study import Search
+
+log = logging.getLogger(__name__)
+
+OWN = ("search", "num_trials", "name", "task_name", "hydra")  # options that are not of a trial
+HOPELESS = 3  # failures alike, before any trial has a result
+
+
+@dataclass(frozen=True)
+class Options:
+    """The plain options of `configs/search.yaml`."""
+
+    num_trials: int
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.num_trials < 1:
+            raise Refusal(f"num_trials={self.num_trials} is no search: give 1 or more.")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise Refusal(f"name={self.name} is no name of a folder: take letters, digits, '_', '-' and '.'.")
+
+
+@command("search", needs=("data", "model", "trainer", "strategy", "paths", "search"))
+def main(config: Config) -> None:
+    from .checks import check_arguments, read_options
+    from .trials.space import distributions
+    from .trials.study import Search, Settings
+    from .trials.summary import report_search
+
+    options = read_options(config, Options)
+    if config["resume"] is not None:
+        raise Refusal(f"resume={config['resume']} is for a training: a search goes on by its own command.")
+    check_arguments(Settings, config["search"], "search")
+    settings = read_options(config["search"], Settings, "search")
+    space, of_all = distributions(settings.space), typed_but(*OWN)
+    refuse_mistakes(space, of_all)
+    search = Search(Path(config["paths"]["output_dir"]), settings, space, of_all, config["seed"])
+    run_trials(search, of_all, options.num_trials)
+    report_search(search, of_all)
+
+
+def refuse_mistakes(space: Space, of_all: list[str]) -> None:
+    """Those that every trial would meet, before there is one."""
+    from .checks import read_options
+    from .strategies.launch import refuse_mistakes as refuse_for_devices
+    from .train import Options as TrainOptions
+    from .trials.space import options, samples
+    from .tuning import with_start
+
+    for option in space:
+        if any(re.split("=", given.lstrip("+"), maxsplit=1)[0] == option for given in of_all):
+            raise Refusal(f"'{option}' is for the search to choose: leave it out, or take it out of search.space.")
+    for number, choice in enumerate(samples(space)):
+        try:
+            config = compose("train", [*of_all, *options(choice, space)])
+        except Refusal as refusal:
+            raise Refusal(f"search.space: {refusal}") from refusal
+        if number == 0:
+            read_options(config, TrainOptions)
+            refuse_for_devices(with_start(config))
+
+
+def run_trials(search: Search, of_all: list[str], num_trials: int) -> None:
+    """Until there are `num_trials`, those of other processes counted; a trial that fails is marked, and left."""
+    from .trials.process import train
+    from .trials.space import brief, options, short_names
+    from .trials.study import UNLOGGED
+
+    names = short_names(search.space)
+    while (trial := search.claim(num_trials)) is not None:
+        start, position = time.monotonic(), len(search.trials())
+        log.info("trial %-6d%d of %d: %s", trial.number, position, num_trials, brief(trial.params, names))
+        try:
+            chosen = [*options(trial.params, search.space), *search.options_of(trial)]
+            failure = train([*of_all, *chosen], search.folder_of(trial.number))
+            if unlogged := search.notes(trial.number).get(UNLOGGED):
+                raise Refusal(f"search.monitor={unlogged}")
+            result = search.finish(trial.number, failure)
+        except BaseException:
+            search.give_back(trial.number)
+            raise
+        finally:
+            search.release()
+        log.info("            %s, after %.0f s", result, time.monotonic() - start)
+        failures = search.failures()
+        if len(failures) == HOPELESS == len(search.trials()) and len(set(failures)) == 1:
+            raise Refusal(f"the first {HOPELESS} trials all failed, so the search has ended: {failures[0]}")
+
+
+if __name__ == "__main__":
+    main()

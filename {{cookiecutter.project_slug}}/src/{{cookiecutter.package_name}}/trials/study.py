@@ -1,0 +1,198 @@
+"""A search in its folder, shared by any number of processes: which trials there are, and whose turn is next."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.exceptions import OptunaError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..build import build
+from ..refusal import Refusal
+from ..resume import REPORT
+from ..terminal import shown
+from .space import Space, word
+
+PACKAGE = __name__.split(".")[0]
+LOCK = ".lock"  # of the search, and of each trial in its folder
+PATIENCE = 20  # seconds for a storage that another process holds
+SETTINGS, LOST, PRUNED, FAILED, UNLOGGED = "settings", "lost", "pruned", "failed", "unlogged"  # notes in it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The section `search` of the configuration."""
+
+    monitor: str
+    mode: Literal["min", "max"]
+    space: dict[str, Any]
+    sampler: dict[str, Any]
+    pruner: dict[str, Any] | None
+
+    def best(self, values: Iterable[float]) -> float | None:
+        """Of those that are numbers; None where there are none."""
+        comparable = [value for value in values if value == value]
+        return (min if self.mode == "min" else max)(comparable, default=None)
+
+
+def open_study(folder: Path, mode: str = "min") -> optuna.Study:
+    """The search of the folder's name, in a file of the folder or where `SEARCH_STORAGE` says."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    given = os.environ.get("SEARCH_STORAGE")
+    file = URL.create("sqlite", database=str(folder / "search.db")).render_as_string()
+    patience = {} if given else {"connect_args": {"timeout": PATIENCE}}
+    with usable_storage(folder), FileLock(folder / LOCK):  # of two at once, one makes the tables
+        try:
+            storage = RDBStorage(given or file, engine_kwargs=patience)
+        except (ImportError, ValueError) as error:
+            raise Refusal(f"SEARCH_STORAGE cannot be used: {' '.join(str(error).split())}") from error
+        return optuna.create_study(
+            storage=storage,
+            study_name=f"{PACKAGE}/{folder.name}",
+            direction="minimize" if mode == "min" else "maximize",
+            load_if_exists=True,
+        )
+
+
+@contextmanager
+def usable_storage(folder: Path) -> Iterator[None]:
+    """What a storage raises that is locked, damaged or out of reach becomes one sentence."""
+    try:
+        yield
+    except (SQLAlchemyError, OptunaError) as error:
+        place = "SEARCH_STORAGE" if "SEARCH_STORAGE" in os.environ else shown(folder / "search.db")
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(getattr(cause, "orig", None) or cause).split())
+        raise Refusal(
+            f"the search's storage {place} cannot be used ({reason}): end what else holds it, restore it, "
+            "or begin another search with name=<another>."
+        ) from error
+
+
+class Search:
+    """Trials are claimed under a lock, and a lock is held for each while it runs: one that nobody holds was lost."""
+
+    def __init__(self, folder: Path, settings: Settings, space: Space, options: list[str], seed: int) -> None:
+        self.folder, self.settings, self.space, self.seed = folder, settings, space, seed
+        self.study = open_study(folder, settings.mode)
+        self.claiming = FileLock(folder / LOCK)
+        self.held: FileLock | None = None
+        with usable_storage(folder), self.claiming:
+            self._refuse_other_options({"options": sorted(options), **vars(settings)})
+
+    def _refuse_other_options(self, asked: Mapping[str, Any]) -> None:
+        """Trials of different options must not be compared."""
+        if SETTINGS not in self.study.user_attrs:
+            left = self.folder / "trials"
+            if left.exists() and any(left.glob("[0-9]*")):
+                raise Refusal(
+                    f"{shown(left)} holds trials that the search's storage does not know: move them away, "
+                    "or begin another search with name=<another>."
+                )
+            self.study.set_user_attr(SETTINGS, asked)
+        began = self.study.user_attrs[SETTINGS]
+        for name in asked:
+            if began.get(name) != asked[name]:
+                raise Refusal(
+                    f"the search '{self.folder.name}' began with {name}={_words(began.get(name))}, not "
+                    f"{_words(asked[name])}: type the same again to go on, or begin another with name=<another>."
+                )
+
+    def trials(self) -> list[FrozenTrial]:
+        """Those that count: not the lost ones, and not what waits to be run in their place."""
+        lost = self.study.user_attrs.get(LOST, [])
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.number not in lost and trial.state != TrialState.WAITING]
+
+    def claim(self, num_trials: int) -> optuna.Trial | None:
+        """The next trial, its options chosen; None when `num_trials` were finished or are running elsewhere."""
+        with usable_storage(self.folder), self.claiming:
+            running = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
+            for number in running:
+                if is_free(self.folder_of(number) / LOCK):
+                    self.give_back(number)
+            if len(self.trials()) >= num_trials:
+                return None
+            # Processes that began with the same random numbers would choose the same.
+            seed = (self.seed + len(self.study.get_trials(deepcopy=False))) % 2**32
+            self.study.sampler = build(self.settings.sampler, "search.sampler", seed=seed)
+            trial = self.study.ask(self.space)
+            self.folder_of(trial.number).mkdir(parents=True)
+            self.held = FileLock(self.folder_of(trial.number) / LOCK)
+            self.held.acquire()
+            return trial
+
+    def give_back(self, number: int) -> None:
+        """A trial that did not come to its end: what it had chosen is tried again, as another trial."""
+        trial = self.study.get_trials(deepcopy=False)[number]
+        self.study.set_user_attr(LOST, sorted({*self.study.user_attrs.get(LOST, []), number}))
+        self.study.tell(number, state=TrialState.FAIL)
+        self.study.enqueue_trial(trial.params)
+        shutil.rmtree(self.folder_of(number), ignore_errors=True)
+
+    def options_of(self, trial: optuna.Trial) -> list[str]:
+        """Those that make a training this trial: where it runs, whom it tells, and that the test split stays unseen."""
+        report = {"_target_": f"{__package__}.report.Report", "folder": str(self.folder), "trial_id": trial._trial_id}
+        told = [f"{REPORT}{key}={word(value)}" for key, value in report.items()]
+        return ["test=false", f"hydra.run.dir={word(str(self.folder_of(trial.number)))}", *told]
+
+    def finish(self, number: int, failure: str | None) -> str:
+        """Marks the trial, and says how it ended; `failure` is why it came to no figure that could be compared."""
+        monitor = self.settings.monitor
+        with usable_storage(self.folder):
+            trial = self.study.get_trials(deepcopy=False)[number]
+            value = self.settings.best(trial.intermediate_values.values())
+            if failure is None and value is None:
+                failure = f"{monitor} was never a number."
+            if failure is not None:
+                self.study.set_user_attr(f"{FAILED} {number}", failure)
+                self.study.tell(number, state=TrialState.FAIL)
+                return f"failed: {failure}"
+            if PRUNED in trial.user_attrs:
+                self.study.tell(number, state=TrialState.PRUNED)
+                num_validations = trial.user_attrs[PRUNED]
+                return f"{monitor} {value:.4g}, pruned after {num_validations} validation{'s' * (num_validations > 1)}"
+            self.study.tell(number, value)
+            best = " (the best so far)" if self.study.best_trial.number == number else ""
+            return f"{monitor} {value:.4g}{best}"
+
+    def notes(self, number: int) -> dict[str, Any]:
+        with usable_storage(self.folder):
+            return self.study.get_trials(deepcopy=False)[number].user_attrs
+
+    def release(self) -> None:
+        assert self.held is not None
+        self.held.release()
+        Path(self.held.lock_file).unlink(missing_ok=True)
+
+    def failures(self) -> list[str]:
+        """Why trials failed, the earliest first."""
+        notes = self.study.user_attrs
+        return [notes[f"{FAILED} {trial.number}"] for trial in self.trials() if f"{FAILED} {trial.number}" in notes]
+
+    def folder_of(self, number: int) -> Path:
+        return self.folder / "trials" / str(number)
+
+
+def is_free(lock: Path) -> bool:
+    """Whether no living process holds it."""
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def _words(value: Any) -> str:
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)

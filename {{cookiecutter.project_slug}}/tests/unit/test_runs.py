@@ -1,0 +1,137 @@
+"""The table of runs: what a run's record says, which are old, and which are never removed."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from {{ cookiecutter.package_name }} import record
+from {{ cookiecutter.package_name }}.refusal import Refusal
+from {{ cookiecutter.package_name }}.resume import find as find_resumed
+from {{ cookiecutter.package_name }}.resume import with_resumed
+from {{ cookiecutter.package_name }}.runs import Run, find, named, old, remove
+from {{ cookiecutter.package_name }}.serving.runtime import digest
+
+
+def make_run(folder: Path, name: str, options: tuple[str, ...] = (), days: float = 0) -> Run:
+    run_dir = folder / "logs/train/runs" / name
+    (run_dir / ".hydra").mkdir(parents=True)
+    (run_dir / ".hydra/config.yaml").write_text("seed: 1\n", encoding="utf-8")
+    (run_dir / ".hydra/overrides.yaml").write_text(json.dumps(list(options)), encoding="utf-8")
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints/best.ckpt").write_bytes(name.encode())
+    started = time.strftime(record.TIME, time.localtime(time.time() - days * 24 * 3600))
+    record.write(run_dir, state="finished", started=started)
+    return Run(name, run_dir)
+
+
+def export(folder: Path, run: Run) -> Path:
+    bundle = folder / "artifacts/mine/1"
+    bundle.mkdir(parents=True)
+    checkpoint = {"sha256": digest(run.folder / "checkpoints/best.ckpt")}
+    (bundle / "manifest.json").write_text(json.dumps({"checkpoint": checkpoint}), encoding="utf-8")
+    return bundle
+
+
+def test_runs_and_jobs_of_sweeps_are_found_the_oldest_first(tmp_path: Path) -> None:
+    make_run(tmp_path, "b", days=1)
+    make_run(tmp_path, "a", days=2)
+    job = tmp_path / "logs/train/multiruns/c/0/.hydra"
+    job.mkdir(parents=True)
+    (job / "config.yaml").touch()
+    assert [run.name for run in find(tmp_path / "logs/train")] == ["a", "b", "c/0"]
+
+
+def test_run_is_named_by_its_time_its_directory_or_latest(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name) for name in ("2026-01-01", "2026-01-02")]
+    assert named("2026-01-01", runs) is runs[0]
+    assert named(str(runs[0].folder), runs) is runs[0]
+    assert named("latest", runs) is runs[1]
+    with pytest.raises(Refusal, match="'2026-01-03' is no run; did you mean '2026-01-02'"):
+        named("2026-01-03", runs)
+
+
+def test_old_runs_are_those_that_began_before(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, f"{days} days", days=days) for days in (40, 20)]
+    assert old(runs, 30) == [runs[0]]
+    assert old(runs, None) == []
+
+
+def test_run_that_a_bundle_came_from_is_kept_and_nothing_else_removed(tmp_path: Path) -> None:
+    first, exported = make_run(tmp_path, "first"), make_run(tmp_path, "exported")
+    bundle = export(tmp_path, exported)
+    with pytest.raises(Refusal, match=f"'exported' is kept: the bundle {bundle} came from it; nothing was removed"):
+        remove([first, exported], [], tmp_path / "artifacts")
+    assert first.folder.exists()
+    remove([], [first, exported], tmp_path / "artifacts")
+    assert not first.folder.exists()
+    assert exported.folder.exists()
+
+
+def test_run_is_kept_while_a_manifest_cannot_be_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    (export(tmp_path, run) / "manifest.json").write_text("{", encoding="utf-8")
+    with pytest.raises(Refusal, match="cannot be read; nothing was removed"):
+        remove([run], [], tmp_path / "artifacts")
+
+
+def test_run_that_is_going_is_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    with FileLock(run.folder / record.LOCK), pytest.raises(Refusal, match="it is still going"):
+        remove([run], [], tmp_path / "artifacts")
+
+
+def test_record_tells_how_a_run_ended(tmp_path: Path) -> None:
+    assert record.state_of(tmp_path) == "not begun"
+    with record.kept(tmp_path, ["seed=1"]):
+        record.begin(tmp_path, {"git": None, "versions": {}}, {})
+        assert record.state_of(tmp_path) == "running"
+        with pytest.raises(Refusal, match="still going"), record.kept(tmp_path, []):
+            pass
+    assert record.state_of(tmp_path) == "finished"
+    assert record.differences(tmp_path) == ["seed=1"]
+    for error, state in ((KeyboardInterrupt(), "interrupted"), (RuntimeError("no room"), "failed")):
+        with pytest.raises(type(error)), record.kept(tmp_path, []):
+            raise error
+        assert record.state_of(tmp_path) == state
+    assert record.read(tmp_path)["reason"] == "no room"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
+
+
+def test_run_whose_process_is_gone_is_lost(tmp_path: Path) -> None:
+    record.begin(tmp_path, {}, {})
+    (tmp_path / record.LOCK).touch()
+    assert record.state_of(tmp_path) == "lost"
+
+
+def test_refused_run_leaves_no_record(tmp_path: Path) -> None:
+    with pytest.raises(Refusal), record.kept(tmp_path, []):
+        raise Refusal("no")
+    assert not any(tmp_path.iterdir())
+
+
+def test_resumed_run_has_its_own_options_and_over_them_what_is_typed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine", options=("seed=3", "trainer.max_epochs=2", "+callbacks.search.trial_id=1"))
+    arguments = with_resumed([f"resume={run.folder}", "trainer.max_epochs=5"])
+    assert arguments[:3] == ["seed=3", "trainer.max_epochs=2", "trainer.max_epochs=5"]
+    assert arguments[3:] == [
+        f'resume="{run.folder}"',
+        f'hydra.run.dir="{run.folder}"',
+        "hydra.output_subdir=null",
+    ]
+    assert with_resumed(["seed=1"]) == ["seed=1"]
+
+
+def test_latest_run_is_the_one_that_was_written_last(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path, "a"), make_run(tmp_path, "b")
+    os.utime(second.folder, (0, 0))
+    os.utime(second.folder / "checkpoints/best.ckpt", (0, 0))
+    assert find_resumed("latest", tmp_path / "logs") == first.folder.resolve()
+
+
+def test_many_runs_cannot_go_on_as_one() -> None:
+    with pytest.raises(Refusal, match="-m makes many"):
+        with_resumed(["-m", "resume=latest"])
