@@ -6,7 +6,7 @@ ARGS ?=
 SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake check test test-template test-project test-vision test-all tools executorch schemathesis peers clean
+.PHONY: help demo bake check test test-template test-project test-vision test-trackers test-all tools executorch schemathesis peers clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +49,18 @@ test-vision: .venv/ready ## what a project with vision=true has more, in an envi
 	$(MAKE) -C build/vision/digit-classifier PYTHON=$(PYTHON) setup check
 	$(MAKE) -C build/vision/digit-classifier test ARGS="tests/unit tests/integration/test_configs.py tests/integration/test_pairs.py tests/e2e/test_vision.py"
 
-test-all: test-template test-vision executorch schemathesis ## all tests: also each case of strategies, exports and serving, and the README in a fresh clone
+test-trackers: .venv/ready ## runs in TensorBoard, Weights & Biases (offline) and MLflow, in an environment for each
+	for tracker in tensorboard wandb mlflow; do \
+		mkdir -p build/trackers/$$tracker/digit-classifier && \
+		find build/trackers/$$tracker/digit-classifier -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + && \
+		$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build/trackers/$$tracker \
+			tracking=$$tracker git_init=false && \
+		$(MAKE) -C build/trackers/$$tracker/digit-classifier PYTHON=$(PYTHON) setup && \
+		$(MAKE) -C build/trackers/$$tracker/digit-classifier test \
+			ARGS="tests/e2e/test_$$tracker.py tests/integration/test_configs.py" || exit 1; \
+	done
+
+test-all: test-template test-vision test-trackers executorch schemathesis ## all tests: also each case of strategies, exports and serving, and the README in a fresh clone
 	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" \
 	SCHEMATHESIS="$(CURDIR)/build/schemathesis/bin/schemathesis" $(BIN)/python -m pytest tests/test_project.py $(ARGS)
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from .refusal import Refusal
@@ -24,31 +25,29 @@ def claim(folder: str) -> str:
     while True:
         path = Path(folder if number == 1 else f"{folder}-{number}")
         try:
-            path.mkdir(parents=True)
+            _make(path)
         except FileExistsError:
             number += 1
-        except OSError as error:
-            raise _cannot_be_made(path, error) from error
         else:
-            CLAIMED.add(path.resolve())
             return str(path)
 
 
 def share(folder: str) -> str:
     """Makes the folder unless it is there: for what goes on in it, and for several processes."""
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        return folder
-    except OSError as error:
-        raise _cannot_be_made(path, error) from error
-    CLAIMED.add(path.resolve())
+    with suppress(FileExistsError):
+        _make(Path(folder))
     return folder
 
 
-def _cannot_be_made(path: Path, error: OSError) -> Refusal:
-    return Refusal(f"the run directory {path} cannot be made: {error.strerror}.")
+def _make(path: Path) -> None:
+    missing = [folder.resolve() for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise Refusal(f"the run directory {path} cannot be made: {error.strerror}.") from error
+    CLAIMED.update(missing)
 
 
 def remove_empty_run(run_dir: Path, log_file: str) -> None:
@@ -60,3 +59,7 @@ def remove_empty_run(run_dir: Path, log_file: str) -> None:
         shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
         (run_dir / log_file).unlink(missing_ok=True)
         run_dir.rmdir()
+        with suppress(OSError):  # those above it that were made for it, unless others have used them since
+            for parent in run_dir.resolve().parents:
+                if parent in CLAIMED:
+                    parent.rmdir()

@@ -106,8 +106,8 @@ def run_trials(search: Search, of_all: list[str], num_trials: int) -> None:
             search.release()
         log.info("            %s, after %.0f s", result, time.monotonic() - start)
         failures = search.failures()
-        if len(failures) == HOPELESS == len(search.trials()) and len(set(failures)) == 1:
-            raise Refusal(f"the first {HOPELESS} trials all failed, so the search has ended: {failures[0]}")
+        if len(failures) >= HOPELESS and len(set(failures)) == 1 and not search.has_results():
+            raise Refusal(f"all {len(failures)} trials failed, so the search has ended: {failures[0]}")
 
 
 if __name__ == "__main__":

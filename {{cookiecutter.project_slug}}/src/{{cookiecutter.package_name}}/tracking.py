@@ -45,7 +45,8 @@ class Steady(Logger):
 
     @property
     def experiment(self) -> Any:
-        return self.logger.experiment  # type: ignore[attr-defined]
+        """What the tracker's own library takes; None where it does not work. Lightning asks for it at every start."""
+        return self._try(lambda: self.logger.experiment)  # type: ignore[attr-defined]
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -69,7 +70,7 @@ class Steady(Logger):
 
     @rank_zero_only
     def finish(self) -> None:
-        self._try(lambda: getattr(self.logger.experiment, "finish", lambda: None)())  # type: ignore[attr-defined]
+        self._try(getattr(self.experiment, "finish", lambda: None))
 
     def _try(self, call: Callable[[], Any]) -> Any:
         if not self.works:
@@ -124,10 +125,14 @@ def tracked(loggers: list[Logger], config: Config, run_dir: Path) -> Iterator[No
 
 @rank_zero_only
 def _begin(loggers: list[Logger], config: Config, run_dir: Path) -> None:
-    """The resolved configuration, the commit and the versions."""
+    """The resolved configuration, the commit and the versions; a run that goes on in a tracker has them there."""
     origin = {"git": git_state(), "versions": versions()}
+    numbers: dict[str, str] = dict(record.read(run_dir).get("trackers", {}))
     for logger in loggers:
-        logger.log_hyperparams({**config, **origin})
-    steady = [logger for logger in loggers if isinstance(logger, Steady) and logger.title in NUMBERS]
-    numbers = {logger.title: logger.version for logger in steady}
-    record.begin(run_dir, origin, {title: str(number) for title, number in numbers.items() if number is not None})
+        if not isinstance(logger, Steady):
+            logger.log_hyperparams({**config, **origin})
+        elif logger.title not in numbers:
+            logger.log_hyperparams({**config, **origin})
+            if logger.title in NUMBERS and (number := logger.version) is not None:
+                numbers[logger.title] = str(number)
+    record.begin(run_dir, origin, numbers)

@@ -32,8 +32,9 @@ def read_json(path: Path) -> dict[str, float]:
 def test_run_directory_is_complete(run_dir: Path) -> None:
     found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
     hydra = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"}
-    written = {"metrics.csv", "metrics.json", "hparams.yaml", "curves.png", "train.log"}
-    assert found == hydra | written | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    written = {"metrics.csv", "metrics.json", "hparams.yaml", "train.log", "run.json", "report.md"}
+    pictures = {"curves.png", "confusion_matrix.png"}
+    assert found == hydra | written | pictures | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     assert (run_dir / "curves.png").read_bytes().startswith(PNG)
     metrics = read_json(run_dir / "metrics.json")
     assert {"train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "test/acc", "test/f1"} <= metrics.keys()

@@ -42,8 +42,11 @@ def test_table_and_comparison_of_runs(tmp_path: Path) -> None:
     assert "'nowhere' is no run" in process.stderr
 
 
-def test_killed_run_is_lost_and_goes_on_in_its_directory_to_the_same_end(tmp_path: Path) -> None:
+def test_killed_run_is_lost_and_goes_on_in_its_directory_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the bit what an undisturbed run comes to, and its first epochs are in the curves."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the other commands have: sums depend on it
     options = ("trainer=cpu", "model=mlp", "trainer.max_epochs=6", "data.batch_size=32")
     with started("train", *options, cwd=tmp_path) as process:
         wait_for(process, "epoch 2/6")

@@ -59,7 +59,7 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
     read_options(config, TrainOptions)
     datamodule = build.build(config["data"], "data")
     model = build.build_model(config["model"], datamodule.spec)
-    loggers = build.build_loggers(config["logger"])
+    loggers = build.build_loggers(config["logger"], tmp_path)
     callbacks = build.build_callbacks(config, loggers, {})
     assert isinstance(build.build_trainer(config, devices_of(config), callbacks, loggers), pl.Trainer)
     inputs, _ = next(iter(datamodule.test_dataloader()))
@@ -68,8 +68,8 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
 
 
 def test_no_choice_is_missed() -> None:
-    """The project came with {{ 20 if cookiecutter.data_kind == "tables" else 19 }} of them; your own are tried too."""
-    assert len(CHOICES) >= {{ 20 if cookiecutter.data_kind == "tables" else 19 }}
+    """The project came with {{ 19 if cookiecutter.data_kind == "tables" else 18 }} of them; your own are tried too."""
+    assert len(CHOICES) >= {{ 19 if cookiecutter.data_kind == "tables" else 18 }}
 
 
 def test_first_line_of_an_option_file_says_how_to_select_it() -> None:
@@ -110,7 +110,7 @@ def test_what_is_built_leaves_out_empty_hooks_and_an_idle_profiler(tmp_path: Pat
 
 def test_learning_rate_monitor_is_left_out_without_a_logger(tmp_path: Path) -> None:
     config = composed("train", tmp_path)
-    loggers = build.build_loggers(composed("train", tmp_path)["logger"])
+    loggers = build.build_loggers(composed("train", tmp_path)["logger"], tmp_path)
     assert len(build.build_callbacks(config, [], {})) == len(build.build_callbacks(config, loggers, {})) - 1
 
 

@@ -23,7 +23,7 @@ from ..terminal import shown
 from .space import Space, word
 
 PACKAGE = __name__.split(".")[0]
-LOCK = ".lock"  # of the search, and of each trial in its folder
+LOCK = ".search.lock"  # of the search, and of each trial in its folder; a run has a lock of its own
 PATIENCE = 20  # seconds for a storage that another process holds
 SETTINGS, LOST, PRUNED, FAILED, UNLOGGED = "settings", "lost", "pruned", "failed", "unlogged"  # notes in it
 
@@ -121,7 +121,10 @@ class Search:
             running = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
             for number in running:
                 if is_free(self.folder_of(number) / LOCK):
-                    self.give_back(number)
+                    if (self.folder_of(number) / "metrics.json").is_file():  # only its search did not live to say so
+                        self.finish(number, failure=None)
+                    else:
+                        self.give_back(number)
             if len(self.trials()) >= num_trials:
                 return None
             # Processes that began with the same random numbers would choose the same.
@@ -135,17 +138,23 @@ class Search:
 
     def give_back(self, number: int) -> None:
         """A trial that did not come to its end: what it had chosen is tried again, as another trial."""
-        trial = self.study.get_trials(deepcopy=False)[number]
-        self.study.set_user_attr(LOST, sorted({*self.study.user_attrs.get(LOST, []), number}))
-        self.study.tell(number, state=TrialState.FAIL)
-        self.study.enqueue_trial(trial.params)
-        shutil.rmtree(self.folder_of(number), ignore_errors=True)
+        with usable_storage(self.folder), self.claiming:
+            trial = self.study.get_trials(deepcopy=False)[number]
+            if trial.state == TrialState.RUNNING:
+                self.study.set_user_attr(LOST, sorted({*self.study.user_attrs.get(LOST, []), number}))
+                self.study.tell(number, state=TrialState.FAIL)
+                self.study.enqueue_trial(trial.params)
+                shutil.rmtree(self.folder_of(number), ignore_errors=True)
 
     def options_of(self, trial: optuna.Trial) -> list[str]:
         """Those that make a training this trial: where it runs, whom it tells, and that the test split stays unseen."""
-        report = {"_target_": f"{__package__}.report.Report", "folder": str(self.folder), "trial_id": trial._trial_id}
-        told = [f"{REPORT}{key}={word(value)}" for key, value in report.items()]
-        return ["test=false", f"hydra.run.dir={word(str(self.folder_of(trial.number)))}", *told]
+        return [
+            "test=false",
+            f"hydra.run.dir={word(str(self.folder_of(trial.number)))}",
+            f"{REPORT}_target_={__package__}.report.Report",
+            f"{REPORT}folder={word(str(self.folder))}",
+            f"{REPORT}trial_id={trial._trial_id}",
+        ]
 
     def finish(self, number: int, failure: str | None) -> str:
         """Marks the trial, and says how it ended; `failure` is why it came to no figure that could be compared."""
@@ -180,6 +189,9 @@ class Search:
         """Why trials failed, the earliest first."""
         notes = self.study.user_attrs
         return [notes[f"{FAILED} {trial.number}"] for trial in self.trials() if f"{FAILED} {trial.number}" in notes]
+
+    def has_results(self) -> bool:
+        return any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in self.trials())
 
     def folder_of(self, number: int) -> Path:
         return self.folder / "trials" / str(number)

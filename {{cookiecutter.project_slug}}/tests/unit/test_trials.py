@@ -114,6 +114,17 @@ def test_trial_of_a_dead_process_is_run_again_and_no_other(opened: Open, tmp_pat
     assert [trial.number for trial in opened().trials()] == [running.number, again.number]
 
 
+def test_trial_that_ended_while_its_search_was_killed_is_finished(opened: Open) -> None:
+    killed = opened()
+    trial = killed.claim(1)
+    assert trial is not None
+    trial.report(0.5, 0)
+    (killed.folder_of(trial.number) / "metrics.json").touch()
+    killed.release()
+    assert opened().claim(1) is None
+    assert [(found.number, found.value) for found in opened().trials()] == [(0, 0.5)]
+
+
 def test_finished_trials_stay_and_are_not_repeated(opened: Open) -> None:
     for number in range(3):
         assert run_trial(opened(), 3, value=1.0) == number
