@@ -3,15 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from . import record
+from .terminal import wide_console
 
 if TYPE_CHECKING:
     from .runs import Run
 
-WIDTH = 110  # where there is no terminal: a pipe or a file
 OF_PLACES = ("paths.", "tags")  # differ between any two runs, or say nothing of their results
 
 
@@ -31,7 +30,7 @@ def print_runs(runs: "list[Run]") -> None:
         values = [_value(figure, monitor) for monitor in monitors] + [_value(score, name) for name in named]
         differences = " ".join(record.differences(run.folder))
         table.add_row(run.name, run.started, record.state_of(run.folder), differences, *values)
-    _console().print(table)
+    wide_console().print(table)
 
 
 def print_comparison(first: "Run", second: "Run") -> None:
@@ -47,16 +46,11 @@ def print_comparison(first: "Run", second: "Run") -> None:
     figures, others = first.metrics(), second.metrics()
     for name in sorted(figures.keys() | others.keys()):
         table.add_row(name, *("" if name not in found else f"{found[name]:.4g}" for found in (figures, others)))
-    _console().print(table)
+    wide_console().print(table)
 
 
 def _table(*headings: str) -> Table:
     return Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _score(metrics: dict[str, float]) -> tuple[str, float] | None:

@@ -4,7 +4,12 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 160  # where there is no terminal
 
 
 def shown(path: Path) -> str:
@@ -24,6 +29,14 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def wide_console() -> "Console":
+    """For tables of many columns: as wide as the terminal, and in a pipe or a file so wide that nothing is cut off."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def write_json(contents: object, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Options are checked before anything is built, and refused in one sentence."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from lightning.pytorch.strategies import FSDPStrategy
@@ -17,6 +18,15 @@ from {{ cookiecutter.package_name }}.train import Options
 
 DATA = f"{package.__name__}.data.{{ "table.TableDataModule" if cookiecutter.data_kind == "tables" else "digits.DigitsDataModule" }}"
 TRAINER = "lightning.pytorch.Trainer"
+TRAIN = {
+    "seed": 1,
+    "tags": [],
+    "resume": None,
+    "ckpt_path": None,
+    "lr_scaling": "none",
+    "base_batch_size": 64,
+    "test": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +70,7 @@ def test_mistake_in_a_constructor_names_the_line() -> None:
 
 
 def test_plain_sections_are_checked_against_their_dataclass() -> None:
-    good = {"seed": 1, "tags": ["a"], "ckpt_path": None, "test": True, "lr_scaling": "none", "base_batch_size": 64}
+    good = {**TRAIN, "tags": ["a"]}
     assert read_options(good, Options) == Options(**good)
     for wrong in (
         {"seed": "abc"},
@@ -83,10 +93,10 @@ def test_options_of_ones_own_may_be_any_dataclass() -> None:
     assert read_options({"rate": 1}, Own) == Own(rate=1)
 
 
-def test_logger_that_is_not_installed_names_the_command() -> None:
+def test_logger_that_is_not_installed_names_the_command(tmp_path: Path) -> None:
     section = {"missing": {"_target_": f"{__name__}.NotInstalled"}}
     with pytest.raises(Refusal, match=r"logger=missing is not installed: run 'pip install -c constraints.txt missing'"):
-        build_loggers(section)
+        build_loggers(section, tmp_path)
 
 
 class NotInstalled:
@@ -183,8 +193,7 @@ def test_several_nodes_need_someone_to_start_them() -> None:
 
 @pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
 def test_learning_rate_grows_with_the_batch_by_its_rule(rule: str, factor: float) -> None:
-    options = {"seed": 1, "tags": [], "ckpt_path": None, "lr_scaling": rule, "base_batch_size": 64, "test": True}
-    assert read_options(options, Options).lr_factor(256) == factor
+    assert read_options({**TRAIN, "lr_scaling": rule}, Options).lr_factor(256) == factor
 
 
 def test_fsdp_is_built_for_several_gpus_and_plain_for_one() -> None:

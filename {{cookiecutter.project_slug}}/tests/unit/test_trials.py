@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import TrialState
 
 from {{ cookiecutter.package_name }}.refusal import Refusal
-from {{ cookiecutter.package_name }}.trials import study
+from {{ cookiecutter.package_name }}.trials import storage
 from {{ cookiecutter.package_name }}.trials.space import distributions, options, samples, short_names
 from {{ cookiecutter.package_name }}.trials.study import PRUNED, Search, Settings
 from {{ cookiecutter.package_name }}.trials.summary import report_search
@@ -194,7 +194,7 @@ def test_damaged_storage_is_one_sentence(opened: Open, tmp_path: Path) -> None:
 
 
 def test_locked_storage_is_one_sentence(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "PATIENCE", 0.1)
+    monkeypatch.setattr(storage, "PATIENCE", 0.1)
     search = opened()
     with sqlite3.connect(tmp_path / "mine/search.db") as other:
         other.execute("BEGIN EXCLUSIVE")

@@ -29,6 +29,7 @@ from .turns import Case, CaseFailure
 if TYPE_CHECKING:
     from ..benchmark import Options
 
+OF_TRAIN = {"tags": [], "resume": None, "ckpt_path": None, "lr_scaling": "none", "base_batch_size": 1, "test": False}
 log = logging.getLogger(__name__)
 
 
@@ -187,7 +188,7 @@ def _config_of(config: Config, plan: Plan, key: strategies.Key, folder: Path) ->
         "limit_val_batches": plan.val_batches,
     }
     of_case["callbacks"] = {**(of_case.get("callbacks") or {}), "early_stopping": None}
-    return {**of_case, "tags": [], "ckpt_path": None, "lr_scaling": "none", "base_batch_size": 1, "test": False}
+    return {**of_case, **OF_TRAIN}
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from .space import Choice, Space, word
@@ -71,6 +71,8 @@ def _plot_option(
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif getattr(distribution, "log", False):
         axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=isinstance(distribution, IntDistribution)))
     for state in (TrialState.COMPLETE, TrialState.PRUNED):
         chosen = [(trial.params[option], value) for trial, value in shown if trial.state == state]
         _points(axes, [(places.get(choice, choice), value) for choice, value in chosen], state)

@@ -10,7 +10,8 @@ from optuna.pruners import NopPruner
 
 from ..build import build
 from ..refusal import nearest
-from .study import PRUNED, SETTINGS, UNLOGGED, open_study, usable_storage
+from .storage import open_study, usable_storage
+from .study import PRUNED, SETTINGS, UNLOGGED
 
 
 class Report(Callback):

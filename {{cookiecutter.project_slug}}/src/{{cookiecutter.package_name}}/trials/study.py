@@ -1,30 +1,22 @@
 """A search in its folder, shared by any number of processes: which trials there are, and whose turn is next."""
 
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.exceptions import OptunaError
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import URL
-from sqlalchemy.exc import SQLAlchemyError
 
 from ..build import build
 from ..refusal import Refusal
 from ..resume import REPORT
 from ..terminal import shown
 from .space import Space, word
+from .storage import LOCK, open_study, usable_storage
 
-PACKAGE = __name__.split(".")[0]
-LOCK = ".search.lock"  # of the search, and of each trial in its folder; a run has a lock of its own
-PATIENCE = 20  # seconds for a storage that another process holds
 SETTINGS, LOST, PRUNED, FAILED, UNLOGGED = "settings", "lost", "pruned", "failed", "unlogged"  # notes in it
 
 
@@ -42,42 +34,6 @@ class Settings:
         """Of those that are numbers; None where there are none."""
         comparable = [value for value in values if value == value]
         return (min if self.mode == "min" else max)(comparable, default=None)
-
-
-def open_study(folder: Path, mode: str = "min") -> optuna.Study:
-    """The search of the folder's name, in a file of the folder or where `SEARCH_STORAGE` says."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    given = os.environ.get("SEARCH_STORAGE")
-    file = URL.create("sqlite", database=str(folder / "search.db")).render_as_string()
-    patience = {} if given else {"connect_args": {"timeout": PATIENCE}}
-    with usable_storage(folder), FileLock(folder / LOCK):  # of two at once, one makes the tables
-        try:
-            storage = RDBStorage(given or file, engine_kwargs=patience)
-        except (ImportError, ValueError) as error:
-            raise Refusal(f"SEARCH_STORAGE cannot be used: {' '.join(str(error).split())}") from error
-        return optuna.create_study(
-            storage=storage,
-            study_name=f"{PACKAGE}/{folder.name}",
-            direction="minimize" if mode == "min" else "maximize",
-            load_if_exists=True,
-        )
-
-
-@contextmanager
-def usable_storage(folder: Path) -> Iterator[None]:
-    """What a storage raises that is locked, damaged or out of reach becomes one sentence."""
-    try:
-        yield
-    except (SQLAlchemyError, OptunaError) as error:
-        place = "SEARCH_STORAGE" if "SEARCH_STORAGE" in os.environ else shown(folder / "search.db")
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = " ".join(str(getattr(cause, "orig", None) or cause).split())
-        raise Refusal(
-            f"the search's storage {place} cannot be used ({reason}): end what else holds it, restore it, "
-            "or begin another search with name=<another>."
-        ) from error
 
 
 class Search:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ..refusal import Refusal
-from ..terminal import python, shown
+from ..terminal import python, shown, wide_console
 from .picture import plot_search
 from .space import figure, options, rounded, short_names
-from .study import FAILED, PACKAGE, Search
+from .storage import PACKAGE
+from .study import FAILED, Search
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def report_search(search: Search, of_all: list[str]) -> None:
     finished.sort(key=lambda trial: trial.value or 0.0, reverse=search.settings.mode == "max")
     best = finished[0]
     plot_search(trials, search.space, search.settings, search.folder / "search.png")
-    Console().print(_table(finished[:SHOWN], search))
+    wide_console().print(_table(finished[:SHOWN], search))
     log.info("best        trial %d, %s %.4g", best.number, search.settings.monitor, best.value)
     log.info("table       %s, and search.png beside it", shown(search.folder / "trials.csv"))
     checkpoint = search.folder_of(best.number) / "checkpoints/best.ckpt"
@@ -66,7 +66,7 @@ def write_table(search: Search, trials: list[FrozenTrial], path: Path) -> None:
 def _table(trials: list[FrozenTrial], search: Search) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("trial", search.settings.monitor, *short_names(search.space).values()):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for trial in trials:
         chosen = [figure(trial.params[option]) for option in search.space]
         table.add_row(str(trial.number), figure(trial.value), *chosen)

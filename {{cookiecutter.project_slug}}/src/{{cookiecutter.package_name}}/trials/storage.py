@@ -1,0 +1,56 @@
+"""Where Optuna keeps a search: a file in the search's folder, or the database that `SEARCH_STORAGE` names."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from filelock import FileLock
+from optuna.exceptions import OptunaError
+from optuna.storages import RDBStorage
+from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..refusal import Refusal
+from ..terminal import shown
+
+PACKAGE = __name__.split(".")[0]
+LOCK = ".search.lock"  # of the search, and of each trial in its folder; a run has a lock of its own
+PATIENCE = 20  # seconds for a file that another process holds
+
+
+def open_study(folder: Path, mode: str = "min") -> optuna.Study:
+    """The search of the folder's name, in a file of the folder or where `SEARCH_STORAGE` says."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    given = os.environ.get("SEARCH_STORAGE")
+    file = URL.create("sqlite", database=str(folder / "search.db")).render_as_string()
+    patience = {} if given else {"connect_args": {"timeout": PATIENCE}}
+    with usable_storage(folder), FileLock(folder / LOCK):  # of two at once, one makes the tables
+        try:
+            storage = RDBStorage(given or file, engine_kwargs=patience)
+        except (ImportError, ValueError) as error:
+            raise Refusal(f"SEARCH_STORAGE cannot be used: {' '.join(str(error).split())}") from error
+        return optuna.create_study(
+            storage=storage,
+            study_name=f"{PACKAGE}/{folder.name}",
+            direction="minimize" if mode == "min" else "maximize",
+            load_if_exists=True,
+        )
+
+
+@contextmanager
+def usable_storage(folder: Path) -> Iterator[None]:
+    """What a storage raises that is locked, damaged or out of reach becomes one sentence."""
+    try:
+        yield
+    except (SQLAlchemyError, OptunaError) as error:
+        place = "SEARCH_STORAGE" if "SEARCH_STORAGE" in os.environ else shown(folder / "search.db")
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(getattr(cause, "orig", None) or cause).split())
+        raise Refusal(
+            f"the search's storage {place} cannot be used ({reason}): end what else holds it, restore it, "
+            "or begin another search with name=<another>."
+        ) from error
