@@ -29,7 +29,7 @@ from .turns import Case, CaseFailure
 if TYPE_CHECKING:
     from ..benchmark import Options
 
-OF_TRAIN = {"tags": [], "resume": None, "ckpt_path": None, "lr_scaling": "none", "base_batch_size": 1, "test": False}
+OF_TRAIN: Config = {"tags": [], "resume": None, "ckpt_path": None, "lr_scaling": "none", "test": False}
 log = logging.getLogger(__name__)
 
 
@@ -181,14 +181,10 @@ def _config_of(config: Config, plan: Plan, key: strategies.Key, folder: Path) ->
     assert isinstance(of_case, dict)
     strategy = key.name.removesuffix("loop").strip() or "single"
     of_case["strategy"] = config["strategy"][strategy]
-    of_case["trainer"] |= {
-        "devices": key.num_devices,
-        "max_epochs": -1,
-        "limit_train_batches": plan.train_batches,
-        "limit_val_batches": plan.val_batches,
-    }
+    limits = {"limit_train_batches": plan.train_batches, "limit_val_batches": plan.val_batches}
+    of_case["trainer"] |= {"devices": key.num_devices, "max_epochs": -1, **limits}
     of_case["callbacks"] = {**(of_case.get("callbacks") or {}), "early_stopping": None}
-    return {**of_case, **OF_TRAIN}
+    return {**of_case, **OF_TRAIN, "base_batch_size": 1}
 
 
 def _moved(value: Any, old: str, new: str) -> Any:
