@@ -101,7 +101,7 @@ def test_default_project_keeps_its_promises(python: str, examined_project: Path)
 def test_default_project_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
     run_suite(python, examined_project, *(f"tests/in_project/test_{name}.py" for name in ("slow", "faults", "export")))
     run_suite(python, examined_project, "tests/in_project/test_ranks.py", *OF_MINUTES)
-    run_suite(python, examined_project, "tests/in_project/test_ranks.py", "-m", "slow")
+    run_suite(python, examined_project, "tests/in_project/test_ranks.py", "tests/e2e/test_search.py", "-m", "slow")
 
 
 @pytest.mark.story

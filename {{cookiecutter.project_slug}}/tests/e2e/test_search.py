@@ -2,11 +2,16 @@
 
 import csv
 import os
+import random
 import signal
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+import optuna
 import pytest
 from conftest import is_empty_soon, run_command, started, wait_for
+from optuna.trial import TrialState
 
 QUICK = ("trainer=cpu", "model=mlp", "trainer.max_epochs=2")
 SPACE = """monitor: val/loss
@@ -64,6 +69,38 @@ def test_killed_search_loses_no_trial_and_repeats_none(tmp_path: Path) -> None:
     assert len({row["model.optimizer.lr"] for row in found}) == 3
     folders = {path.name for path in (tmp_path / "logs/search/default/trials").iterdir()}
     assert folders == {"0", "2", "3"}, "nothing is left of the lost one"
+
+
+@pytest.mark.slow
+def test_search_killed_at_any_moment_loses_no_finished_trial_and_repeats_none(tmp_path: Path) -> None:
+    """Eight times, from its start-up to the end of a trial; the figures of those that were finished stay."""
+    command, moments = ("num_trials=10", *QUICK), random.Random(1)
+    known: dict[int, float | None] = {}
+    for _ in range(8):
+        with started("search", *command, cwd=tmp_path) as process:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(moments.uniform(4, 30))
+            process.kill()
+            process.wait()
+            assert is_empty_soon(process.pid)
+        if (tmp_path / "logs/search/default/search.db").exists():
+            finished = finished_trials(tmp_path)
+            assert finished.items() >= known.items()
+            known = finished
+    assert known, "not even one trial came to its end"
+    assert "trials      10: 10 finished" in run_command("search", *command, cwd=tmp_path).stdout
+    assert finished_trials(tmp_path).items() >= known.items()
+    found = rows(tmp_path)
+    assert len({row["model.optimizer.lr"] for row in found}) == len(found) == 10
+
+
+def finished_trials(folder: Path) -> dict[int, float | None]:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/logs/search/default/search.db")
+    (study,) = optuna.get_all_study_names(storage) or [None]
+    if study is None:
+        return {}
+    trials = optuna.load_study(study_name=study, storage=storage).get_trials(states=(TrialState.COMPLETE,))
+    return {trial.number: trial.value for trial in trials}
 
 
 def test_trials_are_pruned_under_ddp_too(tmp_path: Path) -> None:
