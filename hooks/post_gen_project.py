@@ -100,6 +100,8 @@ def remove_unwanted(answers: dict) -> None:
 
 
 def init_repository() -> None:
+    if Path(".git").exists():  # generated over a project: its branch stays
+        return
     if shutil.which("git") is None:
         print("note: git is not installed, so the project is no repository yet.", file=sys.stderr)
         return

@@ -89,7 +89,7 @@ def build_loggers(sections: Mapping[str, Any] | None, run_dir: Path) -> list[Log
     """What tracks runs elsewhere must not end one; `run_dir` knows their numbers of a run that goes on."""
     loggers: list[Logger] = []
     for name, given in (sections or {}).items():
-        section = prepared(name, given, run_dir)
+        section = prepared(name, given, run_dir) if given else None
         if section is None:
             continue
         try:

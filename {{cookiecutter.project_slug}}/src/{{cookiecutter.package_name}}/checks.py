@@ -57,7 +57,7 @@ def _import(target: str, path: str) -> Callable[..., Any]:
     try:
         call: Callable[..., Any] = get_object(target)
     except Exception as error:
-        raise Refusal(f"{path}._target_={target} cannot be imported: {error}") from error
+        raise Refusal(f"{path}._target_={target} cannot be imported: {' '.join(str(error).split())}") from error
     return call
 
 

@@ -153,6 +153,12 @@ def typed_but(*sections: str) -> list[str]:
     return [option for option in HydraConfig.get().overrides.task if _section(option) not in sections]
 
 
+def config_dirs() -> list[str]:
+    """`--config-dir` as it was given to this command, for another one."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+
+
 def _section(option: str) -> str:
     return re.split("[.=]", option.lstrip("+~"))[0]
 

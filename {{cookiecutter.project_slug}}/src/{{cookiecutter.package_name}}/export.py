@@ -64,6 +64,7 @@ def main(config: Config) -> None:
     _check(formats, options)
 
     from . import checkpoints
+    from .record import note_bundle
     from .reports import report_export
 
     checkpoint = checkpoints.load(checkpoints.find(request.ckpt_path, Path(config["paths"]["log_dir"])))
@@ -71,6 +72,7 @@ def main(config: Config) -> None:
     if datamodule.spec.fingerprint != checkpoint.spec.fingerprint:
         raise Refusal("export takes the data of the training: leave out data.root and data.path.")
     bundle, parities = export(checkpoint, datamodule, formats, options, Path(config["paths"]["artifact_dir"]))
+    note_bundle(checkpoint.path, bundle)
     report_export(bundle, parities)
 
 

@@ -1,9 +1,10 @@
 """What is kept of a run beside its figures, in `run.json`: from which source it came, and how it ended."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from .refusal import Refusal
-from .resume import OVERRIDES, REPORT
 from .strategies import ranks
 from .terminal import shown, write_json
 
 RECORD, LOCK = "run.json", ".lock"
+OVERRIDES = ".hydra/overrides.yaml"
+OF_TRIALS = "+callbacks.search."  # options that make a training the trial of a search, which has ended
 TIME = "%Y-%m-%d %H:%M:%S"
 PATIENCE = 120  # seconds in which a shared disk gives up the lock of a machine that was lost
 
@@ -38,22 +40,23 @@ def write(run_dir: Path, **changed: Any) -> None:
     incoming.replace(run_dir / RECORD)
 
 
-def begin(run_dir: Path, origin: Mapping[str, Any], trackers: Mapping[str, str]) -> None:
-    """Before the first step; a run that goes on keeps when it was started."""
+def begin(run_dir: Path, options: list[str] | None, origin: Mapping[str, Any], trackers: Mapping[str, str]) -> None:
+    """Before the first step; a run that goes on keeps when it was started. `options` are those that were typed."""
     started = read(run_dir).get("started", now())
-    write(run_dir, state="running", started=started, **origin, trackers={**trackers})
+    begun = f"{now()}, process {os.getpid()}"
+    write(run_dir, state="running", started=started, begun=begun, options=options, **origin, trackers={**trackers})
 
 
 @contextmanager
-def kept(run_dir: Path, options: list[str]) -> Iterator[None]:
-    """Writes how the run that was started with `options` ended.
+def kept(run_dir: Path) -> Iterator[None]:
+    """Writes how a run that came to its first step ended.
 
     Holds its lock meanwhile: a run whose record says `running` while nobody holds its lock was lost.
     """
     if ranks.follows():
         yield
         return
-    lock, state, reason = FileLock(run_dir / LOCK), "finished", None
+    lock, before, state, reason = FileLock(run_dir / LOCK), read(run_dir), "finished", None
     try:
         lock.acquire(timeout=PATIENCE if ranks.is_restart() else 0)
     except Timeout as error:
@@ -69,8 +72,8 @@ def kept(run_dir: Path, options: list[str]) -> Iterator[None]:
         state, reason = "failed", " ".join(str(error).split()) or type(error).__name__
         raise
     finally:
-        if (run_dir / RECORD).is_file():
-            write(run_dir, state=state, ended=now(), reason=reason, options=options)
+        if read(run_dir) != before:  # else it was refused: what is told is of an earlier start
+            write(run_dir, state=state, ended=now(), reason=reason)
         lock.release()
         (run_dir / LOCK).unlink(missing_ok=True)
 
@@ -98,7 +101,15 @@ def differences(run_dir: Path) -> list[str]:
     if options is None:  # still going, or lost
         file = run_dir / OVERRIDES
         options = list(OmegaConf.load(file)) if file.is_file() else []
-    return [str(option) for option in options if not str(option).startswith(REPORT)]
+    return [str(option) for option in options if not str(option).startswith(OF_TRIALS)]
+
+
+def note_bundle(checkpoint: Path, bundle: Path) -> None:
+    """In the run that the checkpoint is of: going on, it would write over the file that the bundle was made of."""
+    run_dir = checkpoint.parents[1]
+    with suppress(OSError):  # a run of somebody else's, it may be
+        if (run_dir / RECORD).is_file():
+            write(run_dir, bundles=sorted({*read(run_dir).get("bundles", []), str(bundle.resolve())}))
 
 
 def now() -> str:

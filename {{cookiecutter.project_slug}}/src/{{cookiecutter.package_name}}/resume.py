@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import OmegaConf
 
+from . import record
+from .record import OVERRIDES
 from .refusal import Refusal
 
-OVERRIDES = ".hydra/overrides.yaml"
 OPTION = "resume="
-REPORT = "+callbacks.search."  # of a trial: its search has ended
 
 
 def with_resumed(arguments: list[str]) -> list[str]:
@@ -21,11 +20,15 @@ def with_resumed(arguments: list[str]) -> list[str]:
         raise Refusal(f"resume={given[-1]} is one run, and -m makes many: leave one of them out.")
     log_dirs = [a.removeprefix("paths.log_dir=") for a in arguments if a.startswith("paths.log_dir=")]
     run_dir = find(given[-1], Path(log_dirs[-1] if log_dirs else "logs"))
-    began = [str(option) for option in OmegaConf.load(run_dir / OVERRIDES)]
     place = QuotedString(str(run_dir), Quote.double).with_quotes()
     others = [argument for argument in arguments if not argument.startswith(OPTION)]
-    kept = [option for option in began if not option.startswith((OPTION, REPORT))]
+    typed = {_name(option) for option in others}
+    kept = [option for option in record.differences(run_dir) if _name(option) not in typed]
     return [*kept, *others, f"resume={place}", f"hydra.run.dir={place}", "hydra.output_subdir=null"]
+
+
+def _name(option: str) -> str:
+    return option.lstrip("+~").split("=")[0]
 
 
 def find(resume: str, log_dir: Path) -> Path:

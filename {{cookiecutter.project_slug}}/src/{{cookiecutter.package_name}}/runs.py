@@ -17,12 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from . import record
 from .cli import Config, command
 from .refusal import Refusal, nearest
+from .terminal import shown
 
 log = logging.getLogger(__name__)
 
-DAY = 24 * 3600
+DAY, BEGINNING = 24 * 3600, 60  # seconds
+GOING = "it is still going"
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,6 @@ class Run:
 
     @property
     def started(self) -> str:
-        from . import record
-
         written = time.localtime((self.folder / ".hydra").stat().st_mtime)
         return str(record.read(self.folder).get("started", time.strftime(record.TIME, written)))
 
@@ -118,8 +121,6 @@ def named(name: str, runs: list[Run]) -> Run:
 
 
 def old(runs: list[Run], days: float | None) -> list[Run]:
-    from . import record
-
     if days is None:
         return []
     limit = time.strftime(record.TIME, time.localtime(time.time() - days * DAY))
@@ -128,15 +129,22 @@ def old(runs: list[Run], days: float | None) -> list[Run]:
 
 def remove(chosen: list[Run], others: list[Run], artifact_dir: Path) -> None:
     """Refuses to remove what is in use of `chosen`, before any is removed; of `others` it is kept, and named."""
-    reasons = {run.name: reason for run in (*chosen, *others) if (reason := why_kept(run, artifact_dir))}
     for run in chosen:
-        if run.name in reasons:
-            raise Refusal(f"'{run.name}' is kept: {reasons[run.name]}; nothing was removed.")
+        if reason := GOING if record.is_going(run.folder) else why_kept(run, artifact_dir):
+            raise Refusal(f"'{run.name}' is kept: {reason}; nothing was removed.")
     for run in {run.name: run for run in (*chosen, *others)}.values():
-        if run.name in reasons:
-            log.info("kept        %s: %s", run.name, reasons[run.name])
+        try:
+            with FileLock(run.folder / record.LOCK, timeout=0):  # it could go on meanwhile
+                reason = why_kept(run, artifact_dir)
+                if reason is None:
+                    shutil.rmtree(run.folder)
+                else:
+                    (run.folder / record.LOCK).unlink()
+        except Timeout:
+            reason = GOING
+        if reason is not None:
+            log.info("kept        %s: %s", run.name, reason)
             continue
-        shutil.rmtree(run.folder)
         sweep = run.folder.parent
         if sweep.parent.name == "multiruns" and not any(path.is_dir() for path in sweep.iterdir()):
             shutil.rmtree(sweep)
@@ -145,12 +153,15 @@ def remove(chosen: list[Run], others: list[Run], artifact_dir: Path) -> None:
 
 def why_kept(run: Run, artifact_dir: Path) -> str | None:
     """None for a run that may be removed."""
-    from . import record
     from .serving.runtime import MANIFEST, digest
 
-    if record.is_going(run.folder):
-        return "it is still going"
-    hashes = {digest(path) for path in run.folder.glob("checkpoints/*.ckpt")}
+    known = record.read(run.folder)
+    if not known and time.time() - (run.folder / ".hydra").stat().st_mtime < BEGINNING:
+        return "it is just beginning"
+    for bundle in map(Path, known.get("bundles", [])):
+        if bundle.is_dir():
+            return f"the bundle {shown(bundle)} came from it"
+    hashes = {digest(path) for path in run.folder.rglob("*.ckpt")}
     for manifest in sorted(artifact_dir.glob(f"*/*/{MANIFEST}")):
         try:
             source = json.loads(manifest.read_text(encoding="utf-8"))["checkpoint"]["sha256"]

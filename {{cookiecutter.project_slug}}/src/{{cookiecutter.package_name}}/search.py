@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli import Config, command, compose, typed_but
+from .cli import Config, command, compose, config_dirs, typed_but
 from .refusal import Refusal
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Options:
 
 @command("search", needs=("data", "model", "trainer", "strategy", "paths", "search"))
 def main(config: Config) -> None:
+    from .build import build
     from .checks import check_arguments, read_options
     from .trials.space import distributions
     from .trials.study import Search, Settings
@@ -57,9 +58,13 @@ def main(config: Config) -> None:
     settings = read_options(config["search"], Settings, "search")
     space, of_all = distributions(settings.space), typed_but(*OWN)
     refuse_mistakes(space, of_all)
+    build(settings.sampler, "search.sampler", seed=0)
+    if settings.pruner:
+        build(settings.pruner, "search.pruner")
     search = Search(Path(config["paths"]["output_dir"]), settings, space, of_all, config["seed"])
-    run_trials(search, of_all, options.num_trials)
-    report_search(search, of_all)
+    command_line = [*config_dirs(), *of_all]
+    run_trials(search, command_line, options.num_trials)
+    report_search(search, command_line)
 
 
 def refuse_mistakes(space: Space, of_all: list[str]) -> None:

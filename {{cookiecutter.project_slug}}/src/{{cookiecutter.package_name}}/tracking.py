@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -107,7 +108,7 @@ def _answers(address: str) -> bool:
             return True
     except HTTPError:
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return False
 
 
@@ -135,4 +136,4 @@ def _begin(loggers: list[Logger], config: Config, run_dir: Path) -> None:
             logger.log_hyperparams({**config, **origin})
             if logger.title in NUMBERS and (number := logger.version) is not None:
                 numbers[logger.title] = str(number)
-    record.begin(run_dir, origin, numbers)
+    record.begin(run_dir, config.get("options"), origin, numbers)

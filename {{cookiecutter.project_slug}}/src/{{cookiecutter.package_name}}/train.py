@@ -47,14 +47,15 @@ class Options:
 
 @command("train", needs=("data", "model", "trainer", "strategy", "paths"))
 def main(config: Config) -> None:
-    from .checks import read_options
     from .record import kept
-    from .strategies.launch import launch
-    from .tuning import with_start
 
-    read_options(config, Options)
-    with kept(Path(config["paths"]["output_dir"]), typed_but("resume")):
-        launch(run, with_start(config))
+    with kept(Path(config["paths"]["output_dir"])):  # before the imports that take seconds
+        from .checks import read_options
+        from .strategies.launch import launch
+        from .tuning import with_start
+
+        read_options(config, Options)
+        launch(run, {**with_start(config), "options": typed_but("resume")})
 
 
 def run(config: Config) -> dict[str, float]:

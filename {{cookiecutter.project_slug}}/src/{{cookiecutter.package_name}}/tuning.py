@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import record
 from .build import try_optimizer
-from .checkpoints import load, refuse_foreign_code
+from .checkpoints import Checkpoint, load, refuse_foreign_code
 from .cli import Config
 from .data.spec import DataSpec
 from .models.parameters import shaped_by_labels, shortened
@@ -44,10 +45,18 @@ def with_start(config: Config) -> Config:
     if ckpt_path is not None and weights is not None:
         raise Refusal(f"ckpt_path={ckpt_path} and model.weights={weights} are two starts of a run: leave one out.")
     if ckpt_path is not None:
-        load(Path(ckpt_path))
+        _refuse_the_end(config, load(Path(ckpt_path)))
     if weights is not None:
         read(Path(str(weights)))  # whether it is text at all is checked later
     return config
+
+
+def _refuse_the_end(config: Config, checkpoint: Checkpoint) -> None:
+    """A run that has come to its end would be left without the figures of its training."""
+    done, most = checkpoint.epoch + 1, config["trainer"].get("max_epochs") or 0
+    has_ended = record.state_of(Path(config["paths"]["output_dir"])) == "finished"
+    if config.get("resume") and has_ended and 0 < most <= done:
+        raise Refusal(f"resume={config['resume']} has come to its end, after {done} epochs: give trainer.max_epochs=.")
 
 
 def begin(model: Trainee, ckpt_path: str | None) -> int | None:

@@ -65,6 +65,10 @@ def test_killed_run_is_lost_and_goes_on_in_its_directory_to_the_same_end(
     for name, weight in weights(undisturbed).items():
         assert weight.equal(weights(run_dir)[name]), name
     assert curves(run_dir) == curves(undisturbed)
+    again = run_command("train", "resume=latest", cwd=other, check=False)
+    assert again.returncode == 2
+    assert "has come to its end, after 6 epochs: give trainer.max_epochs=" in again.stderr
+    assert record.state_of(undisturbed) == "finished"
 
 
 def test_doctor_says_what_there_is_and_what_to_type_next(tmp_path: Path) -> None:

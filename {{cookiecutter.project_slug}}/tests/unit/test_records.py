@@ -71,6 +71,30 @@ def test_run_that_a_bundle_came_from_is_kept_and_nothing_else_removed(tmp_path: 
     assert exported.folder.exists()
 
 
+def test_run_whose_checkpoints_have_changed_since_the_export_is_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    record.note_bundle(run.folder / "checkpoints/best.ckpt", export(tmp_path, run))
+    (run.folder / "checkpoints/best.ckpt").write_bytes(b"of a later epoch")
+    with pytest.raises(Refusal, match="came from it"):
+        remove([run], [], tmp_path / "artifacts")
+
+
+def test_checkpoint_in_a_folder_of_its_own_counts(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    export(tmp_path, run)
+    (run.folder / "checkpoints/epoch=3-val").mkdir()
+    (run.folder / "checkpoints/best.ckpt").rename(run.folder / "checkpoints/epoch=3-val/loss=0.1.ckpt")
+    with pytest.raises(Refusal, match="came from it"):
+        remove([run], [], tmp_path / "artifacts")
+
+
+def test_run_that_is_just_beginning_is_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    (run.folder / record.RECORD).unlink()
+    with pytest.raises(Refusal, match="it is just beginning"):
+        remove([run], [], tmp_path / "artifacts")
+
+
 def test_run_is_kept_while_a_manifest_cannot_be_read(tmp_path: Path) -> None:
     run = make_run(tmp_path, "mine")
     (export(tmp_path, run) / "manifest.json").write_text("{", encoding="utf-8")
@@ -86,29 +110,43 @@ def test_run_that_is_going_is_kept(tmp_path: Path) -> None:
 
 def test_record_tells_how_a_run_ended(tmp_path: Path) -> None:
     assert record.state_of(tmp_path) == "not begun"
-    with record.kept(tmp_path, ["seed=1"]):
-        record.begin(tmp_path, {"git": None, "versions": {}}, {})
+    with record.kept(tmp_path):
+        record.begin(tmp_path, ["seed=1"], {"git": None, "versions": {}}, {})
         assert record.state_of(tmp_path) == "running"
-        with pytest.raises(Refusal, match="still going"), record.kept(tmp_path, []):
+        with pytest.raises(Refusal, match="still going"), record.kept(tmp_path):
             pass
     assert record.state_of(tmp_path) == "finished"
     assert record.differences(tmp_path) == ["seed=1"]
     for error, state in ((KeyboardInterrupt(), "interrupted"), (RuntimeError("no room"), "failed")):
-        with pytest.raises(type(error)), record.kept(tmp_path, []):
-            raise error
+        with pytest.raises(type(error)):
+            begin_and_raise(tmp_path, error)
         assert record.state_of(tmp_path) == state
     assert record.read(tmp_path)["reason"] == "no room"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
 
 
+def begin_and_raise(run_dir: Path, error: BaseException) -> None:
+    with record.kept(run_dir):
+        record.begin(run_dir, [], {}, {})
+        raise error
+
+
+def test_refused_start_changes_nothing_of_what_is_known(tmp_path: Path) -> None:
+    record.write(tmp_path, state="finished", options=["seed=1"])
+    before = record.read(tmp_path)
+    with pytest.raises(Refusal), record.kept(tmp_path):
+        raise Refusal("trainer.devices=99 is too many")
+    assert record.read(tmp_path) == before
+
+
 def test_run_whose_process_is_gone_is_lost(tmp_path: Path) -> None:
-    record.begin(tmp_path, {}, {})
+    record.begin(tmp_path, None, {}, {})
     (tmp_path / record.LOCK).touch()
     assert record.state_of(tmp_path) == "lost"
 
 
 def test_refused_run_leaves_no_record(tmp_path: Path) -> None:
-    with pytest.raises(Refusal), record.kept(tmp_path, []):
+    with pytest.raises(Refusal), record.kept(tmp_path):
         raise Refusal("no")
     assert not any(tmp_path.iterdir())
 
@@ -116,13 +154,15 @@ def test_refused_run_leaves_no_record(tmp_path: Path) -> None:
 def test_resumed_run_has_its_own_options_and_over_them_what_is_typed(tmp_path: Path) -> None:
     run = make_run(tmp_path, "mine", options=("seed=3", "trainer.max_epochs=2", "+callbacks.search.trial_id=1"))
     arguments = with_resumed([f"resume={run.folder}", "trainer.max_epochs=5"])
-    assert arguments[:3] == ["seed=3", "trainer.max_epochs=2", "trainer.max_epochs=5"]
-    assert arguments[3:] == [
+    assert arguments[:2] == ["seed=3", "trainer.max_epochs=5"]
+    assert arguments[2:] == [
         f'resume="{run.folder}"',
         f'hydra.run.dir="{run.folder}"',
         "hydra.output_subdir=null",
     ]
     assert with_resumed(["seed=1"]) == ["seed=1"]
+    record.write(run.folder, options=["seed=3", "trainer.max_epochs=5"])  # of the last time that it went on
+    assert with_resumed([f"resume={run.folder}"])[:2] == ["seed=3", "trainer.max_epochs=5"]
 
 
 def test_latest_run_is_the_one_that_was_written_last(tmp_path: Path) -> None:

@@ -43,8 +43,13 @@ def test_server_that_does_not_answer_is_left_out(title: str, tmp_path: Path, cap
     assert prepared(title, {"tracking_uri": "sqlite:///runs.db"}, tmp_path) == {"tracking_uri": "sqlite:///runs.db"}
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:50OO", "http://"])
+def test_address_that_is_none_is_left_out(address: str, tmp_path: Path) -> None:
+    assert prepared("mlflow", {"tracking_uri": address}, tmp_path) is None
+
+
 def test_run_that_goes_on_keeps_its_number(tmp_path: Path) -> None:
-    record.begin(tmp_path, {}, {"mlflow": "7", "wandb": "abc"})
+    record.begin(tmp_path, None, {}, {"mlflow": "7", "wandb": "abc"})
     assert prepared("mlflow", {}, tmp_path) == {"run_id": "7"}
     assert prepared("wandb", {"offline": True}, tmp_path) == {"offline": True, "id": "abc"}
 

@@ -172,12 +172,49 @@ def test_best_follows_the_mode(opened: Open) -> None:
 
 
 def test_other_options_than_it_began_with_are_refused(opened: Open) -> None:
-    opened(["trainer=cpu", "seed=1"])
+    run_trial(opened(["trainer=cpu", "seed=1"]), 1, value=0.5)
     opened(["seed=1", "trainer=cpu"])  # in another order they are the same
     with pytest.raises(Refusal, match=r"began with options=\[seed=1, trainer=cpu\], not \[seed=2\]"):
         opened(["seed=2"])
     with pytest.raises(Refusal, match="began with mode=min, not max"):
         opened(["trainer=cpu", "seed=1"], mode="max")
+
+
+def test_options_of_a_mistake_are_replaced_and_its_failures_forgotten(opened: Open) -> None:
+    run_trial(opened(["data.root=nowhere"]), 9, value=0.5, failure="data.root=nowhere is no folder")
+    mended = opened(["data.root=pictures"])
+    assert mended.trials() == []
+    assert run_trial(mended, 1, value=0.5) == 1
+
+
+def test_trial_that_ended_is_never_given_back(opened: Open) -> None:
+    """Neither when Ctrl-C comes while it is told, nor when another process has told it meanwhile."""
+    search, other = opened(), opened()
+    trial = search.claim(1)
+    assert trial is not None
+    trial.report(0.5, 0)
+    (search.folder_of(trial.number) / "metrics.json").touch()
+    search.give_back(trial.number)
+    assert other.finish(trial.number, None) == "was finished by another process"
+    assert search.folder_of(trial.number).is_dir()
+    assert [(found.number, found.value) for found in search.trials()] == [(0, 0.5)]
+
+
+@pytest.mark.filterwarnings("ignore:BruteForceSampler is experimental")
+def test_grid_that_is_tried_to_its_end_ends_the_search(opened: Open) -> None:
+    search = opened(space={"a": [1, 2]}, sampler={"_target_": "optuna.samplers.BruteForceSampler"})
+    assert [run_trial(search, 9, value=0.5) for _ in range(2)] == [0, 1]
+    assert search.claim(9) is None
+
+
+def test_search_of_another_folder_is_not_shared_by_its_name(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEARCH_STORAGE", f"sqlite:///{tmp_path}/shared.db")
+    opened()
+    (tmp_path / "mine").rename(tmp_path / "elsewhere")
+    with pytest.raises(Refusal, match="is that of another folder: share that folder"):
+        opened()
 
 
 def test_trials_that_the_storage_does_not_know_are_left_alone(opened: Open, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Where Optuna keeps a search: a file in the search's folder, or the database that `SEARCH_STORAGE` names."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,3 +55,16 @@ def usable_storage(folder: Path) -> Iterator[None]:
             f"the search's storage {place} cannot be used ({reason}): end what else holds it, restore it, "
             "or begin another search with name=<another>."
         ) from error
+
+
+def refuse_another_folder(folder: Path, study: optuna.Study) -> None:
+    """Locks say which trials run, and lie in the folder: two folders would take each other's trials for lost."""
+    file, known = folder / ".search.id", study.user_attrs.get("id")
+    if known is None:
+        file.write_text(secrets.token_hex(), encoding="utf-8")
+        study.set_user_attr("id", file.read_text(encoding="utf-8"))
+    elif not file.is_file() or file.read_text(encoding="utf-8") != known:
+        raise Refusal(
+            f"the search '{folder.name}' in this storage is that of another folder: share that folder, "
+            "or begin another search with name=<another>."
+        )

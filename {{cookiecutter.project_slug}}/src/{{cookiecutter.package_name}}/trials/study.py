@@ -11,11 +11,11 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from ..build import build
+from ..record import OF_TRIALS
 from ..refusal import Refusal
-from ..resume import REPORT
 from ..terminal import shown
 from .space import Space, word
-from .storage import LOCK, open_study, usable_storage
+from .storage import LOCK, open_study, refuse_another_folder, usable_storage
 
 SETTINGS, LOST, PRUNED, FAILED, UNLOGGED = "settings", "lost", "pruned", "failed", "unlogged"  # notes in it
 
@@ -44,20 +44,30 @@ class Search:
         self.study = open_study(folder, settings.mode)
         self.claiming = FileLock(folder / LOCK)
         self.held: FileLock | None = None
+        self.exhausted = False
         with usable_storage(folder), self.claiming:
+            refuse_another_folder(folder, self.study)
             self._refuse_other_options({"options": sorted(options), **vars(settings)})
+        self.study.stop = self._exhaust  # type: ignore[method-assign]  # what a sampler of a grid calls at its end
+
+    def _exhaust(self) -> None:
+        self.exhausted = True
 
     def _refuse_other_options(self, asked: Mapping[str, Any]) -> None:
-        """Trials of different options must not be compared."""
-        if SETTINGS not in self.study.user_attrs:
+        """Trials of different options must not be compared; those that failed are compared with none."""
+        began = self.study.user_attrs.get(SETTINGS)
+        if began is None:
             left = self.folder / "trials"
             if left.exists() and any(left.glob("[0-9]*")):
                 raise Refusal(
                     f"{shown(left)} holds trials that the search's storage does not know: move them away, "
                     "or begin another search with name=<another>."
                 )
-            self.study.set_user_attr(SETTINGS, asked)
-        began = self.study.user_attrs[SETTINGS]
+        if began is None or (began["mode"] == asked["mode"] and not self.has_begun()):
+            if began != asked:
+                self._forget([trial.number for trial in self.trials()])
+                self.study.set_user_attr(SETTINGS, asked)
+            return
         for name in asked:
             if began.get(name) != asked[name]:
                 raise Refusal(
@@ -67,8 +77,9 @@ class Search:
 
     def trials(self) -> list[FrozenTrial]:
         """Those that count: not the lost ones, and not what waits to be run in their place."""
-        lost = self.study.user_attrs.get(LOST, [])
-        trials = self.study.get_trials(deepcopy=False)
+        with usable_storage(self.folder):
+            lost = self.study.user_attrs.get(LOST, [])
+            trials = self.study.get_trials(deepcopy=False)
         return [trial for trial in trials if trial.number not in lost and trial.state != TrialState.WAITING]
 
     def claim(self, num_trials: int) -> optuna.Trial | None:
@@ -77,11 +88,8 @@ class Search:
             running = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
             for number in running:
                 if is_free(self.folder_of(number) / LOCK):
-                    if (self.folder_of(number) / "metrics.json").is_file():  # only its search did not live to say so
-                        self.finish(number, failure=None)
-                    else:
-                        self.give_back(number)
-            if len(self.trials()) >= num_trials:
+                    self.give_back(number)
+            if self.exhausted or len(self.trials()) >= num_trials:
                 return None
             # Processes that began with the same random numbers would choose the same.
             seed = (self.seed + len(self.study.get_trials(deepcopy=False))) % 2**32
@@ -93,30 +101,43 @@ class Search:
             return trial
 
     def give_back(self, number: int) -> None:
-        """A trial that did not come to its end: what it had chosen is tried again, as another trial."""
+        """A trial that did not come to its end: what it had chosen is tried again, as another trial.
+
+        One that did, while its search was ended before it could say so, is finished.
+        """
         with usable_storage(self.folder), self.claiming:
             trial = self.study.get_trials(deepcopy=False)[number]
-            if trial.state == TrialState.RUNNING:
-                self.study.set_user_attr(LOST, sorted({*self.study.user_attrs.get(LOST, []), number}))
-                self.study.tell(number, state=TrialState.FAIL)
-                self.study.enqueue_trial(trial.params)
-                shutil.rmtree(self.folder_of(number), ignore_errors=True)
+            if trial.state != TrialState.RUNNING:
+                return
+            if (self.folder_of(number) / "metrics.json").is_file() and UNLOGGED not in trial.user_attrs:
+                self.finish(number, failure=None)
+                return
+            self._forget([number])
+            self.study.tell(number, state=TrialState.FAIL)
+            self.study.enqueue_trial(trial.params)
+            shutil.rmtree(self.folder_of(number), ignore_errors=True)
+
+    def _forget(self, numbers: list[int]) -> None:
+        """They count no more."""
+        self.study.set_user_attr(LOST, sorted({*self.study.user_attrs.get(LOST, []), *numbers}))
 
     def options_of(self, trial: optuna.Trial) -> list[str]:
         """Those that make a training this trial: where it runs, whom it tells, and that the test split stays unseen."""
         return [
             "test=false",
             f"hydra.run.dir={word(str(self.folder_of(trial.number)))}",
-            f"{REPORT}_target_={__package__}.report.Report",
-            f"{REPORT}folder={word(str(self.folder))}",
-            f"{REPORT}trial_id={trial._trial_id}",
+            f"{OF_TRIALS}_target_={__package__}.report.Report",
+            f"{OF_TRIALS}folder={word(str(self.folder))}",
+            f"{OF_TRIALS}trial_id={trial._trial_id}",
         ]
 
     def finish(self, number: int, failure: str | None) -> str:
         """Marks the trial, and says how it ended; `failure` is why it came to no figure that could be compared."""
         monitor = self.settings.monitor
-        with usable_storage(self.folder):
+        with usable_storage(self.folder), self.claiming:
             trial = self.study.get_trials(deepcopy=False)[number]
+            if trial.state != TrialState.RUNNING:
+                return "was finished by another process"
             value = self.settings.best(trial.intermediate_values.values())
             if failure is None and value is None:
                 failure = f"{monitor} was never a number."
@@ -143,8 +164,13 @@ class Search:
 
     def failures(self) -> list[str]:
         """Why trials failed, the earliest first."""
-        notes = self.study.user_attrs
+        with usable_storage(self.folder):
+            notes = self.study.user_attrs
         return [notes[f"{FAILED} {trial.number}"] for trial in self.trials() if f"{FAILED} {trial.number}" in notes]
+
+    def has_begun(self) -> bool:
+        """Whether a trial has a result, or may come to one."""
+        return any(trial.state != TrialState.FAIL for trial in self.trials())
 
     def has_results(self) -> bool:
         return any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in self.trials())
