@@ -149,7 +149,9 @@ def typed(*sections: str) -> str:
 
 
 def typed_but(*sections: str) -> list[str]:
-    """The options of this command that belong to none of `sections`."""
+    """The options of this command that belong to none of `sections`; only the first rank has read them."""
+    if not HydraConfig.initialized():
+        return []
     return [option for option in HydraConfig.get().overrides.task if _section(option) not in sections]
 
 
