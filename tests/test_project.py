@@ -14,11 +14,8 @@ from conftest import LONG, OTHERWISE, SHORT, TEMPLATE, bake_into, files_of, run
 HOME = TEMPLATE / "build/tests"
 
 IN_PROJECT = ("dp", "serving")
-OF_MINUTES = (
-    "tests/e2e/test_benchmark.py",
-    "tests/e2e/test_formats.py",
-    "tests/e2e/test_search.py",
-)  # of the project's own tests
+# Of the project's own tests.
+OF_MINUTES = tuple(f"tests/e2e/test_{name}.py" for name in ("benchmark", "formats", "search"))
 SKIPS = {
     "there is no GPU here",
     "EXECUTORCH_PYTHON is not set (make executorch makes it)",

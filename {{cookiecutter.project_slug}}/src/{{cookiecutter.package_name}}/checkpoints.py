@@ -15,6 +15,7 @@ from .build import build, build_model
 from .cli import Config
 from .data.spec import DataSpec
 from .models.trainee import Trainee
+from .record import run_dirs
 from .refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -110,11 +111,10 @@ def find(ckpt_path: str, log_dir: Path) -> Path:
     """The file itself, or for `latest` the best checkpoint of the run that was trained last."""
     if ckpt_path != "latest":
         return Path(ckpt_path).expanduser().resolve()
-    train = log_dir / "train"
-    best = [*train.glob("runs/*/checkpoints/best.ckpt"), *train.glob("multiruns/*/*/checkpoints/best.ckpt")]
+    best = [path for run_dir in run_dirs(log_dir) if (path := run_dir / "checkpoints/best.ckpt").is_file()]
     if not best:
         raise Refusal(
-            f"ckpt_path=latest finds no trained run under {train}: train one with "
+            f"ckpt_path=latest finds no trained run under {log_dir / 'train'}: train one with "
             f"'python -m {PACKAGE}.train', or give ckpt_path=<file>."
         )
     latest = max(best, key=lambda path: path.stat().st_mtime)

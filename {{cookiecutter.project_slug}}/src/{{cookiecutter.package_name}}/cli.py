@@ -25,7 +25,6 @@ from .explain import explain
 from .folders import claim, remove_empty_run, share
 from .quiet import QUIET, quieten
 from .refusal import Refusal
-from .resume import with_resumed
 from .strategies import ranks
 
 Config = dict[str, Any]
@@ -46,8 +45,12 @@ class Interruption(Refusal):
         self.exit_code = 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
-def command(name: str, needs: tuple[str, ...]) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
+def command(
+    name: str, needs: tuple[str, ...], arguments: Callable[[list[str]], list[str]] = list
+) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
     """Turns `main(config)` into a command whose options are `configs/<name>.yaml`; `needs` are groups that must stay.
+
+    `arguments` makes the command line that Hydra reads out of the one that was typed.
 
     The wrapped function gets the composed and resolved configuration as plain dicts and lists: Hydra and OmegaConf
     stop here. Of several processes that `torchrun` or `srun` started, rank 0 composes it for all.
@@ -65,7 +68,7 @@ def command(name: str, needs: tuple[str, ...]) -> Callable[[Callable[[Config], N
                 _follow(main, exit_codes)
             else:
                 try:
-                    _compose_and_run(main, name, needs, exit_codes)
+                    _compose_and_run(main, name, needs, arguments, exit_codes)
                 finally:
                     if started is not None and started.world_size > 1:
                         ranks.dismiss()
@@ -77,7 +80,13 @@ def command(name: str, needs: tuple[str, ...]) -> Callable[[Callable[[Config], N
     return decorate
 
 
-def _compose_and_run(main: Callable[[Config], None], name: str, needs: tuple[str, ...], exit_codes: list[int]) -> None:
+def _compose_and_run(
+    main: Callable[[Config], None],
+    name: str,
+    needs: tuple[str, ...],
+    arguments: Callable[[list[str]], list[str]],
+    exit_codes: list[int],
+) -> None:
     @functools.wraps(main)
     def job(cfg: DictConfig) -> None:
         try:
@@ -90,8 +99,7 @@ def _compose_and_run(main: Callable[[Config], None], name: str, needs: tuple[str
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_with_hydra()
     try:
-        if name == "train":
-            sys.argv[1:] = with_resumed(sys.argv[1:])
+        sys.argv[1:] = arguments(sys.argv[1:])
         hydra.main(version_base="1.3", config_path="configs", config_name=name)(job)()
     except (Refusal, HydraException, OmegaConfBaseException, ValueError) as error:
         sentence = explain(error)

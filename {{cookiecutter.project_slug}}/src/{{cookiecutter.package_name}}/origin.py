@@ -3,6 +3,7 @@
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,13 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "numpy")
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def commit_words(git: Mapping[str, Any] | None) -> str:
+    """Of what `git_state` found, in Markdown."""
+    if git is None:
+        return "no commit is known"
+    return f"commit `{git['commit'][:12]}`" + ("" if git["clean"] else ", with changes that were not committed")
 
 
 def git_state() -> dict[str, Any] | None:

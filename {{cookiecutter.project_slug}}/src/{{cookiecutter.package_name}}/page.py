@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import record
 from .exporters.card import PICTURES
+from .origin import commit_words
 from .terminal import duration, python, shown
 
 PACKAGE = __name__.split(".")[0]
@@ -26,12 +27,8 @@ def _origin(run_dir: Path) -> str:
     known = record.read(run_dir)
     started = known.get("started", record.now())
     seconds = time.time() - time.mktime(time.strptime(started, record.TIME))
-    git = known.get("git")
-    commit = "no commit is known"
-    if git is not None:
-        commit = f"commit `{git['commit'][:12]}`" + ("" if git["clean"] else ", with changes that were not committed")
     versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items())
-    return f"Started on {started}, ended after {duration(seconds)}; {commit}; {versions}."
+    return f"Started on {started}, ended after {duration(seconds)}; {commit_words(known.get('git'))}; {versions}."
 
 
 def _options(run_dir: Path) -> str:

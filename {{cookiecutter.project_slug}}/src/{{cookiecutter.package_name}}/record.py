@@ -81,24 +81,29 @@ def kept(run_dir: Path) -> Iterator[None]:
 def state_of(run_dir: Path) -> str:
     """finished, running, interrupted, failed; lost where it was ended without a word, `not begun` without a record."""
     state = str(read(run_dir).get("state", "not begun"))
-    return "lost" if state == "running" and not is_going(run_dir) else state
+    return "lost" if state == "running" and not is_held(run_dir / LOCK) else state
 
 
-def is_going(run_dir: Path) -> bool:
-    """Whether a living process holds the run's lock."""
-    if not (run_dir / LOCK).exists():
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds it; where a disk knows no locks, whether the file is there."""
+    if not lock.exists():
         return False
     try:
-        with FileLock(run_dir / LOCK, timeout=0):
+        with FileLock(lock, timeout=0):
             return False
-    except Timeout:
+    except (Timeout, NotImplementedError):
         return True
+
+
+def run_dirs(log_dir: Path) -> list[Path]:
+    """Of `train`: single runs, and the jobs of sweeps."""
+    return [path for pattern in ("runs/*", "multiruns/*/*") for path in (log_dir / "train").glob(pattern)]
 
 
 def differences(run_dir: Path) -> list[str]:
     """The options that were typed: all others are those of `configs/`."""
     options = read(run_dir).get("options")
-    if options is None:  # still going, or lost
+    if options is None:  # it did not come to its first step
         file = run_dir / OVERRIDES
         options = list(OmegaConf.load(file)) if file.is_file() else []
     return [str(option) for option in options if not str(option).startswith(OF_TRIALS)]

@@ -38,10 +38,9 @@ def find(resume: str, log_dir: Path) -> Path:
         if not (run_dir / OVERRIDES).is_file():
             raise Refusal(f"resume={resume} is no run directory: give one, as logs/train/runs/<time>, or latest.")
         return run_dir
-    train = log_dir / "train"
-    runs = [path.parents[1] for path in (*train.glob(f"runs/*/{OVERRIDES}"), *train.glob(f"multiruns/*/*/{OVERRIDES}"))]
+    runs = [path for path in record.run_dirs(log_dir) if (path / OVERRIDES).is_file()]
     if not runs:
-        raise Refusal(f"resume=latest finds no run under {train}: start one without it, or give its directory.")
+        raise Refusal(f"resume=latest finds no run under {log_dir}/train: start one without it, or give its directory.")
     return max(runs, key=_last_written).resolve()
 
 

@@ -12,12 +12,12 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 
 from . import record
 from .cli import Config, command
@@ -58,8 +58,6 @@ class Run:
         return str(record.read(self.folder).get("started", time.strftime(record.TIME, written)))
 
     def config(self) -> dict[str, Any]:
-        from omegaconf import OmegaConf
-
         plain = OmegaConf.to_container(OmegaConf.load(self.folder / ".hydra/config.yaml"))
         return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
@@ -86,11 +84,11 @@ class Run:
 @command("runs", needs=("paths",))
 def main(config: Config) -> None:
     from .checks import read_options
-    from .listing import print_comparison, print_runs
+    from .overview import print_comparison, print_runs
 
     options = read_options(config, Options)
     log_dir, artifact_dir = Path(config["paths"]["log_dir"]), Path(config["paths"]["artifact_dir"])
-    runs = list(find(log_dir / "train"))
+    runs = find(log_dir)
     if options.compare is not None:
         print_comparison(*(named(name, runs) for name in options.compare))
     elif options.remove is not None or options.remove_older_than is not None:
@@ -102,12 +100,11 @@ def main(config: Config) -> None:
         print_runs(runs)
 
 
-def find(train: Path) -> Iterator[Run]:
+def find(log_dir: Path) -> list[Run]:
     """The oldest first; jobs of a sweep as `<sweep>/<number>`."""
-    singles = [Run(path.name, path) for path in (train / "runs").glob("*")]
-    jobs = [Run(f"{path.parent.name}/{path.name}", path) for path in (train / "multiruns").glob("*/*")]
-    known = [run for run in (*singles, *jobs) if (run.folder / ".hydra/config.yaml").is_file()]
-    return iter(sorted(known, key=lambda run: (run.started, run.name)))
+    folders = [folder for folder in record.run_dirs(log_dir) if (folder / ".hydra/config.yaml").is_file()]
+    runs = [Run("/".join(folder.relative_to(log_dir / "train").parts[1:]), folder) for folder in folders]
+    return sorted(runs, key=lambda run: (run.started, run.name))
 
 
 def named(name: str, runs: list[Run]) -> Run:
@@ -130,7 +127,8 @@ def old(runs: list[Run], days: float | None) -> list[Run]:
 def remove(chosen: list[Run], others: list[Run], artifact_dir: Path) -> None:
     """Refuses to remove what is in use of `chosen`, before any is removed; of `others` it is kept, and named."""
     for run in chosen:
-        if reason := GOING if record.is_going(run.folder) else why_kept(run, artifact_dir):
+        going = record.is_held(run.folder / record.LOCK)
+        if reason := GOING if going else why_kept(run, artifact_dir):
             raise Refusal(f"'{run.name}' is kept: {reason}; nothing was removed.")
     for run in {run.name: run for run in (*chosen, *others)}.values():
         try:

@@ -111,7 +111,7 @@ def run_trials(search: Search, of_all: list[str], num_trials: int) -> None:
             search.release()
         log.info("            %s, after %.0f s", result, time.monotonic() - start)
         failures = search.failures()
-        if len(failures) >= HOPELESS and len(set(failures)) == 1 and not search.has_results():
+        if len(failures) >= HOPELESS and len(set(failures)) == 1 and not search.has_begun():
             raise Refusal(f"all {len(failures)} trials failed, so the search has ended: {failures[0]}")
 
 

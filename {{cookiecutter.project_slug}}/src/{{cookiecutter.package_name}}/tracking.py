@@ -130,10 +130,8 @@ def _begin(loggers: list[Logger], config: Config, run_dir: Path) -> None:
     origin = {"git": git_state(), "versions": versions()}
     numbers: dict[str, str] = dict(record.read(run_dir).get("trackers", {}))
     for logger in loggers:
-        if not isinstance(logger, Steady):
+        if logger.name not in numbers:
             logger.log_hyperparams({**config, **origin})
-        elif logger.title not in numbers:
-            logger.log_hyperparams({**config, **origin})
-            if logger.title in NUMBERS and (number := logger.version) is not None:
-                numbers[logger.title] = str(number)
+            if logger.name in NUMBERS and (number := logger.version) is not None:
+                numbers[logger.name] = str(number)
     record.begin(run_dir, config.get("options"), origin, numbers)

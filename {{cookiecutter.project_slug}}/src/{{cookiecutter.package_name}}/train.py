@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .cli import Config, command, typed_but
 from .refusal import Refusal
+from .resume import with_resumed
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -45,7 +46,7 @@ class Options:
         return float((batch_size / self.base_batch_size) ** exponent)
 
 
-@command("train", needs=("data", "model", "trainer", "strategy", "paths"))
+@command("train", needs=("data", "model", "trainer", "strategy", "paths"), arguments=with_resumed)
 def main(config: Config) -> None:
     from .record import kept
 

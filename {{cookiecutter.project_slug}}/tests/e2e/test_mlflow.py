@@ -1,7 +1,6 @@
 """Runs in MLflow: what is in them, how one goes on, and that its server never ends one."""
 
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -52,14 +51,12 @@ def address() -> Iterator[str]:
 
 
 def test_server_that_does_not_answer_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
-    start = time.monotonic()
     process = run_command(*TRAIN, "logger.mlflow.tracking_uri=http://127.0.0.1:9", "trainer.max_epochs=1", cwd=tmp_path)
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
     sentence = "warning     mlflow at http://127.0.0.1:9 does not answer, and the run goes on without it"
     assert process.stdout.count(sentence) == 1
     assert record.state_of(run_dir) == "finished"
     assert "val/loss" in (run_dir / "metrics.csv").read_text(encoding="utf-8")
-    assert time.monotonic() - start < 100
 
 
 def test_server_that_fails_is_told_and_the_run_goes_on(

@@ -42,7 +42,7 @@ def test_runs_and_jobs_of_sweeps_are_found_the_oldest_first(tmp_path: Path) -> N
     job = tmp_path / "logs/train/multiruns/c/0/.hydra"
     job.mkdir(parents=True)
     (job / "config.yaml").touch()
-    assert [run.name for run in find(tmp_path / "logs/train")] == ["a", "b", "c/0"]
+    assert [run.name for run in find(tmp_path / "logs")] == ["a", "b", "c/0"]
 
 
 def test_run_is_named_by_its_time_its_directory_or_latest(tmp_path: Path) -> None:

@@ -182,9 +182,23 @@ def test_other_options_than_it_began_with_are_refused(opened: Open) -> None:
 
 def test_options_of_a_mistake_are_replaced_and_its_failures_forgotten(opened: Open) -> None:
     run_trial(opened(["data.root=nowhere"]), 9, value=0.5, failure="data.root=nowhere is no folder")
-    mended = opened(["data.root=pictures"])
+    mended = opened(["data.root=pictures"], mode="max")
     assert mended.trials() == []
-    assert run_trial(mended, 1, value=0.5) == 1
+    assert not mended.folder_of(0).exists()
+    assert run_trial(mended, 1, value=0.5) == 0
+    assert mended.study.best_value == 0.5
+
+
+def test_options_may_change_after_an_interruption_before_any_result(opened: Open) -> None:
+    search = opened()
+    trial = search.claim(9)
+    assert trial is not None
+    search.give_back(trial.number)
+    search.release()
+    changed = opened(space={"data.batch_size": [8]})
+    again = changed.claim(1)
+    assert again is not None
+    assert again.params == {"data.batch_size": 8}
 
 
 def test_trial_that_ended_is_never_given_back(opened: Open) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..origin import commit_words
 from . import FORMATS
 from .contract import verified_batch_sizes
 from .snippets import use
@@ -186,10 +187,7 @@ beside the trained model in eager mode:
 
 
 def _origin(manifest: Mapping[str, Any]) -> str:
-    checkpoint, git = manifest["checkpoint"], manifest["git"]
-    commit = "no commit is known"
-    if git is not None:
-        commit = f"commit `{git['commit'][:12]}`" + ("" if git["clean"] else ", with changes that were not committed")
+    checkpoint, commit = manifest["checkpoint"], commit_words(manifest["git"])
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     return f"""## Where it comes from
 

@@ -28,9 +28,8 @@ def plot_search(trials: list[FrozenTrial], space: Space, settings: Settings, pic
     num_rows = -(-(len(space) + 1) // COLUMNS)
     figure = Figure(figsize=(4.2 * COLUMNS, 3.4 * num_rows + 0.4), layout="constrained")
     grid = figure.subplots(num_rows, COLUMNS, squeeze=False, sharey=True).flatten()
-    best = min if settings.mode == "min" else max
     finished = [pair for pair in shown if pair[0].state == TrialState.COMPLETE]
-    winner = best(finished, key=lambda pair: pair[1])
+    winner = settings.choose(finished, key=lambda pair: pair[1])
     _plot_history(grid[0], shown, settings)
     _ring(grid[0], winner[0].number, winner[1])
     for axes, (option, distribution) in zip(grid[1:], space.items(), strict=False):

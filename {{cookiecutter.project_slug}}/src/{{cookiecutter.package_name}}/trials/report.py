@@ -23,7 +23,8 @@ class Report(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            study = open_study(self.folder)
+            with usable_storage(self.folder):
+                study = open_study(self.folder)
             settings = study.user_attrs[SETTINGS]
             study.pruner = build(settings["pruner"], "search.pruner") if settings["pruner"] else NopPruner()
             self.monitor = settings["monitor"]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-from filelock import FileLock
 from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from sqlalchemy import URL
@@ -27,17 +26,16 @@ def open_study(folder: Path, mode: str = "min") -> optuna.Study:
     given = os.environ.get("SEARCH_STORAGE")
     file = URL.create("sqlite", database=str(folder / "search.db")).render_as_string()
     patience = {} if given else {"connect_args": {"timeout": PATIENCE}}
-    with usable_storage(folder), FileLock(folder / LOCK):  # of two at once, one makes the tables
-        try:
-            storage = RDBStorage(given or file, engine_kwargs=patience)
-        except (ImportError, ValueError) as error:
-            raise Refusal(f"SEARCH_STORAGE cannot be used: {' '.join(str(error).split())}") from error
-        return optuna.create_study(
-            storage=storage,
-            study_name=f"{PACKAGE}/{folder.name}",
-            direction="minimize" if mode == "min" else "maximize",
-            load_if_exists=True,
-        )
+    try:
+        storage = RDBStorage(given or file, engine_kwargs=patience)
+    except (ImportError, ValueError) as error:
+        raise Refusal(f"SEARCH_STORAGE cannot be used: {' '.join(str(error).split())}") from error
+    return optuna.create_study(
+        storage=storage,
+        study_name=f"{PACKAGE}/{folder.name}",
+        direction="minimize" if mode == "min" else "maximize",
+        load_if_exists=True,
+    )
 
 
 @contextmanager

@@ -1,17 +1,17 @@
 """A search in its folder, shared by any number of processes: which trials there are, and whose turn is next."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from ..build import build
-from ..record import OF_TRIALS
+from ..record import OF_TRIALS, is_held
 from ..refusal import Refusal
 from ..terminal import shown
 from .space import Space, word
@@ -30,10 +30,15 @@ class Settings:
     sampler: dict[str, Any]
     pruner: dict[str, Any] | None
 
+    @property
+    def choose(self) -> Callable[..., Any]:
+        """`min` or `max`."""
+        return min if self.mode == "min" else max
+
     def best(self, values: Iterable[float]) -> float | None:
         """Of those that are numbers; None where there are none."""
-        comparable = [value for value in values if value == value]
-        return (min if self.mode == "min" else max)(comparable, default=None)
+        best: float | None = self.choose((value for value in values if value == value), default=None)
+        return best
 
 
 class Search:
@@ -41,21 +46,26 @@ class Search:
 
     def __init__(self, folder: Path, settings: Settings, space: Space, options: list[str], seed: int) -> None:
         self.folder, self.settings, self.space, self.seed = folder, settings, space, seed
-        self.study = open_study(folder, settings.mode)
         self.claiming = FileLock(folder / LOCK)
         self.held: FileLock | None = None
         self.exhausted = False
-        with usable_storage(folder), self.claiming:
+        with usable_storage(folder), self.claiming:  # of two at once, one makes the tables
+            self.study = open_study(folder, settings.mode)
             refuse_another_folder(folder, self.study)
-            self._refuse_other_options({"options": sorted(options), **vars(settings)})
+            self._begin_or_go_on({"options": sorted(options), **vars(settings)})
         self.study.stop = self._exhaust  # type: ignore[method-assign]  # what a sampler of a grid calls at its end
 
     def _exhaust(self) -> None:
         self.exhausted = True
 
-    def _refuse_other_options(self, asked: Mapping[str, Any]) -> None:
-        """Trials of different options must not be compared; those that failed are compared with none."""
+    def _begin_or_go_on(self, asked: dict[str, Any]) -> None:
+        """Trials of different options must not be compared; where all have failed, there is nothing to compare."""
         began = self.study.user_attrs.get(SETTINGS)
+        if began not in (None, asked) and not self.has_begun():
+            optuna.delete_study(study_name=self.study.study_name, storage=self.study._storage)
+            shutil.rmtree(self.folder / "trials", ignore_errors=True)
+            self.study, began = open_study(self.folder, self.settings.mode), None
+            refuse_another_folder(self.folder, self.study)
         if began is None:
             left = self.folder / "trials"
             if left.exists() and any(left.glob("[0-9]*")):
@@ -63,10 +73,7 @@ class Search:
                     f"{shown(left)} holds trials that the search's storage does not know: move them away, "
                     "or begin another search with name=<another>."
                 )
-        if began is None or (began["mode"] == asked["mode"] and not self.has_begun()):
-            if began != asked:
-                self._forget([trial.number for trial in self.trials()])
-                self.study.set_user_attr(SETTINGS, asked)
+            self.study.set_user_attr(SETTINGS, asked)
             return
         for name in asked:
             if began.get(name) != asked[name]:
@@ -87,7 +94,7 @@ class Search:
         with usable_storage(self.folder), self.claiming:
             running = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
             for number in running:
-                if is_free(self.folder_of(number) / LOCK):
+                if not is_held(self.folder_of(number) / LOCK):
                     self.give_back(number)
             if self.exhausted or len(self.trials()) >= num_trials:
                 return None
@@ -112,14 +119,10 @@ class Search:
             if (self.folder_of(number) / "metrics.json").is_file() and UNLOGGED not in trial.user_attrs:
                 self.finish(number, failure=None)
                 return
-            self._forget([number])
+            self.study.set_user_attr(LOST, sorted({*self.study.user_attrs.get(LOST, []), number}))
             self.study.tell(number, state=TrialState.FAIL)
             self.study.enqueue_trial(trial.params)
             shutil.rmtree(self.folder_of(number), ignore_errors=True)
-
-    def _forget(self, numbers: list[int]) -> None:
-        """They count no more."""
-        self.study.set_user_attr(LOST, sorted({*self.study.user_attrs.get(LOST, []), *numbers}))
 
     def options_of(self, trial: optuna.Trial) -> list[str]:
         """Those that make a training this trial: where it runs, whom it tells, and that the test split stays unseen."""
@@ -172,20 +175,8 @@ class Search:
         """Whether a trial has a result, or may come to one."""
         return any(trial.state != TrialState.FAIL for trial in self.trials())
 
-    def has_results(self) -> bool:
-        return any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in self.trials())
-
     def folder_of(self, number: int) -> Path:
         return self.folder / "trials" / str(number)
-
-
-def is_free(lock: Path) -> bool:
-    """Whether no living process holds it."""
-    try:
-        with FileLock(lock, timeout=0):
-            return True
-    except Timeout:
-        return False
 
 
 def _words(value: Any) -> str:

@@ -37,7 +37,7 @@ def report_search(search: Search, of_all: list[str]) -> None:
     finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not finished:
         raise Refusal(f"no trial came to a result: {(search.failures() or ['all were pruned'])[0]}")
-    finished.sort(key=lambda trial: trial.value or 0.0, reverse=search.settings.mode == "max")
+    finished.sort(key=lambda trial: trial.value or 0.0, reverse=search.settings.choose is max)
     best = finished[0]
     plot_search(trials, search.space, search.settings, search.folder / "search.png")
     wide_console().print(_table(finished[:SHOWN], search))

@@ -6,6 +6,7 @@ from rich import box
 from rich.table import Table
 
 from . import record
+from .origin import commit_words
 from .terminal import wide_console
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def print_comparison(first: "Run", second: "Run") -> None:
             table.add_row(option, *(str(options.get(option, "")) for options in (one, other)))
     table.add_section()
     table.add_row("state", record.state_of(first.folder), record.state_of(second.folder))
-    table.add_row("commit", _commit(first), _commit(second))
+    table.add_row("commit", *(commit_words(record.read(run.folder).get("git")) for run in (first, second)))
     figures, others = first.metrics(), second.metrics()
     for name in sorted(figures.keys() | others.keys()):
         table.add_row(name, *("" if name not in found else f"{found[name]:.4g}" for found in (figures, others)))
@@ -60,11 +61,6 @@ def _score(metrics: dict[str, float]) -> tuple[str, float] | None:
 
 def _value(figure: tuple[str, float] | None, name: str) -> str:
     return "" if figure is None or figure[0] != name else f"{figure[1]:.4g}"
-
-
-def _commit(run: "Run") -> str:
-    git = record.read(run.folder).get("git")
-    return "" if git is None else git["commit"][:12] + ("" if git["clean"] else ", and changes")
 
 
 def _flat(section: Any, path: str = "") -> dict[str, Any]:
