@@ -113,7 +113,7 @@ def gpus(torch: ModuleType | None) -> list[Finding]:
     """What the driver sees, beside what torch does."""
     driver = _said("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     if torch is None:
-        return [Finding("GPUs", "unknown: torch cannot be imported", f"{INSTALL}", missing=True)]
+        return [Finding("GPUs", "unknown: torch cannot be imported", INSTALL, missing=True)]
     if torch.backends.mps.is_available():
         return [Finding("GPUs", "Apple's, by MPS")]
     if not torch.cuda.is_available():

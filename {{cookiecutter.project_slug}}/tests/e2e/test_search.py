@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -106,6 +107,22 @@ def finished_trials(folder: Path) -> dict[int, float | None]:
     return {trial.number: trial.value for trial in trials}
 
 
+def test_trial_ends_with_its_search(tmp_path: Path) -> None:
+    """One that would go on for much longer than is waited for it here."""
+    endless = ("trainer.max_epochs=1000000", "callbacks.early_stopping=null")
+    with started("search", *QUICK, *endless, cwd=tmp_path) as process:
+        wait_for(process, "trial 0")
+        log = tmp_path / "logs/search/default/trials/0/train.log"
+        for _ in range(600):
+            if log.is_file() and "learning rate" in log.read_text(encoding="utf-8"):
+                break
+            time.sleep(0.1)
+        process.kill()
+        process.wait()
+        assert is_empty_soon(process.pid)
+    assert "learning rate" in log.read_text(encoding="utf-8"), "the trial had not begun"
+
+
 def test_trials_are_pruned_under_ddp_too(tmp_path: Path) -> None:
     """The first runs to its end, as there is none to compare it with; a rate of nothing is then worse at once."""
     space = with_space(tmp_path, "model.optimizer.lr: [0.005, 1.0e-9]")
@@ -121,6 +138,7 @@ def test_trials_are_pruned_under_ddp_too(tmp_path: Path) -> None:
         (["+search.space.modle=[cnn]"], "search.space: 'modle' is no option; did you mean 'model'?"),
         (["+search.space.seed=[1,2]", "seed=3"], "'seed' is for the search to choose"),
         (["search.montior=val/acc"], "did you mean 'search.monitor'"),
+        (["search.sampler._target_=optuna.samplers.TPESamplr"], "optuna.samplers.TPESamplr cannot be imported"),
         (["search.mode=up"], "it takes min or max"),
         (["num_trials=0"], "num_trials=0 is no search"),
         (["name=a/b"], "is no name of a folder"),
