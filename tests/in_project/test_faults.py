@@ -78,7 +78,7 @@ def assert_nothing_is_left(folder: Path) -> None:
     ("number", "whom", "exit_code", "sentence"),
     [
         (signal.SIGKILL, "rank 1", 137, "error: rank 1 was ended by SIGKILL."),
-        (signal.SIGTERM, "rank 1", 143, "error: rank 1 was ended by SIGTERM."),
+        (signal.SIGTERM, "rank 1", 143, "error: ended by SIGTERM: what was saved until now stays."),
         (signal.SIGINT, "all", 130, "error: interrupted: what was saved until now stays."),
         (signal.SIGTERM, "launcher", 143, "error: ended by SIGTERM: what was saved until now stays."),
         (signal.SIGKILL, "launcher", -signal.SIGKILL, ""),  # a shell says 137

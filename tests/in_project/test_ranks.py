@@ -87,7 +87,7 @@ def test_strategy_that_contradicts_torchrun_is_refused_once(tmp_path: Path) -> N
     assert refused.returncode != 0
     (line,) = (line for line in refused.stderr.splitlines() if line.startswith("error: "))
     assert "strategy=single is one process, but torchrun started 2: take strategy=ddp" in line
-    assert not list((tmp_path / "logs/train/runs").iterdir())
+    assert not (tmp_path / "logs").exists()
 
 
 DRAW = """

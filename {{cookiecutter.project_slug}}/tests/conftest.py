@@ -44,10 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="not run: there is no GPU here"))
 
 
+def unrehearsed(verb: str, options: tuple[str, ...]) -> list[str]:
+    """The rehearsal of the export takes longer than a training here; tests of it ask for it."""
+    asked = any(option.startswith(("rehearse_export=", "resume=")) for option in options)
+    return ["rehearse_export=false"] if verb == "train" and not asked else []
+
+
 def run_command(verb: str, *options: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """`python -m <package>.<verb> <options>` in the folder `cwd`, with every warning an error."""
     environment = os.environ | {"PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", f"{package.__name__}.{verb}", *options]
+    command = [sys.executable, "-m", f"{package.__name__}.{verb}", *options, *unrehearsed(verb, options)]
     process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     if check:
         assert process.returncode == 0, process.stdout + process.stderr
@@ -57,7 +63,7 @@ def run_command(verb: str, *options: str, cwd: Path, check: bool = True) -> subp
 @contextmanager
 def started(verb: str, *options: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
     """The running command, leader of a process group of its own; what is left of the group ends with the test."""
-    command = [sys.executable, "-m", f"{package.__name__}.{verb}", *options]
+    command = [sys.executable, "-m", f"{package.__name__}.{verb}", *options, *unrehearsed(verb, options)]
     with subprocess.Popen(
         command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:

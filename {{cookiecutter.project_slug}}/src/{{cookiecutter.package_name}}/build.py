@@ -14,10 +14,10 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from .callbacks import LargestMicroBatch, RandomState, SelfContained
+from .callbacks.kept import LastFigures, RandomState, SelfContained
+from .callbacks.micro_batch import LargestMicroBatch
 from .checks import check
 from .cli import Config
 from .data.spec import DataSpec
@@ -30,6 +30,7 @@ from .strategies.devices import Devices
 from .strategies.launch import build_strategy, trainer_section
 from .strategies.samplers import BatchSplit
 from .tracking import Steady, prepared
+from .whole import WholeFiles
 
 
 def build(section: Mapping[str, Any], path: str, **given: Any) -> Any:
@@ -115,7 +116,7 @@ def build_callbacks(
         built = [callback for callback in built if not isinstance(callback, LearningRateMonitor)]
     if split is not None and config["data"].get("micro_batch_size") == "auto":
         built.append(LargestMicroBatch(split))
-    callbacks = [*built, RandomState(), SelfContained(contents)]
+    callbacks = [*built, RandomState(), LastFigures(), SelfContained(contents)]
     for callback in callbacks:
         drop_empty_hooks(callback)
     return callbacks
@@ -152,12 +153,3 @@ def _environment() -> ClusterEnvironment:
         return LightningEnvironment()
     # Its own way to requeue a job saves in the middle of a step; here the job's script does it.
     return SLURMEnvironment(auto_requeue=False) if started.starter == "srun" else TorchElasticEnvironment()
-
-
-class WholeFiles(TorchCheckpointIO):
-    """A checkpoint takes the place of an earlier one only once it is written: a kill in between loses neither."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        incoming = Path(f"{path}.incoming")
-        super().save_checkpoint(checkpoint, incoming, storage_options)
-        incoming.replace(path)

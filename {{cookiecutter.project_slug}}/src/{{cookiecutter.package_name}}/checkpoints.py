@@ -17,6 +17,7 @@ from .data.spec import DataSpec
 from .models.trainee import Trainee
 from .record import run_dirs
 from .refusal import Refusal
+from .whole import is_damaged, sum_file
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,8 @@ def load(path: Path, option: str = "ckpt_path") -> Checkpoint:
         raise Refusal(f"{option}={path} is a folder: give the file in it, as <run directory>/checkpoints/best.ckpt.")
     if not path.is_file():
         raise Refusal(f"{option}={path} does not exist: give the path of a .ckpt file.")
+    if is_damaged(path):
+        raise Refusal(f"{option}={path} is damaged: its sha256 is not the one that {sum_file(path).name} says.")
     try:
         # Mapped: what is not used, as the optimizer's state where nothing is trained, is never read.
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -1,6 +1,5 @@
 """The border between the command line and the code: Hydra composes, mistakes become one sentence and exit code 2."""
 
-import errno
 import functools
 import logging
 import os
@@ -24,12 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 from .explain import explain
 from .folders import claim, remove_empty_run, share
 from .quiet import QUIET, quieten
-from .refusal import Refusal
+from .refusal import Refusal, of_files
 from .strategies import ranks
 
 Config = dict[str, Any]
-# A disk that is full, and files that this user may not read or write: no mistake of this code.
-OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
 
 class Termination(KeyboardInterrupt):
@@ -107,10 +104,10 @@ def _compose_and_run(
             raise
         exit_codes.append(_print_refusal(sentence))
     except OSError as error:
-        if error.errno not in OF_FILES:
+        fault = of_files(error, Path.cwd())
+        if fault is None:
             raise
-        file = error.filename or "a file"
-        exit_codes.append(_print_refusal(Refusal(f"{file} cannot be read or written: {error.strerror}.")))
+        exit_codes.append(_print_refusal(fault))
     except KeyboardInterrupt as interrupt:
         exit_codes.append(_print_refusal(Interruption(interrupt)))
 
@@ -126,6 +123,8 @@ def _follow(main: Callable[[Config], None], exit_codes: list[int]) -> None:
         except Refusal as refusal:
             exit_codes.append(_print_refusal(refusal))
             patience = timedelta(minutes=1)  # rank 0 goes on with the next job by then, or waits for this rank
+        except KeyboardInterrupt as interrupt:  # as all ranks
+            exit_codes.append(Interruption(interrupt).exit_code)
 
 
 def _terminate(number: int, frame: types.FrameType | None) -> None:

@@ -1,7 +1,11 @@
-"""A user's mistake, told in one sentence."""
+"""A user's mistake, or a fault of the world around a run, told in one sentence."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+from pathlib import Path
+
+OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
 
 class Refusal(Exception):
@@ -11,6 +15,21 @@ class Refusal(Exception):
     """
 
     exit_code = 2
+
+
+class Fault(Refusal):
+    """What went wrong in a run that was right as it was typed: of its data, its disk, its numbers."""
+
+    exit_code = 1
+
+
+def of_files(error: OSError, place: Path) -> Fault | None:
+    """Of a disk that is full, and of files that this user may not read or write: no mistake of this code."""
+    if error.errno not in OF_FILES:
+        return None
+    if error.filename is None:  # of what was being written
+        return Fault(f"a file in {place} cannot be written: {error.strerror}; what was saved before it stays.")
+    return Fault(f"{error.filename} cannot be read or written: {error.strerror}.")
 
 
 def nearest(word: str, known: Iterable[str], section: str = "") -> str:

@@ -1,12 +1,19 @@
 """`resume=latest` or `resume=<run directory>`: the options of that run again, in its directory."""
 
+import logging
+import os
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from . import record
 from .record import OVERRIDES
-from .refusal import Refusal
+from .refusal import Fault, Refusal
+from .strategies import ranks
+from .terminal import shown
+
+log = logging.getLogger(__name__)
 
 OPTION = "resume="
 
@@ -20,6 +27,8 @@ def with_resumed(arguments: list[str]) -> list[str]:
         raise Refusal(f"resume={given[-1]} is one run, and -m makes many: leave one of them out.")
     log_dirs = [a.removeprefix("paths.log_dir=") for a in arguments if a.startswith("paths.log_dir=")]
     run_dir = find(given[-1], Path(log_dirs[-1] if log_dirs else "logs"))
+    if not os.access(run_dir, os.W_OK):
+        raise Refusal(f"{shown(run_dir)} cannot be written by this user: make it writable, or start another run.")
     place = QuotedString(str(run_dir), Quote.double).with_quotes()
     others = [argument for argument in arguments if not argument.startswith(OPTION)]
     typed = {_name(option) for option in others}
@@ -46,3 +55,33 @@ def find(resume: str, log_dir: Path) -> Path:
 
 def _last_written(run_dir: Path) -> float:
     return max(path.stat().st_mtime for path in (run_dir, *run_dir.glob("checkpoints/*"), *run_dir.glob("*.log")))
+
+
+def going_on(config: dict[str, Any]) -> dict[str, Any]:
+    """With `resume=`, or in the place of lost processes: from the newest whole checkpoint, where there is one already.
+
+    What the job had started from is in it.
+    """
+    folder = Path(config["paths"]["output_dir"]) / "checkpoints"
+    if not (ranks.is_restart() or config.get("resume")) or not any(folder.glob("*.ckpt")):
+        return config
+    return {**config, "ckpt_path": str(newest(folder)), "model": {**config["model"], "weights": None}}
+
+
+def newest(folder: Path) -> Path:
+    """The checkpoint of the latest step that can be read; those that cannot are told."""
+    from .checkpoints import load
+    from .whole import LAST
+
+    found, damaged = [], []
+    for path in folder.glob("*.ckpt"):
+        try:
+            found.append((load(path).step, path.name == LAST, path))
+        except Refusal as refusal:
+            damaged.append(str(refusal))
+    if not found:
+        raise Fault(f"no checkpoint in {shown(folder)} can be read ({damaged[0].rstrip('.')}): start another run.")
+    path = max(found)[-1]
+    for sentence in damaged:
+        log.warning("warning     %s", sentence)
+    return path

@@ -8,8 +8,6 @@
 Torch and lightning are imported inside the functions: `--help` and a mistyped option are answered without them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -32,6 +30,7 @@ class Options:
     ckpt_path: str | None
     lr_scaling: Literal["none", "linear", "sqrt"]
     base_batch_size: int
+    rehearse_export: bool
     test: bool
 
     def __post_init__(self) -> None:
@@ -66,6 +65,7 @@ def run(config: Config) -> dict[str, float]:
     from .build import build, build_callbacks, build_loggers, build_trainee, build_trainer
     from .checkpoints import self_description
     from .checks import read_options
+    from .guards import before_training
     from .reports import announce, keep_metrics, report_training
     from .strategies.launch import batch_split, devices_of
     from .tracking import tracked
@@ -83,9 +83,9 @@ def run(config: Config) -> dict[str, float]:
     trainer = build_trainer(config, devices, callbacks, loggers, split.num_steps)
     if trainer.is_global_zero:
         announce(config, devices, split, model)
+        before_training(config, datamodule, model, trainer)
         keep_metrics(run_dir / "metrics.csv", loggers, step)
-    # fsdp leaves a part of the network on each device: its test is the command `evaluate`.
-    test = options.test and config["strategy"]["name"] != "fsdp"
+    test = options.test and config["strategy"]["name"] != "fsdp"  # there each device has a part: `evaluate` tests it
     with tracked(loggers, config, run_dir):
         metrics = train(datamodule, model, trainer, options.ckpt_path, test=test)
     if trainer.is_global_zero:
@@ -94,9 +94,9 @@ def run(config: Config) -> dict[str, float]:
 
 
 def train(
-    datamodule: pl.LightningDataModule,
-    model: pl.LightningModule,
-    trainer: pl.Trainer,
+    datamodule: "pl.LightningDataModule",
+    model: "pl.LightningModule",
+    trainer: "pl.Trainer",
     ckpt_path: str | None = None,
     test: bool = True,
 ) -> dict[str, float]:
@@ -104,9 +104,10 @@ def train(
 
     `ckpt_path` goes on from that checkpoint: weights, optimizer, scheduler and epoch.
     """
+    from .callbacks.kept import figures_of_training
+
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-    logged, others = trainer.callback_metrics, ("time/", "lr-", "warmup/")
-    metrics = {name: value.item() for name, value in logged.items() if "/" in name and not name.startswith(others)}
+    metrics = figures_of_training(trainer)
     if test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         for figures in trainer.test(model, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False):

@@ -21,6 +21,7 @@ from .data.spec import DataSpec
 from .models.parameters import shaped_by_labels, shortened
 from .models.trainee import Trainee
 from .refusal import Refusal
+from .resume import going_on
 from .strategies import ranks
 from .terminal import shown
 
@@ -40,7 +41,7 @@ def with_start(config: Config) -> Config:
     """Of a run that goes on, with its last checkpoint; refuses a bad file before any process is started."""
     for section in ("data", "model"):  # else a checkpoint could not be loaded again
         refuse_foreign_code(config[section], section)
-    config = config if ranks.follows() else ranks.going_on(config)
+    config = config if ranks.follows() else going_on(config)
     ckpt_path, weights = config["ckpt_path"], config["model"].get("weights")
     if ckpt_path is not None and weights is not None:
         raise Refusal(f"ckpt_path={ckpt_path} and model.weights={weights} are two starts of a run: leave one out.")

@@ -34,7 +34,8 @@ def test_run_directory_is_complete(run_dir: Path) -> None:
     hydra = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"}
     written = {"metrics.csv", "metrics.json", "hparams.yaml", "train.log", "run.json", "report.md"}
     pictures = {"curves.png", "confusion_matrix.png"}
-    assert found == hydra | written | pictures | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    saved = {f"checkpoints/{name}.ckpt{end}" for name in ("best", "last", "previous") for end in ("", ".sha256")}
+    assert found == hydra | written | pictures | saved
     assert (run_dir / "curves.png").read_bytes().startswith(PNG)
     metrics = read_json(run_dir / "metrics.json")
     assert {"train/loss", "train/acc", "val/loss", "val/acc", "val/f1", "test/acc", "test/f1"} <= metrics.keys()

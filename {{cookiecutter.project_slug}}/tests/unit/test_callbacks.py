@@ -10,7 +10,8 @@ import torch
 from digits import Digits, linear
 from torch import Tensor, nn
 
-from {{ cookiecutter.package_name }}.callbacks import LargestMicroBatch, RandomState
+from {{ cookiecutter.package_name }}.callbacks.kept import RandomState
+from {{ cookiecutter.package_name }}.callbacks.micro_batch import LargestMicroBatch
 from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.refusal import Refusal

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }} import checkpoints
-from {{ cookiecutter.package_name }}.build import WholeFiles
 from {{ cookiecutter.package_name }}.refusal import Refusal
 
 
@@ -142,19 +140,3 @@ def test_latest_is_the_run_that_was_trained_last(tmp_path: Path, caplog: pytest.
     found = checkpoints.find("latest", tmp_path)
     assert found == tmp_path / "train/multiruns/2026-01-01/0/checkpoints/best.ckpt"
     assert str(found) in caplog.text
-
-
-def test_checkpoint_that_is_not_written_to_its_end_leaves_the_earlier_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint({"epoch": 1}, path)
-
-    def cut(self: TorchCheckpointIO, checkpoint: dict[str, int], path: Path, storage_options: object) -> None:
-        path.write_bytes(b"half of")
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", cut)
-    with pytest.raises(OSError, match="the disk is full"):
-        WholeFiles().save_checkpoint({"epoch": 2}, path)
-    assert torch.load(path, weights_only=True) == {"epoch": 1}

@@ -25,6 +25,7 @@ TRAIN = {
     "ckpt_path": None,
     "lr_scaling": "none",
     "base_batch_size": 64,
+    "rehearse_export": True,
     "test": True,
 }
 

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
-from {{ cookiecutter.package_name }}.callbacks import DataWait, _random_state, _set_random_state
+from {{ cookiecutter.package_name }}.callbacks.data_wait import DataWait
+from {{ cookiecutter.package_name }}.callbacks.kept import random_state, set_random_state
 from {{ cookiecutter.package_name }}.data.spec import DataSpec
 from {{ cookiecutter.package_name }}.hooks import OF_A_STEP, Unprofiled, drop_empty_hooks
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
@@ -181,7 +182,7 @@ def test_channels_last_changes_the_layout_alone() -> None:
 
 def test_random_states_of_earlier_versions_are_read() -> None:
     """They were lists."""
-    state = _random_state()
+    state = random_state()
     drawn = (torch.rand(3), np.random.rand(), random.random())
     lists = {
         "torch": state["torch"].tolist(),
@@ -190,6 +191,6 @@ def test_random_states_of_earlier_versions_are_read() -> None:
         "python": [state["python"][0], state["python"][1].tolist(), state["python"][2]],
     }
     for given in (state, lists):
-        _set_random_state(given)
+        set_random_state(given)
         assert torch.equal(torch.rand(3), drawn[0])
         assert (np.random.rand(), random.random()) == drawn[1:]

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..refusal import Refusal
+from .loader import Batch
 from .pixels import pixel_statistics
-from .samples import Augmented, Batch, SamplesInMemory, check_batch, check_options, evaluation_loader, training_loader
+from .samples import Augmented, SamplesInMemory, check_batch, check_options, evaluation_loader, training_loader
 from .spec import DataSpec
 from .splits import stratified
 from .targets import counts_of

@@ -17,8 +17,9 @@ from ..quiet import Quiet, quietly
 from ..refusal import Refusal
 from .augment import Transformed
 from .image_folder import enough_workers
+from .loader import Batch
 from .pixels import pixel_statistics
-from .samples import Augmented, Batch, SamplesInMemory, check_batch, check_options, evaluation_loader, training_loader
+from .samples import Augmented, SamplesInMemory, check_batch, check_options, evaluation_loader, training_loader
 from .spec import DataSpec
 from .targets import counts_of
 

@@ -17,8 +17,9 @@ from ..refusal import Refusal
 from ..serving.pictures import read_picture
 from .augment import Transformed
 from .listing import Picture, list_pictures
+from .loader import Batch
 from .pixels import Sums, statistics_of
-from .samples import Augmented, Batch, Samples, check_batch, check_options, evaluation_loader, training_loader
+from .samples import Augmented, Samples, check_batch, check_options, evaluation_loader, training_loader
 from .scan import look_at, num_cores
 from .spec import DataSpec
 from .splits import LEAST

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..refusal import Refusal
 from ..strategies.samplers import EvaluationBatchSampler, TrainingBatchSampler, WithEpoch, seeded
-
-Batch = tuple[Tensor, Tensor]
+from .loader import Batch, Loader, check_shared_memory
 
 
 class Samples(Dataset[Batch]):
@@ -71,26 +70,25 @@ class Augmented(Dataset[Batch]):
         return self.augment(inputs, [seeded(self.seed, *place) for place in places]), labels
 
 
-class ResumableLoader(DataLoader[Batch]):
+class ResumableLoader(Loader):
     """Lightning keeps its state in each checkpoint: a run that goes on from the middle of an epoch goes on there."""
 
     def __init__(self, dataset: Dataset[Batch], sampler: TrainingBatchSampler, **options: Any) -> None:
         batches = WithEpoch(sampler) if isinstance(dataset, Augmented) else sampler
-        super().__init__(dataset, batch_sampler=batches, collate_fn=_as_fetched, **options)
+        super().__init__(dataset, batch_sampler=batches, **options)
         self.position = sampler
-        self.num_handed_out = 0  # not those that worker processes have fetched ahead
         self.seconds_waited = 0.0  # in this epoch, for batches that were not there yet
         self.resumed: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         state, self.resumed = self.resumed, None
         in_this_epoch = state is not None and state["epoch"] == self.position.epoch
-        self.num_handed_out = state["num_handed_out"] if state and in_this_epoch else 0
-        self.position.first = self.num_handed_out
+        first = self.position.first = state["num_handed_out"] if state and in_this_epoch else 0
+        batches = super().__iter__()
+        self.num_handed_out = first
         self.seconds_waited, start = 0.0, time.perf_counter()
-        for batch in super().__iter__():
+        for batch in batches:
             self.seconds_waited += time.perf_counter() - start
-            self.num_handed_out += 1
             yield batch
             start = time.perf_counter()
 
@@ -101,11 +99,6 @@ class ResumableLoader(DataLoader[Batch]):
         self.resumed = state
 
 
-def _as_fetched(batch: Any) -> Any:
-    """`__getitems__` returns a finished batch: there is nothing left to collate."""
-    return batch
-
-
 def training_loader(
     dataset: Samples | Augmented, batch_size: int, seed: int, trainer: pl.Trainer | None, **options: Any
 ) -> DataLoader[Batch]:
@@ -113,6 +106,10 @@ def training_loader(
     # `overfit_batches` means the same few batches again and again.
     reshuffle = trainer is None or not trainer.overfit_batches  # type: ignore[attr-defined]
     sampler = TrainingBatchSampler(len(dataset), batch_size, seed, *_place(trainer), _num_steps(trainer), reshuffle)
+    spec = getattr(getattr(trainer, "datamodule", None), "spec", None)
+    if trainer is not None and spec is not None and options.get("num_workers"):
+        on_machine = max(1, trainer.world_size // trainer.num_nodes)
+        check_shared_memory(options["num_workers"] * on_machine, spec, len(next(iter(sampler))))
     # Its own generator: the loader would draw from the one that dropout uses.
     return ResumableLoader(dataset, sampler, generator=seeded(seed), **_loader_options(trainer, **options))
 
@@ -124,7 +121,7 @@ def evaluation_loader(
     size = -(-batch_size // _num_steps(trainer))  # what is too much at once in training may be so here
     sampler = EvaluationBatchSampler(len(dataset), size, *_place(trainer))
     options = {**_loader_options(trainer, **options), "generator": torch.Generator()}
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=_as_fetched, **options)
+    return Loader(dataset, batch_sampler=sampler, **options)
 
 
 def _loader_options(trainer: pl.Trainer | None, num_workers: int = 0, pin_memory: bool | None = None) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from ..refusal import Refusal
 from ..serving.accepted import Column
 from ..serving.tables import MOST, Table, encode
 from .columns import choose, statistics
+from .loader import Batch
 from .rows import check_labels, given_split, known_column, read, with_targets
-from .samples import Batch, SamplesInMemory, check_batch, check_options, evaluation_loader, training_loader
+from .samples import SamplesInMemory, check_batch, check_options, evaluation_loader, training_loader
 from .spec import DataSpec
 from .splits import LEAST, SPLITS, shuffled, stratified
 from .targets import counts_of, known_labels, numbered, rarest

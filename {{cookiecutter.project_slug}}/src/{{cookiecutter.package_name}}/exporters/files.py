@@ -92,7 +92,7 @@ def _write_and_admit(
         file = FORMATS[name].file
         try:
             log.info("exporting   %s%s", file, " (legacy)" if FORMATS[name].status == "legacy" else "")
-            (folder / file).write_bytes(_exported(name, replace(source, options=options)))
+            (folder / file).write_bytes(exported(name, replace(source, options=options)))
             log.info("verifying   %s", file)
             parities.append(admit(name, folder, source.contract, reference, limits))
         except GateFailure as failure:  # the others are tried all the same
@@ -104,7 +104,7 @@ def _write_and_admit(
     return parities
 
 
-def _exported(name: str, source: Source) -> bytes:
+def exported(name: str, source: Source) -> bytes:
     try:
         return exporter(name).export(source)
     except (Refusal, OSError):

@@ -33,3 +33,16 @@ class Totals:
         sums = torch.stack([self.loss, self.tally.to(count.dtype), count])
         loss, tally, count = strategy.reduce(sums, reduce_op="sum").unbind()
         return loss / count, tally / count
+
+    def over_ranks(self, strategy: Strategy) -> dict[str, Tensor | int]:
+        """The sums of all ranks, as plain data."""
+        loss, tally, count = (
+            strategy.reduce(value, reduce_op="sum")
+            for value in (self.loss.clone(), self.tally.clone(), torch.tensor(self.count, device=self.loss.device))
+        )
+        return {"loss": loss.cpu(), "tally": tally.cpu(), "count": int(count)}
+
+    @classmethod
+    def of_ranks(cls, sums: dict[str, Tensor | int], device: torch.device) -> "Totals":
+        loss, tally = (torch.as_tensor(sums[name], device=device) for name in ("loss", "tally"))
+        return cls(loss, tally, int(sums["count"]))

@@ -8,15 +8,16 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
-from ..data.samples import Batch
+from ..data.loader import Batch
 from ..data.spec import DataSpec
 from ..hooks import METRICS
 from ..refusal import Refusal
 from .layers import Normalize
-from .parameters import check_rates, freeze_named, grouped, hold_frozen
+from .parameters import freeze_named, grouped, hold_frozen
+from .schedules import after_validation, schedules
 from .totals import Totals
 
 
@@ -68,7 +69,9 @@ class Trainee(pl.LightningModule):
         self.compiled = compile
         self.channels_last = channels_last
         self.counts: Tensor | None = None  # what `test_counts` came to; there after a test
+        self.counts_all = True  # else batches are left out whose loss is not finite
         self._totals: dict[str, Totals] = {}
+        self._resumed: Totals | None = None  # of an epoch that goes on
 
     def batch_loss(self, outputs: Tensor, y: Tensor, training: bool) -> Tensor:
         """The mean over the samples; training alone may smooth."""
@@ -110,8 +113,16 @@ class Trainee(pl.LightningModule):
             self.net.compile()
 
     def on_train_start(self) -> None:
-        self._totals.clear()
+        self._totals = {"train": self._resumed} if self._resumed and self.global_rank == 0 else {}
+        self._resumed = None
         self.hold_frozen()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["totals"] = self._totals.get("train", self._no_samples()).over_ranks(self.trainer.strategy)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        totals = checkpoint.get("totals")
+        self._resumed = Totals.of_ranks(totals, self.device) if totals else None
 
     def hold_frozen(self) -> None:
         """After all that sets modules to train, or puts others in their place, as `sync_batchnorm`."""
@@ -148,8 +159,10 @@ class Trainee(pl.LightningModule):
             self._log({"train/loss": loss, f"train/{self.figure}": self.finished(mean)})
 
     def on_validation_epoch_end(self) -> None:
-        self._log({"val/loss": self._means("val")[0], **self.read_scores(self.val_scores)})
+        loss = self._means("val")[0]
+        self._log({"val/loss": loss, **self.read_scores(self.val_scores)})
         self.val_scores.reset()
+        after_validation(self.trainer, loss.item())
 
     def on_test_epoch_end(self) -> None:
         self._log({"test/loss": self._means("test")[0], **self.read_scores(self.test_scores)})
@@ -164,6 +177,8 @@ class Trainee(pl.LightningModule):
             self.log(name, value, prog_bar=shown, on_step=False, on_epoch=True, sync_dist=True)
 
     def _count(self, split: str, outputs: Tensor, y: Tensor, loss: Tensor) -> None:
+        if not self.counts_all and split == "train" and not torch.isfinite(loss):
+            return
         if split not in self._totals:
             self._totals[split] = self._no_samples()
         self._totals[split].add(loss, self.tally(outputs.detach(), y), len(y))
@@ -182,12 +197,4 @@ class Trainee(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.build_optimizer()
-        schedulers: list[Any] = []
-        if self.make_scheduler is not None:
-            schedulers.append({"scheduler": self.make_scheduler(optimizer), "monitor": "val/loss"})
-            check_rates(optimizer, self.kept_lr_factor)
-        if self.warmup_steps:  # a factor that grows from step to step, on top of what the scheduler does
-            first = 1 / (self.warmup_steps + 1)
-            warmup = LinearLR(optimizer, start_factor=first, total_iters=self.warmup_steps)
-            schedulers.append({"scheduler": warmup, "interval": "step", "name": "warmup"})
-        return [optimizer], schedulers
+        return [optimizer], schedules(optimizer, self.make_scheduler, self.warmup_steps, self.kept_lr_factor)

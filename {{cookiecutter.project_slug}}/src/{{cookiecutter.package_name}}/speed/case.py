@@ -53,7 +53,7 @@ class Turns(Callback):
 def with_lightning(config: Config) -> None:
     given = {name: config["turns"][name] for name in ("address", "token", "num_epochs")}
     turns = {"_target_": f"{__name__}.Turns", **given, "memory_before": peak_memory_of_process() or 0}
-    train.run({**config, "callbacks": {**config["callbacks"], "turns": turns}})
+    train.run({**config, "rehearse_export": False, "callbacks": {**config["callbacks"], "turns": turns}})
 
 
 def by_hand(config: Config) -> None:

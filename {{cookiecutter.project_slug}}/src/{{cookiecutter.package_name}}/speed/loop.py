@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.samples import Batch, SamplesInMemory
+from ..data.loader import Batch
+from ..data.samples import SamplesInMemory
 from ..models.trainee import Trainee
 from ..strategies.samplers import seeded
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -9,7 +10,8 @@ from lightning.pytorch.strategies import Strategy
 
 from ..checks import check, read_options
 from ..cli import Config
-from ..refusal import Refusal, nearest
+from ..data.loader import is_lost_worker, lost_worker
+from ..refusal import Refusal, nearest, of_files
 from . import ranks
 from .ddp import Ddp, DistributedDataParallelStrategy, Fsdp, FullyShardedStrategy
 from .devices import Devices, resolve_devices
@@ -87,11 +89,18 @@ def refusing(task: Callable[[Config], Result], config: Config) -> Result:
         return task(config)
     except MisconfigurationException as error:
         raise Refusal(" ".join(str(error).split())) from error
+    except OSError as error:
+        fault = of_files(error, Path(config["paths"]["output_dir"]))
+        if fault is None:
+            raise
+        raise fault from error
     except SystemExit as error:  # Lightning's way to end after Ctrl-C, with exit code 1
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise
     except RuntimeError as error:
+        if is_lost_worker(error):  # the signal of its end may come at any moment
+            raise lost_worker(error) from error
         if not str(error).startswith("Early stopping conditioned on metric"):
             raise
         raise Refusal(" ".join(str(error).split())) from error

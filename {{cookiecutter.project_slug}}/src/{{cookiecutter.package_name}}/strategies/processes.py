@@ -17,10 +17,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing import SimpleQueue, get_context
 
-from ..cli import Config, Termination, job_logging
+from ..cli import Config, Interruption, Termination, job_logging
 from ..quiet import QUIET, quieten
 from ..refusal import Refusal
-from . import ranks
+from ..resume import going_on
 from .launch import refusing
 
 Result = TypeVar("Result")
@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 # The launcher's own handlers stay installed after it has ended.
 ENDED_BY_OTHERS = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGKILL", signal.SIGTERM))
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+# Seconds for a checkpoint to be saved after a signal; a rank that waits for a lost one ends itself before.
+SHUTDOWN = 600
 ROOM = 60_000  # characters for what all workers say: a pipe that is full would keep its writer
 
 
@@ -38,7 +40,7 @@ class Report(NamedTuple):
     when: float
     rank: int
     text: str
-    refused: bool
+    refused_with: int  # the exit code of a refusal; 0 for an error
 
 
 class WorkerFailure(Refusal):
@@ -85,21 +87,26 @@ def run_in_processes(
         start_method="spawn",
         # Nothing on disk, which a killed launcher could not remove: errors come through the queue.
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
-        shutdown_timeout=15,
+        shutdown_timeout=SHUTDOWN,
     )
     with _signal_handlers_kept():
         try:
             room = ROOM // (num_processes * (max_restarts + 1))
             results = elastic_launch(launch, _worker)(task, config, job_logging(), queue, room)
         except ChildFailedError as error:
-            raise _first_cause(error.failures, _drained(queue)) from None
+            reports = _drained(queue)
+            interrupts = {Interruption(kind).exit_code: kind for kind in (KeyboardInterrupt(), Termination())}
+            ended = [interrupts.get(failure.exitcode) for failure in error.failures.values()]
+            if not reports and ended[0] is not None:  # a rank alone was signalled, and ended with the others
+                raise ended[0] from None
+            raise _first_cause(error.failures, reports) from None
         except SignalException as error:
             raise KeyboardInterrupt if error.sigval == signal.SIGINT else Termination from None
     return cast(Result, results[0])
 
 
 def become_rank(num_on_machine: int) -> None:
-    """Signals end a rank at once, whatever it waits for; whoever started it ends the others and says so."""
+    """Signals end a rank at once until its training begins; whoever started it ends the others and says so."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     if "OMP_NUM_THREADS" not in os.environ:  # each process would start a thread a core
@@ -119,13 +126,15 @@ def _worker(
     else:
         logging.disable(logging.CRITICAL)
     try:
-        return refusing(task, ranks.going_on(config))
+        return refusing(task, going_on(config))
     except Refusal as refusal:
-        queue.put(Report(attempt, time.time(), rank, str(refusal), refused=True))
+        queue.put(Report(attempt, time.time(), rank, str(refusal), refused_with=refusal.exit_code))
         raise SystemExit(refusal.exit_code) from None  # the other ranks may not have refused, and would wait
+    except KeyboardInterrupt as interrupt:
+        raise SystemExit(Interruption(interrupt).exit_code) from None
     except Exception as error:
         text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}".strip()
-        queue.put(Report(attempt, time.time(), rank, _shortened(text, room), refused=False))
+        queue.put(Report(attempt, time.time(), rank, _shortened(text, room), refused_with=0))
         raise SystemExit(1) from None  # torch would keep what is raised in a file, and leave it behind
 
 
@@ -145,8 +154,10 @@ def _drained(queue: "SimpleQueue[Report]") -> list[Report]:
 def _first_cause(failures: dict[int, ProcessFailure], reports: list[Report]) -> Refusal:
     """A rank that refuses a value ends without failure, and leaves the others to fail."""
     for report in reports:
-        if report.refused:
-            return Refusal(report.text)
+        if report.refused_with:
+            refusal = Refusal(report.text)
+            refusal.exit_code = report.refused_with
+            return refusal
     return WorkerFailure(failures, reports)
 
 

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..refusal import Refusal
@@ -68,17 +67,6 @@ def is_restart() -> bool:
     """Whether these processes may take the place of others that were lost."""
     counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return "TRAIN_RUN_NAME" in os.environ or any(int(os.environ.get(name, 0)) > 0 for name in counts)
-
-
-def going_on(config: dict[str, Any]) -> dict[str, Any]:
-    """With `resume=`, or in the place of lost processes: from the last checkpoint, where there is one already.
-
-    What the job had started from is in it.
-    """
-    last = Path(config["paths"]["output_dir"]) / "checkpoints/last.ckpt"
-    if not (is_restart() or config.get("resume")) or not last.is_file():
-        return config
-    return {**config, "ckpt_path": str(last), "model": {**config["model"], "weights": None}}
 
 
 def refuse_restarts_that_hang() -> None:

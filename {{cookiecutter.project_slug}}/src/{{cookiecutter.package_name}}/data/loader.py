@@ -1,0 +1,110 @@
+"""A loader that says which sample cannot be read, in one sentence."""
+
+import math
+import shutil
+import traceback
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..refusal import Fault, Refusal
+from .spec import DataSpec
+
+Batch = tuple[Tensor, Tensor]
+
+SHARED_MEMORY = Path("/dev/shm")
+AHEAD = 2  # batches that each process reads ahead, as torch's loaders do
+MIB = 2**20
+
+
+def check_shared_memory(num_workers: int, spec: DataSpec, batch_size: int) -> None:
+    """Batches pass through it from the processes that read them; Docker gives 64 MiB unless told otherwise."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    sample = math.prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize
+    needed, free = num_workers * AHEAD * batch_size * sample, shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise Fault(
+            f"the shared memory has {free / MIB:,.0f} MiB left, and {num_workers} processes that read samples need "
+            f"{needed / MIB:,.0f} MiB: take fewer with data.num_workers=, or give a container more with --shm-size."
+        )
+
+
+class Loader(DataLoader[Batch]):
+    """Batches of a dataset whose `__getitems__` returns them finished."""
+
+    def __init__(self, dataset: Dataset[Batch], **options: Any) -> None:
+        super().__init__(dataset, collate_fn=_as_fetched, **options)
+        self.num_handed_out = 0  # of this pass; not those that worker processes have fetched ahead
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.num_handed_out = 0
+        return self.handed_out(super().__iter__())
+
+    def handed_out(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Refusal:
+                raise
+            except Exception as error:  # whatever a dataset raises
+                raise self._fault(error) from error
+            self.num_handed_out += 1
+            yield batch
+
+    def places(self, batch_idx: int) -> list[int]:
+        """The samples of a batch of this pass, by their positions in the dataset."""
+        return [place[1] if isinstance(place, tuple) else place for place in self._batch(batch_idx)]
+
+    def _batch(self, batch_idx: int) -> list[Any]:
+        return next(islice(iter(self.batch_sampler), batch_idx, None), [])  # type: ignore[arg-type]
+
+    def _fault(self, error: Exception) -> Refusal:
+        if is_lost_worker(error):
+            return lost_worker(error)
+        batch = self._batch(self.num_handed_out)
+        bad = next((place for place in batch if not self._is_readable(place)), None)
+        number = bad[1] if isinstance(bad, tuple) else bad
+        named = f"sample {number}" if bad is not None else f"one of the samples {self.places(self.num_handed_out)}"
+        return Fault(f"{named} of the {len(self.dataset)} of its split cannot be read: {_reason(error)}.")  # type: ignore[arg-type]
+
+    def _is_readable(self, place: Any) -> bool:
+        try:
+            self.dataset.__getitems__([place])  # type: ignore[attr-defined]
+        except Exception:
+            return False
+        return True
+
+
+def is_lost_worker(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
+def lost_worker(error: Exception) -> Fault:
+    reason = " ".join(str(error).split())
+    return Fault(
+        f"a process that reads samples was lost ({reason}): it may have run out of memory, or of shared memory; "
+        "take fewer with data.num_workers=, or none with data.num_workers=0."
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Of an error in a worker process, its last line; of one in this process, with the place that raised it."""
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith("Caught "):
+        return lines[-1].strip().rstrip(".")
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    words = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {words} ({Path(raised.filename).name}:{raised.lineno})"
+
+
+def _as_fetched(batch: Any) -> Any:
+    """`__getitems__` returns a finished batch: there is nothing left to collate."""
+    return batch

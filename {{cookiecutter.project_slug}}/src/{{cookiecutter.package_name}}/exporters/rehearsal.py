@@ -1,0 +1,66 @@
+"""Whether a network can be exported, asked before it is trained for days and not after."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..build import build_model
+from ..callbacks.kept import random_state, set_random_state
+from ..data.spec import DataSpec
+from ..serving.runtime import difference
+from ..serving.tasks import TASKS
+from . import FORMATS, Array, exporter
+from .contract import Contract, GateFailure, Signature
+from .files import exported
+from .gate import check_structure, refuse_above
+from .network import Source, deployed, eager
+
+log = logging.getLogger(__name__)
+
+REHEARSED = ("onnx", "torchscript")
+TOLERANCE = 1e-4  # untrained weights can be anything: what is sought is a graph that computes something else
+
+
+def rehearse(model_section: Mapping[str, Any], spec: DataSpec, inputs: Array) -> None:
+    """Exports a network as new as the one to be trained, and runs its files on `inputs`, of two samples or more.
+
+    Raises `GateFailure`. Draws nothing from the random numbers of the training.
+    """
+    started, states = time.perf_counter(), random_state()
+    try:
+        network = deployed(build_model(model_section, spec))
+        _rehearse(network, model_section, spec, inputs)
+    except GateFailure as failure:
+        raise GateFailure(
+            f"this network could not be exported once it is trained: {str(failure).rstrip('.')}; "
+            "rehearse_export=false trains it all the same."
+        ) from failure
+    finally:
+        set_random_state(states)
+    log.info("rehearsed   the export to %s, in %.1f s", " and ".join(REHEARSED), time.perf_counter() - started)
+
+
+def _rehearse(network: torch.nn.Module, model_section: Mapping[str, Any], spec: DataSpec, inputs: Array) -> None:
+    opset = int(FORMATS["onnx"].options["opset"])
+    contract = Contract("rehearsal", Signature.of(spec), spec.labels, "", opset, spec.task)
+    example = torch.from_numpy(inputs[:2]).clone(memory_format=torch.contiguous_format)
+    source = Source(network, example, contract, {}, model_section, spec, lambda num_samples: inputs)
+    expected = eager(network)(inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in REHEARSED:
+            if not all(find_spec(package) for package in FORMATS[name].needs):
+                continue
+            path = Path(folder, FORMATS[name].file)
+            path.write_bytes(exported(name, source))
+            check_structure(name, path, contract)
+            outputs = exporter(name).load(path)(inputs)
+            for what, output, right in zip(TASKS[spec.task].outputs, outputs, expected, strict=True):
+                refuse_above(TOLERANCE, path, difference(output, right), f"{what} of the first batch")

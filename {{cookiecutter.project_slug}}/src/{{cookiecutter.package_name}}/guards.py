@@ -1,0 +1,82 @@
+"""What a training would stumble over after hours is looked at before its first step."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cli import Config
+from .data.loader import Loader
+from .data.spec import DataSpec
+from .refusal import Fault, Refusal
+from .terminal import shown
+
+MOST_SAMPLES = 64  # of the training split, that are looked at
+MIB = 2**20
+
+
+def before_training(
+    config: Config, datamodule: pl.LightningDataModule, model: pl.LightningModule, trainer: pl.Trainer
+) -> None:
+    """On the first rank: the disk, the first batch, and whether what is trained can be exported."""
+    check_disk(Path(config["paths"]["output_dir"]), trainer, model)
+    x, _ = first_batch(datamodule)
+    if config["rehearse_export"] and config["ckpt_path"] is None:
+        from .exporters.rehearsal import rehearse
+
+        rehearse(config["model"], datamodule.spec, x.numpy())  # type: ignore[attr-defined]
+
+
+def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+    """Whether all checkpoints of the run fit at once: weights, and the two figures of each that Adam keeps."""
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    size = 3 * weights
+    kept = [max(1, getattr(callback, "save_top_k", 1)) for callback in trainer.checkpoint_callbacks]
+    num_files = sum(kept) + 2  # the previous one, and the one that is being written
+    there = sum(path.stat().st_size for path in run_dir.glob("checkpoints/*.ckpt"))
+    needed, free = num_files * size - there, shutil.disk_usage(run_dir).free
+    if trainer.checkpoint_callbacks and free < needed:
+        raise Fault(
+            f"{shown(run_dir)} has {free / MIB:,.0f} MiB left, and up to {num_files} checkpoints of "
+            f"{size / MIB:,.0f} MiB will lie in it: free some, or give paths.log_dir=<folder on another disk>."
+        )
+
+
+def first_batch(datamodule: pl.LightningDataModule) -> tuple[Tensor, Tensor]:
+    """Of the training split as it lies, before it is shuffled; refuses what does not fit `datamodule.spec`."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    loader: Any = datamodule.train_dataloader()
+    if isinstance(loader, Loader):
+        samples: Any = getattr(loader.dataset, "samples", loader.dataset)  # as they are without augmentation
+        loader = Loader(samples, batch_sampler=[list(range(min(len(samples), MOST_SAMPLES)))])
+    x, y = next(iter(loader))
+    check_batch(x, y, datamodule.spec)  # type: ignore[attr-defined]
+    return x, y
+
+
+def check_batch(x: Tensor, y: Tensor, spec: DataSpec) -> None:
+    shape, dtype = tuple(x.shape[1:]), str(x.dtype).removeprefix("torch.")
+    if (shape, dtype) != (spec.input_shape, spec.input_dtype):
+        raise Refusal(
+            f"the first batch holds {dtype} {shape}, but the data's spec says {spec.input_dtype} {spec.input_shape}."
+        )
+    if len(x) != len(y):
+        raise Refusal(f"the first batch holds {len(x)} samples and {len(y)} labels.")
+    if not torch.isfinite(y if y.is_floating_point() else y.float()).all():
+        raise Refusal("the first batch holds targets that are NaN or infinite: leave such samples out.")
+    low, high = spec.input_range
+    inputs = x.double()
+    if torch.isinf(inputs).any() or bool(((inputs < low) | (inputs > high)).any()):
+        bad = int(((inputs < low) | (inputs > high) | torch.isinf(inputs)).flatten(1).any(1).nonzero()[0])
+        raise Refusal(f"sample {bad} of the training data holds values outside of {low:g} to {high:g}, its range.")
+    if spec.task == "classification" and (wrong := ~np.isin(y.numpy(), range(len(spec.labels)))).any():
+        number = int(wrong.nonzero()[0][0])
+        raise Refusal(
+            f"sample {number} of the training data has the label {int(y[number])}, but the {len(spec.labels)} labels "
+            f"are counted from 0 to {len(spec.labels) - 1}."
+        )

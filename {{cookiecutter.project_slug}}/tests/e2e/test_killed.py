@@ -1,0 +1,100 @@
+"""Runs that are ended from outside, at any moment, come to the same end to the bit."""
+
+import os
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import TWO_PROCESSES, curves, run_command, started, trained, wait_for, weights
+
+import {{ cookiecutter.package_name }} as package
+
+# Dropout and momentum: all that is random or goes on must come back.
+RUN = ("trainer=cpu", "model=mlp", "trainer.max_epochs=8", "data.batch_size=32", "callbacks.last.every_n_steps=5")
+STRATEGIES = {"single": (), "ddp": TWO_PROCESSES}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: trained(tmp_path_factory.mktemp(name), *RUN, *more) for name, more in STRATEGIES.items()}
+
+
+@pytest.fixture(autouse=True)
+def importable_killer(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the other commands have: sums depend on it
+
+
+def assert_same_end(run_dir: Path, expected: Path) -> None:
+    for name, weight in weights(expected).items():
+        assert weight.equal(weights(run_dir)[name]), name
+    found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    assert found == {str(path.relative_to(expected)) for path in expected.rglob("*")}
+
+
+def killed_and_gone_on(strategy: str, num_kills: int, seed: int, folder: Path) -> tuple[Path, Counter[str]]:
+    """A run that is killed again and again, and then comes to its end; and at what it was killed."""
+    chance, notes = random.Random(seed), folder / "notes"
+    for number in range(num_kills):
+        options = ["resume=latest"] if number else [*RUN, *STRATEGIES[strategy]]
+        rank = chance.randrange(2) if strategy == "ddp" else 0
+        killer = {"_target_": "killer.Killer", "seconds": chance.uniform(0, 0.6), "rank": rank, "notes": notes}
+        options += [f"+callbacks.killer.{name}={value}" for name, value in killer.items()]
+        process = run_command("train", *options, cwd=folder, check=False)
+        assert process.returncode in (137, -signal.SIGKILL), process.stdout + process.stderr
+    run_command("train", "resume=latest", "callbacks.killer=null", cwd=folder)
+    (run_dir,) = (folder / "logs/train/runs").iterdir()
+    return run_dir, Counter(notes.read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize(("strategy", "seed"), [("single", 1), ("ddp", 2)])
+def test_run_that_is_killed_three_times_comes_to_the_same_end(
+    strategy: str, seed: int, undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
+    run_dir, _ = killed_and_gone_on(strategy, 3, seed, tmp_path)
+    assert_same_end(run_dir, undisturbed[strategy])
+    if strategy == "single":
+        assert curves(run_dir) == curves(undisturbed[strategy])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_run_that_is_killed_at_twenty_moments_comes_to_the_same_end(
+    strategy: str, undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
+    """Five runs of four kills each: in steps, in validation and in saving."""
+    at: Counter[str] = Counter()
+    for seed in range(10, 15):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        run_dir, moments = killed_and_gone_on(strategy, 4, seed, folder)
+        assert_same_end(run_dir, undisturbed[strategy])
+        at += moments
+    print(f"{strategy}: killed at {dict(at)}")
+    assert at.total() == 20
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_signal_saves_the_step_that_was_going_on(
+    strategy: str, number: signal.Signals, exit_code: int, undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
+    options = [option for option in RUN if "every_n_steps" not in option]
+    with started("train", *options, *STRATEGIES[strategy], cwd=tmp_path) as process:
+        wait_for(process, "epoch 2/8")
+        if number == signal.SIGINT:  # as a terminal sends it
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        printed, errors = process.communicate(timeout=60)
+    assert process.returncode == exit_code, printed + errors
+    assert len(errors.splitlines()) == 1, errors
+    assert "saved       step " in printed
+    (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
+    assert f"{package.__name__}.train resume=logs/train/runs/{run_dir.name}" in printed
+    going_on = run_command("train", "resume=latest", cwd=tmp_path)
+    assert "goes on     from" in going_on.stdout
+    assert_same_end(run_dir, undisturbed[strategy])
