@@ -3,10 +3,12 @@ BIN := .venv/bin
 # Where `make bake` puts the project, and more words for cookiecutter: make bake OUT=.. ARGS="--no-input"
 OUT ?= build
 ARGS ?=
+# Answers that are drawn at random, of each kind.
+NUM_EXAMPLES ?= 20
 SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake check test test-template test-project test-vision test-trackers test-all tools executorch schemathesis peers clean
+.PHONY: help demo bake check test test-template test-project test-vision test-trackers test-latest test-all tools constraints executorch schemathesis peers clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +38,8 @@ check: .venv/ready ## lint and format check of the template as it lies
 
 test: test-template test-project ## what must pass before a change lands: both of the next
 
-test-template: .venv/ready ## what needs no install: rules, generated projects of all answers, refusals
-	$(BIN)/python -m pytest -n 2 --ignore=tests/test_project.py $(ARGS)
+test-template: .venv/ready ## what needs no install: rules, generated projects of all answers, refusals, updates
+	NUM_EXAMPLES=$(NUM_EXAMPLES) $(BIN)/python -m pytest -n 2 --ignore=tests/test_project.py $(ARGS)
 
 test-project: .venv/ready ## the generated project's own tests, in an environment that its Makefile makes
 	$(BIN)/python -m pytest -m "not story" tests/test_project.py $(ARGS)
@@ -60,12 +62,25 @@ test-trackers: .venv/ready ## runs in TensorBoard, Weights & Biases (offline) an
 			ARGS="tests/e2e/test_$$tracker.py tests/integration/test_configs.py" || exit 1; \
 	done
 
-test-all: test-template test-vision test-trackers executorch schemathesis ## all tests: also each case of strategies, exports and serving, and the README in a fresh clone
+test-latest: .venv/ready ## the newest releases that a project allows, and with them the way from training to serving
+	mkdir -p build/latest/digit-classifier
+	find build/latest/digit-classifier -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
+	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build/latest git_init=false
+	$(MAKE) -C build/latest/digit-classifier PYTHON=$(PYTHON) constraints
+	$(MAKE) -C build/latest/digit-classifier check train export
+	$(MAKE) -C build/latest/digit-classifier test \
+		ARGS="tests/unit tests/integration tests/e2e/test_commands.py tests/e2e/test_serve.py"
+
+test-all: NUM_EXAMPLES = 100
+test-all: test-template test-vision test-trackers test-latest executorch schemathesis ## all tests: also each case of strategies, exports and serving, and the README in a fresh clone
 	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" \
 	SCHEMATHESIS="$(CURDIR)/build/schemathesis/bin/schemathesis" $(BIN)/python -m pytest tests/test_project.py $(ARGS)
 
 tools: ## install nginx, wrk and Chromium (packages of Debian), which tests and benchmarks of the server need
 	$(SUDO) apt-get install --yes --no-install-recommends nginx wrk chromium chromium-driver
+
+constraints: .venv/ready ## take the newest versions that a project allows into its constraints.txt and its image
+	$(BIN)/python tools/constraints.py
 
 executorch: build/executorch/ready ## an environment with ExecuTorch, for the test of the page on phones
 
@@ -98,4 +113,4 @@ build/peers/ready: .venv/ready
 	@touch $@
 
 clean: ## remove what the commands above made
-	rm -rf build .venv .pytest_cache .ruff_cache
+	rm -rf build .venv .hypothesis .pytest_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from slugify import slugify
 _spec = importlib.util.spec_from_file_location("rules", Path(__file__).parent / "hooks/pre_gen_project.py")
 rules = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(rules)
+
+# The hook that notes where a project comes from runs in the project's folder, and is not told.
+os.environ["TEMPLATE_FOLDER"] = str(Path(__file__).resolve().parent)
 
 
 def slug(name: str, reserved: list[str]) -> str:

@@ -1,6 +1,7 @@
-"""Removes what was not chosen, and makes the folder a git repository when asked."""
+"""Removes what was not chosen, notes where the project comes from, and makes it a git repository when asked."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -64,6 +65,7 @@ UNWANTED = {
         "deploy/kubernetes",
         "deploy/nginx.conf",
         "deploy/prometheus.yml",
+        "deploy/requirements.txt",
         "docs/serving.md",
         "tests/unit/test_batching.py",
         "tests/unit/test_protocol.py",
@@ -99,6 +101,37 @@ def remove_unwanted(answers: dict) -> None:
         deploy.rmdir()
 
 
+def note_template(answers: dict) -> None:
+    """As `cruft create` does, so that `cruft update` works in a project that cookiecutter generated."""
+    if "_commit" in answers:  # cruft is at work, and writes it itself
+        return
+    folder = Path(os.environ.get("TEMPLATE_FOLDER", ""))
+    commit = git_says(folder, "rev-parse", "--verify", "HEAD")
+    if commit is None or not (folder / ".git").exists():  # a template without a history
+        return
+    given = answers["_template"]
+    template = str(folder) if Path(given).exists() or ":" not in given else None
+    template = template or git_says(folder, "config", "--get", "remote.origin.url")
+    places = ("_output_dir", "_repo_dir", "_checkout")  # of this machine; cruft notes none of them
+    kept = {name: answer for name, answer in answers.items() if name not in places}
+    noted = {
+        "template": template,
+        "commit": commit,
+        "checkout": answers.get("_checkout") or None,
+        "context": {"cookiecutter": {**kept, "_template": template, "_commit": commit}},
+        "directory": None,
+    }
+    text = json.dumps(noted, ensure_ascii=False, indent=2, separators=(",", ": "))
+    Path(".cruft.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def git_says(folder: Path, *arguments: str) -> "str | None":
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def init_repository() -> None:
     if Path(".git").exists():  # generated over a project: its branch stays
         return
@@ -114,6 +147,7 @@ def init_repository() -> None:
 
 def main(answers: dict) -> None:
     remove_unwanted(answers)
+    note_template(answers)
     if answers["git_init"]:
         init_repository()
     print(f"next: cd {shlex.quote(str(Path.cwd()))} && make setup && make train")

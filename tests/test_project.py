@@ -13,7 +13,7 @@ from conftest import LONG, OTHERWISE, SHORT, TEMPLATE, bake_into, files_of, run
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
 
-IN_PROJECT = ("dp", "serving")
+IN_PROJECT = ("dp", "option_pairs", "serving")
 # Of the project's own tests.
 OF_MINUTES = tuple(f"tests/e2e/test_{name}.py" for name in ("benchmark", "formats", "search"))
 SKIPS = {
@@ -98,7 +98,8 @@ def test_default_project_keeps_its_promises(python: str, examined_project: Path)
 def test_default_project_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
     run_suite(python, examined_project, *(f"tests/in_project/test_{name}.py" for name in ("slow", "faults", "export")))
     run_suite(python, examined_project, "tests/in_project/test_ranks.py", *OF_MINUTES)
-    run_suite(python, examined_project, "tests/in_project/test_ranks.py", "tests/e2e/test_search.py", "-m", "slow")
+    killed = (f"tests/e2e/test_{name}.py" for name in ("broken", "killed", "search"))
+    run_suite(python, examined_project, "tests/in_project/test_ranks.py", *killed, "-m", "slow")
 
 
 @pytest.mark.story
@@ -131,7 +132,7 @@ def test_project_for_tables_passes_its_own_tests(python: str, tmp_path: Path) ->
 def test_guides_and_stories_are_done_word_for_word(python: str, tmp_path: Path, kind: str) -> None:
     project = bake_into(tmp_path, data_kind=kind)
     shutil.copytree(TEMPLATE / "tests/in_project", project / "tests/in_project")
-    run_suite(python, project, *(f"tests/in_project/test_{name}.py" for name in ("guides", "stories")))
+    run_suite(python, project, *(f"tests/in_project/test_{name}.py" for name in ("guides", "option_pairs", "stories")))
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_hooks_use_the_standard_library_alone_and_hold_one_line_of_jinja() -> No
             if isinstance(node, ast.Import)
             for alias in node.names
         }
-        assert imported <= {"json", "keyword", "re", "shlex", "shutil", "subprocess", "sys", "unicodedata"}
+        assert imported <= {"json", "keyword", "os", "re", "shlex", "shutil", "subprocess", "sys", "unicodedata"}
         assert not re.search(r"\binput\(|shell=True|urllib|socket", text)
 
 
@@ -174,8 +174,67 @@ def test_chinese_readme_is_in_step_with_the_english_one(what: str) -> None:
 def test_workflow_runs_commands_of_the_makefile_and_actions_of_a_known_commit() -> None:
     text = (TEMPLATE / ".github/workflows/ci.yml").read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z-]+):.*## ", (TEMPLATE / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(re.findall(r"- run: (.*)", text)) <= {*(f"make {target}" for target in targets), ".ci/run"}
+    audit = {"python -m pip install pip-audit==2.10.1", "make bake ARGS=--no-input"}
+    audit.add("pip-audit --requirement build/digit-classifier/constraints.txt --no-deps --disable-pip")
+    assert set(re.findall(r"- run: (.*)", text)) <= {*(f"make {target}" for target in targets), ".ci/run", *audit}
     for workflow in (text, (PROJECT / ".github/workflows/ci.yml").read_text(encoding="utf-8")):
         assert all(
             re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", use) for use in re.findall(r"- uses: (.*)", workflow)
         )
+
+
+# Tests that show what a file of code would do, and that write files as others publish them.
+SHOWS_IT = {"test_checkpoints.py", "test_timm.py", "downloads.py"}
+MADE_OF_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def dangers(tree: ast.AST) -> list[str]:
+    """What would run code that came as data or as text."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [name for name in names if name.split(".")[0] in MADE_OF_CODE]
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        if name in ("eval", "exec", "compile", "os.system", "os.popen", "__import__"):
+            found.append(name)
+        for keyword in node.keywords:
+            said = f"{keyword.arg}={ast.unparse(keyword.value)}"
+            if said in ("shell=True", "weights_only=False", "allow_pickle=True"):
+                found.append(said)
+        if name == "torch.load" and not any(keyword.arg == "weights_only" for keyword in node.keywords):
+            found.append("torch.load without weights_only")
+        if name == "yaml.load":
+            found.append(name)
+    return found
+
+
+def test_nothing_runs_code_that_came_as_data() -> None:
+    paths = [path for path in tracked() if path.suffix == ".py" and path.name not in SHOWS_IT]
+    assert len(paths) > 150
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"^\{%.*%\}$", "", text, flags=re.MULTILINE)
+        text = re.sub(r"\{\{ ?cookiecutter\.package_name ?\}\}", "package", text)
+        text = re.sub(r"\{\{.*?\}\}", "0", text)
+        try:
+            tree = ast.parse(text)
+        except SyntaxError:  # a test whose blocks exclude one another: its text is searched
+            assert not re.search(r"shell=True|weights_only=False|import pickle|\beval\(\"", text), path
+            continue
+        assert dangers(tree) == [], path
+
+
+def test_dangers_are_found() -> None:
+    code = (
+        "import pickle\nfrom joblib import load\neval('1')\ntorch.load(x)\ntorch.load(x, weights_only=False)\n"
+        "run(x, shell=True)\nyaml.load(x)\nmodel.eval()\ntorch.load(x, weights_only=True)"
+    )
+    assert len(dangers(ast.parse(code))) == 7
+
+
+def test_version_of_the_template_heads_its_changes() -> None:
+    (first, *_) = re.findall(r"^## (.*)$", (TEMPLATE / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert first == QUESTIONS["_template_version"]

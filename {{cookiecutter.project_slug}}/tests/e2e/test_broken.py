@@ -63,7 +63,7 @@ def test_worker_process_that_is_lost_is_told(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("strategy", [(), TWO_PROCESSES])
+@pytest.mark.parametrize("strategy", [(), pytest.param(TWO_PROCESSES, marks=pytest.mark.slow)])
 def test_loss_that_is_no_number_stops_the_run_before_it_is_saved(strategy: tuple[str, ...], tmp_path: Path) -> None:
     options = (*RUN, "callbacks.last.every_n_steps=1", *strategy, *spoiled("NotANumber", steps=[25]))
     process = run_command("train", *options, cwd=tmp_path, check=False)
@@ -111,7 +111,7 @@ def limited(num_blocks: int, verb: str, *options: str, cwd: Path) -> subprocess.
     return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("strategy", [(), TWO_PROCESSES])
+@pytest.mark.parametrize("strategy", [(), pytest.param(TWO_PROCESSES, marks=pytest.mark.slow)])
 def test_disk_that_is_full_loses_nothing_that_was_saved(strategy: tuple[str, ...], tmp_path: Path) -> None:
     run_dir = trained(tmp_path, *RUN[:2], "trainer.max_epochs=2", *strategy)
     before = weights(run_dir)

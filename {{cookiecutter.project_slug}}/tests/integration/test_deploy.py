@@ -56,7 +56,7 @@ def test_image_is_made_of_what_is_there_and_runs_without_root(entrypoint: list[s
     assert all((PROJECT / name).exists() for name in copied)
     let_in = [line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"]
     assert all((PROJECT / name).exists() for name in let_in)
-    assert {"constraints.txt", "pyproject.toml", "README.md", "src"} <= set(let_in)
+    assert {"deploy/requirements.txt", "pyproject.toml", "README.md", "src"} <= set(let_in)
     said = dict(found)
     assert int(said["USER"].split(":")[0]) > 0
     assert said["EXPOSE"] == str(PORT)
