@@ -8,14 +8,14 @@
 #SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4
 #SBATCH --time=24:00:00
-# SIGTERM to this shell, two minutes before the time is over.
+# SIGTERM to this shell, two minutes before the time is over: enough to end a step and save it, and a validation if one is on.
 #SBATCH --signal=B:TERM@120
 # SLURM itself begins the job again after it lost a machine, or took one for another job without notice.
 #SBATCH --requeue
 #SBATCH --output=slurm-%j.out
 #SBATCH --open-mode=append
 
-# An epoch that takes longer than --time would begin anew for ever.
+# A run that comes to no end is not begun again for ever.
 most_restarts=20
 
 # In the background, because bash hears a signal only while it waits; srun passes it on to all processes.

@@ -12,14 +12,18 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Killer(Callback):
-    """`seconds` after the training began, on one rank, in the middle of whatever it does."""
+    """`seconds` after the training began, on one rank, in the middle of whatever it does; or as its test begins."""
 
-    def __init__(self, seconds: float, rank: int, notes: str) -> None:
-        self.seconds, self.rank, self.notes = seconds, rank, Path(notes)
+    def __init__(self, seconds: float, rank: int, notes: str, in_test: bool = False) -> None:
+        self.seconds, self.rank, self.notes, self.in_test = seconds, rank, Path(notes), in_test
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        if trainer.global_rank == self.rank:
+        if trainer.global_rank == self.rank and not self.in_test:
             threading.Thread(target=self._kill, args=(trainer,), daemon=True).start()
+
+    def on_test_start(self, *args: Any) -> None:
+        if self.in_test:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _kill(self, trainer: pl.Trainer) -> None:
         time.sleep(self.seconds)

@@ -1,5 +1,6 @@
 """Runs that are ended from outside, at any moment, come to the same end to the bit."""
 
+import json
 import os
 import random
 import signal
@@ -7,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TWO_PROCESSES, curves, run_command, started, trained, wait_for, weights
 
 import {{ cookiecutter.package_name }} as package
@@ -41,8 +43,7 @@ def killed_and_gone_on(strategy: str, num_kills: int, seed: int, folder: Path) -
     for number in range(num_kills):
         options = ["resume=latest"] if number else [*RUN, *STRATEGIES[strategy]]
         rank = chance.randrange(2) if strategy == "ddp" else 0
-        killer = {"_target_": "killer.Killer", "seconds": chance.uniform(0, 0.6), "rank": rank, "notes": notes}
-        options += [f"+callbacks.killer.{name}={value}" for name, value in killer.items()]
+        options += killer(seconds=chance.uniform(0, 0.6), rank=rank, notes=notes)
         process = run_command("train", *options, cwd=folder, check=False)
         assert process.returncode in (137, -signal.SIGKILL), process.stdout + process.stderr
     run_command("train", "resume=latest", "callbacks.killer=null", cwd=folder)
@@ -58,6 +59,66 @@ def test_run_that_is_killed_comes_to_the_same_end(
     assert_same_end(run_dir, undisturbed[strategy])
     if strategy == "single":
         assert curves(run_dir) == curves(undisturbed[strategy])
+
+
+def killer(**options: object) -> list[str]:
+    return [f"+callbacks.killer.{name}={value}" for name, value in {"_target_": "killer.Killer", **options}.items()]
+
+
+PLATEAU = (
+    "model.scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau",
+    "~model.scheduler.gamma",
+    "+model.scheduler.patience=0",
+    "+model.scheduler.threshold=0.3",
+)
+
+
+@pytest.mark.slow
+def test_learning_rate_that_waits_for_a_plateau_goes_on_too(tmp_path: Path) -> None:
+    expected = tmp_path / "expected"
+    expected.mkdir()
+    undisturbed = trained(expected, *RUN, *PLATEAU)
+    rates = [group["lr"] for group in optimizer_groups(undisturbed)]
+    assert rates != [group["lr"] for group in optimizer_groups(undisturbed, "best")] or min(rates) < 0.002
+    for number in range(4):
+        options = ["resume=latest"] if number else [*RUN, *PLATEAU]
+        kill = killer(seconds=0.15, rank=0, notes=tmp_path / "notes")
+        assert run_command("train", *options, *kill, cwd=tmp_path, check=False).returncode == -signal.SIGKILL
+    run_command("train", "resume=latest", "callbacks.killer=null", cwd=tmp_path)
+    (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
+    assert_same_end(run_dir, undisturbed)
+
+
+def optimizer_groups(run_dir: Path, name: str = "last") -> list[dict[str, float]]:
+    contents = torch.load(run_dir / f"checkpoints/{name}.ckpt", weights_only=True)
+    groups: list[dict[str, float]] = contents["optimizer_states"][0]["param_groups"]
+    return groups
+
+
+def test_run_that_stopped_early_and_was_killed_in_its_test_does_not_train_on(tmp_path: Path) -> None:
+    """And has the figures of its training, though nothing is left to train."""
+    options = (*RUN, "callbacks.early_stopping.patience=1", "model.optimizer.lr=0.2", "trainer.max_epochs=50")
+    kill = killer(seconds=0, rank=0, notes=tmp_path / "notes", in_test=True)
+    killed = run_command("train", *options, *kill, cwd=tmp_path, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
+    before = weights(run_dir)
+    going_on = run_command("train", "resume=latest", "callbacks.killer=null", cwd=tmp_path)
+    assert "epoch " not in going_on.stdout
+    assert all(weight.equal(before[name]) for name, weight in weights(run_dir).items())
+    metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    assert {"train/loss", "val/loss", "test/loss"} <= metrics.keys()
+
+
+def test_checkpoints_every_so_many_minutes(tmp_path: Path) -> None:
+    options = (*RUN[:2], "trainer.max_epochs=1", "callbacks.last.every_n_minutes=0.0001")
+    run_dir = trained(tmp_path, *options)
+    saved = [torch.load(run_dir / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "previous")]
+    assert saved[0]["global_step"] - saved[1]["global_step"] == 1, "in the middle of the only epoch"
+    for value in ("every_n_minutes=0", "every_n_steps=-1"):
+        refused = run_command("train", f"callbacks.last.{value}", cwd=tmp_path, check=False)
+        assert refused.returncode == 2
+        assert f"callbacks.last.{value} is out of range" in refused.stderr
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import optuna
 import pytest
 from conftest import is_empty_soon, run_command, started, wait_for
 from optuna.trial import TrialState
+from sqlalchemy.pool import NullPool
 
 QUICK = ("trainer=cpu", "model=mlp", "trainer.max_epochs=2")
 SPACE = """monitor: val/loss
@@ -99,7 +100,8 @@ def test_search_killed_at_any_moment_loses_no_finished_trial_and_repeats_none(tm
 
 
 def finished_trials(folder: Path) -> dict[int, float | None]:
-    storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/logs/search/default/search.db")
+    address = f"sqlite:///{folder}/logs/search/default/search.db"
+    storage = optuna.storages.RDBStorage(address, engine_kwargs={"poolclass": NullPool})
     (study,) = optuna.get_all_study_names(storage) or [None]
     if study is None:
         return {}

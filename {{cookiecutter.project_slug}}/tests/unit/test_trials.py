@@ -9,7 +9,9 @@ from typing import Any
 import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.pool import NullPool
 
 from {{ cookiecutter.package_name }}.refusal import Refusal
 from {{ cookiecutter.package_name }}.trials import storage
@@ -264,5 +266,6 @@ def test_storage_elsewhere_is_named_without_its_password(opened: Open, monkeypat
 def test_optuna_keeps_what_was_told(opened: Open, tmp_path: Path) -> None:
     """Its own tools, as the dashboard, read the file."""
     run_trial(opened(), 1, value=0.25)
-    loaded = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/mine/search.db")
+    file = RDBStorage(f"sqlite:///{tmp_path}/mine/search.db", engine_kwargs={"poolclass": NullPool})
+    loaded = optuna.load_study(study_name=None, storage=file)
     assert [(trial.state, trial.value) for trial in loaded.trials] == [(TrialState.COMPLETE, 0.25)]

@@ -11,6 +11,7 @@ from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from ..refusal import Refusal
 from ..terminal import shown
@@ -25,9 +26,11 @@ def open_study(folder: Path, mode: str = "min") -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     given = os.environ.get("SEARCH_STORAGE")
     file = URL.create("sqlite", database=str(folder / "search.db")).render_as_string()
-    patience = {} if given else {"connect_args": {"timeout": PATIENCE}}
+    # Without a pool a file is closed after each use, and not only when Python comes to it.
+    is_file = (given or file).startswith("sqlite")
+    of_a_file = {"connect_args": {"timeout": PATIENCE}, "poolclass": NullPool} if is_file else {}
     try:
-        storage = RDBStorage(given or file, engine_kwargs=patience)
+        storage = RDBStorage(given or file, engine_kwargs=of_a_file)
     except (ImportError, ValueError) as error:
         raise Refusal(f"SEARCH_STORAGE cannot be used: {' '.join(str(error).split())}") from error
     return optuna.create_study(
