@@ -13,7 +13,7 @@ from conftest import LONG, OTHERWISE, SHORT, TEMPLATE, bake_into, files_of, run
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
 
-IN_PROJECT = ("dp", "option_pairs", "serving")
+IN_PROJECT = ("dp", "serving")
 # Of the project's own tests.
 OF_MINUTES = tuple(f"tests/e2e/test_{name}.py" for name in ("benchmark", "formats", "search"))
 SKIPS = {
@@ -96,7 +96,11 @@ def test_default_project_keeps_its_promises(python: str, examined_project: Path)
 
 @pytest.mark.story
 def test_default_project_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
-    run_suite(python, examined_project, *(f"tests/in_project/test_{name}.py" for name in ("slow", "faults", "export")))
+    run_suite(
+        python,
+        examined_project,
+        *(f"tests/in_project/test_{name}.py" for name in ("slow", "faults", "export", "option_pairs")),
+    )
     run_suite(python, examined_project, "tests/in_project/test_ranks.py", *OF_MINUTES)
     killed = (f"tests/e2e/test_{name}.py" for name in ("broken", "killed", "search"))
     run_suite(python, examined_project, "tests/in_project/test_ranks.py", *killed, "-m", "slow")

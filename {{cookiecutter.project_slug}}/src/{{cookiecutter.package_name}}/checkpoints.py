@@ -42,6 +42,7 @@ class Checkpoint:
     spec: DataSpec
     state_dict: dict[str, torch.Tensor]
     kept: frozenset[str]  # names of the parameters that its training had taken from `model.weights`
+    figures: dict[str, float]  # of the last epoch, as they were logged
 
     def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
         """The data that the model was trained on; `overrides` (options of `data.`) go over its configuration.
@@ -86,8 +87,8 @@ class Checkpoint:
         self.load_weights_into(model)
         return model
 
-    def load_weights_into(self, model: Trainee) -> int:
-        """Returns the step that they are of; refuses a network of another shape, as after a change of its code."""
+    def load_weights_into(self, model: Trainee) -> None:
+        """Refuses a network of another shape, as after a change of its code."""
         try:
             model.load_state_dict(self.state_dict)
         except RuntimeError as error:
@@ -96,7 +97,6 @@ class Checkpoint:
         # On data that has changed since, mean and deviation are still those of the weights.
         model.spec = replace(model.spec, mean=self.spec.mean, std=self.spec.std)
         model.kept = self.kept
-        return self.step
 
 
 def self_description(config: Config, model: Trainee) -> dict[str, Any]:
@@ -152,6 +152,7 @@ def load(path: Path, option: str = "ckpt_path") -> Checkpoint:
         spec=DataSpec.from_dict(project["spec"]),
         state_dict=contents["state_dict"],
         kept=frozenset(project.get("kept", ())),
+        figures=contents.get("figures", {}),
     )
 
 

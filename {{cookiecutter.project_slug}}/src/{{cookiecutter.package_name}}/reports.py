@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from .checkpoints import Checkpoint
 from .cli import Config
 from .models.trainee import Trainee
 from .page import write_page
@@ -55,16 +56,23 @@ def _rates(model: Trainee) -> str:
     return ", ".join(f"{rate:g}{name}" for rate, name in sorted(set(rates)))
 
 
-def keep_metrics(metrics_csv: Path, loggers: list[Logger], step: int | None) -> None:
-    """A CSVLogger begins its file anew: of a run that goes on, what came before `step` is written into it once more."""
-    if step is None or not metrics_csv.is_file():
+def keep_metrics(metrics_csv: Path, loggers: list[Logger], before: Checkpoint | None) -> None:
+    """A CSVLogger begins its file anew: of a run that goes on, what came before is written into it once more.
+
+    So are figures of the epoch that only the checkpoint has: Lightning logs them after it was saved.
+    """
+    if before is None or not metrics_csv.is_file():
         return
     with metrics_csv.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+        read = [{name: _number(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+    rows = [row for row in read if row["step"] < before.step]
+    last = {name: value for name, value in before.figures.items() if name.startswith("train/")}
+    if last and not any(last.items() <= row.items() for row in rows):
+        rows.append({"epoch": before.epoch, **last, "step": before.step - 1})
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             for row in rows:
-                figures: dict[str, Tensor | float] = {k: _number(v) for k, v in row.items() if v and k != "step"}
+                figures: dict[str, Tensor | float] = {name: value for name, value in row.items() if name != "step"}
                 logger.log_metrics(figures, step=int(row["step"]))
             logger.save()
 

@@ -77,14 +77,14 @@ def run(config: Config) -> dict[str, float]:
     split = batch_split(config["data"], devices)
     datamodule = build(config["data"], "data")
     model = build_trainee(config["model"], datamodule.spec, options.lr_factor(split.batch_size))
-    step = begin(model, options.ckpt_path)
+    before = begin(model, options.ckpt_path)
     loggers = build_loggers(config.get("logger"), run_dir)
     callbacks = build_callbacks(config, loggers, self_description(config, model), split)
     trainer = build_trainer(config, devices, callbacks, loggers, split.num_steps)
     if trainer.is_global_zero:
         announce(config, devices, split, model)
         before_training(config, datamodule, model, trainer)
-        keep_metrics(run_dir / "metrics.csv", loggers, step)
+        keep_metrics(run_dir / "metrics.csv", loggers, before)
     test = options.test and config["strategy"]["name"] != "fsdp"  # there each device has a part: `evaluate` tests it
     with tracked(loggers, config, run_dir):
         metrics = train(datamodule, model, trainer, options.ckpt_path, test=test)

@@ -60,11 +60,12 @@ def _refuse_the_end(config: Config, checkpoint: Checkpoint) -> None:
         raise Refusal(f"resume={config['resume']} has come to its end, after {done} epochs: give trainer.max_epochs=.")
 
 
-def begin(model: Trainee, ckpt_path: str | None) -> int | None:
-    """Fills `model` with what the run starts from; returns the step of a run that goes on."""
-    step = None
+def begin(model: Trainee, ckpt_path: str | None) -> Checkpoint | None:
+    """Fills `model` with what the run starts from; returns the checkpoint of a run that goes on."""
+    checkpoint = None
     if ckpt_path is not None:
-        step = load(Path(ckpt_path)).load_weights_into(model)
+        checkpoint = load(Path(ckpt_path))
+        checkpoint.load_weights_into(model)
     elif model.weights is not None:
         take(read(Path(model.weights)), model)
     if model.kept_lr_factor != 1 and not model.kept:
@@ -72,7 +73,7 @@ def begin(model: Trainee, ckpt_path: str | None) -> int | None:
             f"model.kept_lr_factor={model.kept_lr_factor} is for weights that were kept: give model.weights=."
         )
     try_optimizer(model)
-    return step
+    return checkpoint
 
 
 def read(path: Path) -> Weights:

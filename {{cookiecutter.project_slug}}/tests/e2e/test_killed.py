@@ -5,6 +5,8 @@ import os
 import random
 import signal
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import torch
 from conftest import TWO_PROCESSES, curves, run_command, started, trained, wait_for, weights
 
 import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.callbacks.last import LastCheckpoint
+from {{ cookiecutter.package_name }}.refusal import Refusal
 
 # Dropout and momentum: all that is random or goes on must come back.
 RUN = ("trainer=cpu", "model=mlp", "trainer.max_epochs=8", "data.batch_size=32", "callbacks.last.every_n_steps=5")
@@ -19,8 +23,9 @@ STRATEGIES = {"single": (), "ddp": TWO_PROCESSES}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: trained(tmp_path_factory.mktemp(name), *RUN, *more) for name, more in STRATEGIES.items()}
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run directory of a strategy, trained when it is first asked for."""
+    return cache(lambda strategy: trained(tmp_path_factory.mktemp(strategy), *RUN, *STRATEGIES[strategy]))
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +58,12 @@ def killed_and_gone_on(strategy: str, num_kills: int, seed: int, folder: Path) -
 
 @pytest.mark.parametrize(("strategy", "num_kills"), [("single", 3), ("ddp", 1)])
 def test_run_that_is_killed_comes_to_the_same_end(
-    strategy: str, num_kills: int, undisturbed: dict[str, Path], tmp_path: Path
+    strategy: str, num_kills: int, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run_dir, _ = killed_and_gone_on(strategy, num_kills, 1, tmp_path)
-    assert_same_end(run_dir, undisturbed[strategy])
+    assert_same_end(run_dir, undisturbed(strategy))
     if strategy == "single":
-        assert curves(run_dir) == curves(undisturbed[strategy])
+        assert curves(run_dir) == curves(undisturbed(strategy))
 
 
 def killer(**options: object) -> list[str]:
@@ -111,20 +116,18 @@ def test_run_that_stopped_early_and_was_killed_in_its_test_does_not_train_on(tmp
 
 
 def test_checkpoints_every_so_many_minutes(tmp_path: Path) -> None:
-    options = (*RUN[:2], "trainer.max_epochs=1", "callbacks.last.every_n_minutes=0.0001")
-    run_dir = trained(tmp_path, *options)
+    run_dir = trained(tmp_path, *RUN[:2], "trainer.max_epochs=1", "callbacks.last.every_n_minutes=0.0001")
     saved = [torch.load(run_dir / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "previous")]
-    assert saved[0]["global_step"] - saved[1]["global_step"] == 1, "in the middle of the only epoch"
-    for value in ("every_n_minutes=0", "every_n_steps=-1"):
-        refused = run_command("train", f"callbacks.last.{value}", cwd=tmp_path, check=False)
-        assert refused.returncode == 2
-        assert f"callbacks.last.{value} is out of range" in refused.stderr
+    assert 0 < saved[1]["global_step"] < saved[0]["global_step"], "in the middle of the only epoch"
+    for options in ({"every_n_minutes": 0}, {"every_n_steps": -1}):
+        with pytest.raises(Refusal, match=r"callbacks\.last\.every_n_\w+=\S+ is out of range"):
+            LastCheckpoint(str(tmp_path), **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_run_that_is_killed_at_twenty_moments_comes_to_the_same_end(
-    strategy: str, undisturbed: dict[str, Path], tmp_path: Path
+    strategy: str, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Five runs of four kills each: in steps, in validation and in saving."""
     at: Counter[str] = Counter()
@@ -132,7 +135,7 @@ def test_run_that_is_killed_at_twenty_moments_comes_to_the_same_end(
         folder = tmp_path / str(seed)
         folder.mkdir()
         run_dir, moments = killed_and_gone_on(strategy, 4, seed, folder)
-        assert_same_end(run_dir, undisturbed[strategy])
+        assert_same_end(run_dir, undisturbed(strategy))
         at += moments
     print(f"{strategy}: killed at {dict(at)}")
     assert at.total() == 20
@@ -142,13 +145,13 @@ def test_run_that_is_killed_at_twenty_moments_comes_to_the_same_end(
     ("strategy", "number", "exit_code"),
     [
         ("single", signal.SIGINT, 130),
-        ("ddp", signal.SIGTERM, 143),
         pytest.param("single", signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param("ddp", signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param("ddp", signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )
 def test_signal_saves_the_step_that_was_going_on(
-    strategy: str, number: signal.Signals, exit_code: int, undisturbed: dict[str, Path], tmp_path: Path
+    strategy: str, number: signal.Signals, exit_code: int, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     options = [option for option in RUN if "every_n_steps" not in option]
     with started("train", *options, *STRATEGIES[strategy], cwd=tmp_path) as process:
@@ -165,4 +168,4 @@ def test_signal_saves_the_step_that_was_going_on(
     assert f"{package.__name__}.train resume=logs/train/runs/{run_dir.name}" in printed
     going_on = run_command("train", "resume=latest", cwd=tmp_path)
     assert "goes on     from" in going_on.stdout
-    assert_same_end(run_dir, undisturbed[strategy])
+    assert_same_end(run_dir, undisturbed(strategy))

@@ -1,15 +1,20 @@
 """The table of runs: what a run's record says, which are old, and which are never removed."""
 
+import csv
 import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from filelock import FileLock
+from lightning.pytorch.loggers import CSVLogger
 
 from {{ cookiecutter.package_name }} import record
 from {{ cookiecutter.package_name }}.refusal import Refusal
+from {{ cookiecutter.package_name }}.reports import keep_metrics
 from {{ cookiecutter.package_name }}.resume import find as find_resumed
 from {{ cookiecutter.package_name }}.resume import with_resumed
 from {{ cookiecutter.package_name }}.runs import Run, find, named, old, remove
@@ -175,3 +180,17 @@ def test_latest_run_is_the_one_that_was_written_last(tmp_path: Path) -> None:
 def test_many_runs_cannot_go_on_as_one() -> None:
     with pytest.raises(Refusal, match="-m makes many"):
         with_resumed(["-m", "resume=latest"])
+
+
+def test_figures_that_only_the_checkpoint_has_are_in_the_curves_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    """Killed after the checkpoint of an epoch was saved, and before its figures were logged."""
+    before = tmp_path / "before.csv"
+    before.write_text("epoch,step,train/loss,val/loss\n0,9,0.5,\n0,9,,0.4\n1,19,,0.2\n2,25,0.1,\n", encoding="utf-8")
+    checkpoint: Any = SimpleNamespace(step=20, epoch=1, figures={"train/loss": 0.3, "val/loss": 0.2})
+    for _ in range(2):  # in the file already, the second time
+        keep_metrics(before, [CSVLogger(str(tmp_path), name="", version="")], checkpoint)
+        with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            rows = [(row["step"], row["train/loss"], row["val/loss"]) for row in csv.DictReader(file)]
+        assert rows == [("9", "0.5", ""), ("9", "", "0.4"), ("19", "", "0.2"), ("19", "0.3", "")]
+        before = tmp_path / "again.csv"
+        (tmp_path / "metrics.csv").rename(before)

@@ -200,7 +200,9 @@ def test_run_that_goes_on_knows_its_groups_without_the_file(best_checkpoint: Pat
     contents["project"]["kept"] = kept
     torch.save(contents, tmp_path / "last.ckpt")
     model = make_cnn(labelled(*DIGITS.labels), kept_lr_factor=0.1)
-    assert tuning.begin(model, str(tmp_path / "last.ckpt")) == contents["global_step"]
+    before = tuning.begin(model, str(tmp_path / "last.ckpt"))
+    assert before is not None
+    assert before.step == contents["global_step"]
     assert sorted(model.kept) == kept
     assert model.spec.mean == DIGITS.mean, "as in the network: the manifest is made of it"
     groups = model.build_optimizer().param_groups
