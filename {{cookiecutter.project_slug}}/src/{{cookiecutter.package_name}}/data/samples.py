@@ -93,10 +93,28 @@ class ResumableLoader(Loader):
             start = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.position.epoch, "num_handed_out": self.num_handed_out}
+        return {"epoch": self.position.epoch, "num_handed_out": self.num_handed_out, **self._split()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Refuses other batches in the middle of an epoch: some samples would be seen twice, and others not at all."""
+        split = self._split()
+        was = {name: state.get(name, number) for name, number in split.items()}
+        num_batches = was["num_samples"] // was["batch_size"] * was["num_steps"]
+        if was != split and state["num_handed_out"] < num_batches:
+            before, now = (", ".join(f"{name}={value}" for name, value in numbers.items()) for numbers in (was, split))
+            raise Refusal(
+                f"the run was ended in the middle of an epoch with {before}, and would go on with {now}: give the same "
+                "data.batch_size, data.micro_batch_size and trainer.devices until its end."
+            )
         self.resumed = state
+
+    def _split(self) -> dict[str, int]:
+        sampler = self.position
+        return {
+            "num_samples": sampler.num_samples,
+            "batch_size": sampler.batch_size,
+            "num_steps": sampler.num_steps,
+        }
 
 
 def training_loader(
