@@ -23,13 +23,13 @@ class Fault(Refusal):
     exit_code = 1
 
 
-def of_files(error: OSError, place: Path) -> Fault | None:
+def of_files(error: OSError, place: Path) -> Refusal | None:
     """Of a disk that is full, and of files that this user may not read or write: no mistake of this code."""
     if error.errno not in OF_FILES:
         return None
     if error.filename is None:  # of what was being written
-        return Fault(f"a file in {place} cannot be written: {error.strerror}; what was saved before it stays.")
-    return Fault(f"{error.filename} cannot be read or written: {error.strerror}.")
+        return Refusal(f"a file in {place} cannot be written: {error.strerror}; what was saved before it stays.")
+    return Refusal(f"{error.filename} cannot be read or written: {error.strerror}.")
 
 
 def nearest(word: str, known: Iterable[str], section: str = "") -> str:

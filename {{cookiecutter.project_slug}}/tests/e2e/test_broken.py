@@ -29,8 +29,8 @@ def spoiled(name: str, **options: object) -> list[str]:
     return [f"+callbacks.spoil.{key}={value}" for key, value in {"_target_": f"spoil.{name}", **options}.items()]
 
 
-def assert_one_sentence(process: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert process.returncode == 1, process.stdout + process.stderr
+def assert_one_sentence(process: subprocess.CompletedProcess[str], *words: str, exit_code: int = 1) -> None:
+    assert process.returncode == exit_code, process.stdout + process.stderr
     (line,) = (line for line in process.stderr.splitlines() if "resource_tracker" not in line)
     assert line.startswith("error: ")
     assert all(word in line for word in words), line
@@ -116,7 +116,7 @@ def test_disk_that_is_full_loses_nothing_that_was_saved(strategy: tuple[str, ...
     run_dir = trained(tmp_path, *RUN[:2], "trainer.max_epochs=2", *strategy)
     before = weights(run_dir)
     process = limited(100, "train", "resume=latest", "trainer.max_epochs=3", cwd=tmp_path)
-    assert_one_sentence(process, f"a file in {run_dir} cannot be written: File too large")
+    assert_one_sentence(process, f"a file in {run_dir} cannot be written: File too large", exit_code=2)
     assert not [path for path in run_dir.glob("checkpoints/*.ckpt") if is_damaged(path)]
     assert not list(run_dir.glob("checkpoints/*.incoming"))
     assert all(weight.equal(before[name]) for name, weight in weights(run_dir).items())
@@ -127,7 +127,7 @@ def test_log_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
     run_dir = trained(tmp_path, *RUN[:2], "trainer.max_epochs=2")
     (run_dir / "train.log").write_bytes(b"x" * 6000 + b"\n")
     process = limited(6, "train", "resume=latest", "trainer.max_epochs=3", cwd=tmp_path)
-    assert_one_sentence(process, "cannot be written: File too large")
+    assert_one_sentence(process, "cannot be written: File too large", exit_code=2)
     assert checkpoints.load(run_dir / "checkpoints/last.ckpt").epoch == 1
 
 
