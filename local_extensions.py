@@ -16,9 +16,6 @@ _spec = importlib.util.spec_from_file_location("rules", Path(__file__).parent / 
 rules = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(rules)
 
-# The hook that notes where a project comes from runs in the project's folder, and is not told.
-os.environ["TEMPLATE_FOLDER"] = str(Path(__file__).resolve().parent)
-
 
 def slug(name: str, reserved: list[str]) -> str:
     """A folder name from any words; those that leave nothing behind, as an emoji alone, become `my-project`."""
@@ -52,4 +49,6 @@ class NameFilters(Extension):
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
+        # The hook that notes where a project comes from runs in the project's folder, and is not told.
+        os.environ["TEMPLATE_FOLDER"] = str(Path(__file__).resolve().parent)
         environment.filters.update(slug=slug, package=package, quoted=quoted, refuse_bad_answers=refuse_bad_answers)

@@ -1,14 +1,18 @@
 """What the tests share: a project generated from this template."""
 
+import ast
+import configparser
 import itertools
 import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from cookiecutter.main import cookiecutter
 
 TEMPLATE = Path(__file__).parents[1]
@@ -63,6 +67,22 @@ def files_of(project: Path) -> set[str]:
         for path in project.rglob("*")
         if path.is_file() and path.relative_to(project).parts[0] != ".git"
     }
+
+
+def parse(path: Path) -> None:
+    """As far as the kind of file can be read by a machine."""
+    text = path.read_text(encoding="utf-8")
+    match path.suffix:
+        case ".py":
+            ast.parse(text)
+        case ".toml":
+            tomllib.loads(text)
+        case ".yaml" | ".yml":
+            list(yaml.safe_load_all(text))
+        case ".json":
+            json.loads(text)
+        case ".ini":
+            configparser.ConfigParser().read_string(text)
 
 
 def ruff(*arguments: str, cwd: Path) -> None:

@@ -1,7 +1,5 @@
 """Every combination of answers gives a whole, clean project."""
 
-import configparser
-import json
 import re
 import subprocess
 import sys
@@ -10,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import (
     ANSWERS,
     CROSSED,
@@ -23,6 +20,7 @@ from conftest import (
     Bake,
     combinations,
     files_of,
+    parse,
     ruff,
 )
 
@@ -189,15 +187,7 @@ def check_text(path: Path) -> None:
     assert not re.search(r"(?<!\$)\{\{|\{%|%\}", text), path  # but for what GitHub fills in
     assert text.endswith("\n") or not text, path
     assert not re.search(r"[ \t]+$", text, re.MULTILINE), f"{path} has spaces at the end of a line"
-    match path.suffix:
-        case ".toml":
-            tomllib.loads(text)
-        case ".yaml" | ".yml":
-            list(yaml.safe_load_all(text))
-        case ".json":
-            json.loads(text)
-        case ".ini":
-            configparser.ConfigParser().read_string(text)
+    parse(path)
 
 
 def test_project_is_lean(bake: Bake) -> None:

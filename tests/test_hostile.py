@@ -1,7 +1,5 @@
 """Answers drawn at random: all that can be printed is accepted, and what is refused is refused in one sentence."""
 
-import ast
-import json
 import os
 import re
 import shutil
@@ -10,8 +8,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-import yaml
-from conftest import bake_into, files_of, ruff
+from conftest import bake_into, files_of, parse, ruff
 from cookiecutter.exceptions import FailedHookException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,16 +50,7 @@ def words(min_size: int = 0) -> st.SearchStrategy[str]:
 
 def check(project: Path, answers: dict[str, str]) -> None:
     for path in files_of(project):
-        text = (project / path).read_text(encoding="utf-8")
-        match Path(path).suffix:
-            case ".py":
-                ast.parse(text)
-            case ".toml":
-                tomllib.loads(text)
-            case ".yaml" | ".yml":
-                list(yaml.safe_load_all(text))
-            case ".json":
-                json.loads(text)
+        parse(project / path)
     described = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for name in ("project_slug", "description"):
         if name in answers:

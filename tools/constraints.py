@@ -40,9 +40,15 @@ HEADER = """# The exact versions that this project was tested with, for pip and 
 """
 
 
+def rendered(answers: dict, folder: Path) -> Path:
+    """Without hooks: `pyproject.toml` and `constraints.txt` are all that is read of it."""
+    options = {"no_input": True, "accept_hooks": False, "extra_context": answers}
+    return Path(cookiecutter(str(TEMPLATE), output_dir=str(folder), **options))
+
+
 def resolved(answers: dict, python: str, known: dict[str, str], folder: Path) -> dict[str, str]:
     """Names to versions; `known` are held to."""
-    project = Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=str(folder), extra_context=answers))
+    project = rendered(answers, folder)
     held = [pin for pin, where in HELD.items() if where.items() <= answers.items()]
     limits = folder / "limits.txt"
     limits.write_text("\n".join([*held, *(f"{name}=={version}" for name, version in known.items())]))
@@ -101,7 +107,7 @@ def text_of(versions: list[dict[str, str]]) -> str:
 def hashes(folder: Path) -> str:
     """Of every file of what the server's image holds, on any machine."""
     (folder / "image").mkdir()
-    project = Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=str(folder / "image")))
+    project = rendered(DEFAULTS, folder / "image")
     options = ["--group", "serve", "--constraints", "constraints.txt", "--universal", "--generate-hashes"]
     text = "\n".join(compiled([*options, "--python-version", PYTHONS[0]], project))
     blocks = re.split(r"\n(?=\S)", text)

@@ -1,4 +1,4 @@
-"""A callback that kills its process, as a machine that is lost does, and notes at what it was."""
+"""Callbacks that end a run from outside: as a machine that is lost does, and as a terminal or a scheduler does."""
 
 import os
 import signal
@@ -32,3 +32,18 @@ class Killer(Callback):
         with self.notes.open("a", encoding="utf-8") as file:
             print(phase, file=file)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Signaller(Callback):
+    """After an optimiser step: Ctrl-C to all processes of the terminal, SIGTERM to the command that was started."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if not trainer.is_global_zero or trainer.global_step != self.step:
+            return
+        if self.number == signal.SIGINT:
+            os.killpg(os.getpgrp(), self.number)
+        else:
+            os.kill(os.getppid() if trainer.world_size > 1 else os.getpid(), self.number)

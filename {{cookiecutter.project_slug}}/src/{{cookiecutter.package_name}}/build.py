@@ -1,6 +1,5 @@
 """From configuration to objects; no configuration is passed on to them."""
 
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from .cli import Config
 from .data.spec import DataSpec
 from .hooks import Unprofiled, drop_empty_hooks
 from .models.trainee import Trainee
-from .refusal import Refusal
+from .refusal import Refusal, one_line
 from .strategies import ranks
 from .strategies.ddp import leave_signals_alone
 from .strategies.devices import Devices
@@ -45,15 +44,9 @@ def build(section: Mapping[str, Any], path: str, **given: Any) -> Any:
     except (Refusal, ModuleNotFoundError):
         raise
     except InstantiationException as error:
-        raise Refusal(f"{path} cannot be built: {_one_line(error.__cause__ or error)}") from error
+        raise Refusal(f"{path} cannot be built: {one_line(error.__cause__ or error)}") from error
     except Exception as error:  # what a constructor raises for a value that it cannot use is up to its author
-        raise Refusal(f"{path} cannot be built: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    """The message, and the line that raised it: a mistake in one's own network should be easy to find."""
-    raised = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{' '.join(str(error).split())} ({Path(raised.filename).name}:{raised.lineno})"
+        raise Refusal(f"{path} cannot be built: {one_line(error)}") from error
 
 
 def build_model(section: Mapping[str, Any], spec: DataSpec) -> Trainee:
@@ -83,7 +76,7 @@ def try_optimizer(model: Trainee) -> None:
     try:
         model.configure_optimizers()
     except (TypeError, ValueError) as error:
-        raise Refusal(f"model.optimizer or model.scheduler refuses a value: {_one_line(error)}.") from error
+        raise Refusal(f"model.optimizer or model.scheduler refuses a value: {one_line(error)}.") from error
 
 
 def build_loggers(sections: Mapping[str, Any] | None, run_dir: Path) -> list[Logger]:

@@ -123,7 +123,7 @@ def find(ckpt_path: str, log_dir: Path) -> Path:
     return latest
 
 
-def load(path: Path, option: str = "ckpt_path") -> Checkpoint:
+def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Checkpoint:
     """Refuses what is missing, damaged, of another project, or names code from outside `TRUSTED`.
 
     `option` is the one that gave the path, for the sentence of a refusal.
@@ -132,7 +132,7 @@ def load(path: Path, option: str = "ckpt_path") -> Checkpoint:
         raise Refusal(f"{option}={path} is a folder: give the file in it, as <run directory>/checkpoints/best.ckpt.")
     if not path.is_file():
         raise Refusal(f"{option}={path} does not exist: give the path of a .ckpt file.")
-    if is_damaged(path):
+    if check_sum and is_damaged(path):
         raise Refusal(f"{option}={path} is damaged: its sha256 is not the one that {sum_file(path).name} says.")
     try:
         # Mapped: what is not used, as the optimizer's state where nothing is trained, is never read.

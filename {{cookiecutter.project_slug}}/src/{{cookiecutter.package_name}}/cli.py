@@ -104,8 +104,7 @@ def _compose_and_run(
             raise
         exit_codes.append(_print_refusal(sentence))
     except OSError as error:
-        fault = of_files(error, Path.cwd())
-        if fault is None:
+        if (fault := of_files(error, Path.cwd())) is None:
             raise
         exit_codes.append(_print_refusal(fault))
     except KeyboardInterrupt as interrupt:

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from .cli import Config
-from .data.loader import Loader
+from .data.loader import MIB, Loader
 from .data.spec import DataSpec
 from .refusal import Fault, Refusal
 from .terminal import shown
 
 MOST_SAMPLES = 64  # of the training split, that are looked at
-MIB = 2**20
 
 
 def before_training(
@@ -35,8 +34,8 @@ def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) ->
     """Whether all checkpoints of the run fit at once: weights, and the two figures of each that Adam keeps."""
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     size = 3 * weights
-    kept = [max(1, getattr(callback, "save_top_k", 1)) for callback in trainer.checkpoint_callbacks]
-    num_files = sum(kept) + 2  # the previous one, and the one that is being written
+    kept = sum(max(1, getattr(callback, "save_top_k", 1)) for callback in trainer.checkpoint_callbacks)
+    num_files = kept + 2  # the previous one, and the one that is being written
     there = sum(path.stat().st_size for path in run_dir.glob("checkpoints/*.ckpt"))
     needed, free = num_files * size - there, shutil.disk_usage(run_dir).free
     if trainer.checkpoint_callbacks and free < needed:
@@ -55,11 +54,11 @@ def first_batch(datamodule: pl.LightningDataModule) -> tuple[Tensor, Tensor]:
         samples: Any = getattr(loader.dataset, "samples", loader.dataset)  # as they are without augmentation
         loader = Loader(samples, batch_sampler=[list(range(min(len(samples), MOST_SAMPLES)))])
     x, y = next(iter(loader))
-    check_batch(x, y, datamodule.spec)  # type: ignore[attr-defined]
+    check_samples(x, y, datamodule.spec)  # type: ignore[attr-defined]
     return x, y
 
 
-def check_batch(x: Tensor, y: Tensor, spec: DataSpec) -> None:
+def check_samples(x: Tensor, y: Tensor, spec: DataSpec) -> None:
     shape, dtype = tuple(x.shape[1:]), str(x.dtype).removeprefix("torch.")
     if (shape, dtype) != (spec.input_shape, spec.input_dtype):
         raise Refusal(
@@ -70,9 +69,9 @@ def check_batch(x: Tensor, y: Tensor, spec: DataSpec) -> None:
     if not torch.isfinite(y if y.is_floating_point() else y.float()).all():
         raise Refusal("the first batch holds targets that are NaN or infinite: leave such samples out.")
     low, high = spec.input_range
-    inputs = x.double()
-    if torch.isinf(inputs).any() or bool(((inputs < low) | (inputs > high)).any()):
-        bad = int(((inputs < low) | (inputs > high) | torch.isinf(inputs)).flatten(1).any(1).nonzero()[0])
+    outside = ((x < low) | (x > high) | torch.isinf(x)).flatten(1).any(1)  # a gap, as NaN, is for the network to fill
+    if outside.any():
+        bad = int(outside.nonzero()[0])
         raise Refusal(f"sample {bad} of the training data holds values outside of {low:g} to {high:g}, its range.")
     if spec.task == "classification" and (wrong := ~np.isin(y.numpy(), range(len(spec.labels)))).any():
         number = int(wrong.nonzero()[0][0])

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,3 +42,9 @@ def nearest(word: str, known: Iterable[str], section: str = "") -> str:
     if close:
         return f"did you mean '{section}.{close[0]}'?" if section else f"did you mean '{close[0]}'?"
     return f"choose one of: {', '.join(words)}."
+
+
+def one_line(error: BaseException) -> str:
+    """The message, and the line that raised it: a mistake in one's own network should be easy to find."""
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{' '.join(str(error).split())} ({Path(raised.filename).name}:{raised.lineno})"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,27 @@ def going_on(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> Path:
-    """The checkpoint of the latest step that can be read; those that cannot are told."""
+    """The checkpoint of the latest step that can be read; those that cannot are told.
+
+    To look at all of a file takes its time: that is done from the newest one on, until one is whole.
+    """
     from .checkpoints import load
     from .whole import LAST
 
-    found, damaged = [], []
-    for path in folder.glob("*.ckpt"):
+    def age(path: Path) -> tuple[int, bool]:
         try:
-            found.append((load(path).step, path.name == LAST, path))
+            return load(path, check_sum=False).step, path.name == LAST
+        except Refusal:
+            return sys.maxsize, False  # told below
+
+    damaged = []
+    for path in sorted(folder.glob("*.ckpt"), key=age, reverse=True):
+        try:
+            load(path)
         except Refusal as refusal:
             damaged.append(str(refusal))
-    if not found:
-        raise Fault(f"no checkpoint in {shown(folder)} can be read ({damaged[0].rstrip('.')}): start another run.")
-    path = max(found)[-1]
-    for sentence in damaged:
-        log.warning("warning     %s", sentence)
-    return path
+            continue
+        for sentence in damaged:
+            log.warning("warning     %s", sentence)
+        return path
+    raise Fault(f"no checkpoint in {shown(folder)} can be read ({damaged[0].rstrip('.')}): start another run.")

@@ -64,7 +64,7 @@ def begin(model: Trainee, ckpt_path: str | None) -> Checkpoint | None:
     """Fills `model` with what the run starts from; returns the checkpoint of a run that goes on."""
     checkpoint = None
     if ckpt_path is not None:
-        checkpoint = load(Path(ckpt_path))
+        checkpoint = load(Path(ckpt_path), check_sum=False)  # `with_start` has looked at it
         checkpoint.load_weights_into(model)
     elif model.weights is not None:
         take(read(Path(model.weights)), model)

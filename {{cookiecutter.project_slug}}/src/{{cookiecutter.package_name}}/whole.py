@@ -22,18 +22,16 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         written, path = BytesIO(), Path(path)  # of a full disk torch's own writer tells as an internal error
         torch.save(checkpoint, written)
-        with written.getbuffer() as contents:
-            self._replace(path, contents)
-
-    def _replace(self, path: Path, contents: memoryview) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         incoming = Path(f"{path}{INCOMING}")
-        _write(incoming, contents)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written.getbuffer() as contents:
+            _write(incoming, contents)
+            digest = hashlib.sha256(contents).hexdigest()
         if path.name == LAST and path.exists():
             _move(path, path.with_name(PREVIOUS))
         sum_file(path).unlink(missing_ok=True)  # without one a file is whole, with that of another it is damaged
         incoming.replace(path)
-        _write_sum(path, hashlib.sha256(contents).hexdigest())
+        _write_sum(path, digest)
         _sync_folder(path.parent)
 
     def remove_checkpoint(self, path: str | Path) -> None:

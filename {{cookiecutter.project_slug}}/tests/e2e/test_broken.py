@@ -77,12 +77,15 @@ def test_loss_that_is_no_number_stops_the_run_before_it_is_saved(strategy: tuple
 
 def test_batches_whose_loss_is_no_number_are_left_out_alike_under_each_strategy(tmp_path: Path) -> None:
     options = (*RUN, "trainer.precision=64-true", "model.net.dropout=0", "callbacks.finite_loss.skip=true")
-    found = {}
-    for name, strategy in (("single", ()), ("ddp", TWO_PROCESSES)):
+    found, listed = {}, {}
+    for name, strategy in (("single", ()), ("ddp", (*TWO_PROCESSES, "data.micro_batch_size=16"))):
         (tmp_path / name).mkdir()
         found[name] = trained(tmp_path / name, *options, *strategy, *spoiled("NotANumber", steps="[3,25]"))
         skipped = json.loads((found[name] / FILE).read_text(encoding="utf-8"))
         assert (skipped[0]["epoch"], skipped[0]["batch"]) == (1, 4)
+        listed[name] = [sorted(batch["samples"]) for batch in skipped]
+    assert listed["single"] == listed["ddp"], "of the whole batch, whichever rank met it"
+    assert len(listed["single"][0]) == 64
     for name, weight in weights(found["single"]).items():
         assert weight.isfinite().all()
         assert weight.allclose(weights(found["ddp"])[name], rtol=0, atol=1e-10), name
@@ -125,8 +128,8 @@ def test_disk_that_is_full_loses_nothing_that_was_saved(strategy: tuple[str, ...
 
 def test_log_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
     run_dir = trained(tmp_path, *RUN[:2], "trainer.max_epochs=2")
-    (run_dir / "train.log").write_bytes(b"x" * 6000 + b"\n")
-    process = limited(6, "train", "resume=latest", "trainer.max_epochs=3", cwd=tmp_path)
+    (run_dir / "train.log").write_bytes(b"x" * (1024 * 1024 - 9) + b"\n")  # all other files are smaller
+    process = limited(1024, "train", "resume=latest", "trainer.max_epochs=3", cwd=tmp_path)
     assert_one_sentence(process, "cannot be written: File too large", exit_code=2)
     assert checkpoints.load(run_dir / "checkpoints/last.ckpt").epoch == 1
 

@@ -72,17 +72,17 @@ def test_batch_that_is_not_what_the_data_says_is_refused(
 ) -> None:
     datamodule = Digits()
     x, y = (tensor[:4] for tensor in guards.first_batch(datamodule))
-    guards.check_batch(x, y, datamodule.spec)
+    guards.check_samples(x, y, datamodule.spec)
     with pytest.raises(Refusal, match=sentence):
-        guards.check_batch(*spoil(x, y), datamodule.spec)
+        guards.check_samples(*spoil(x, y), datamodule.spec)
 
 
 def test_values_outside_of_the_range_are_refused() -> None:
     spec = DataSpec("floats", "regression", (2,), "float32", (0.0, 1.0), (), (0.0,), (1.0,))
     x, y = torch.tensor([[0.0, 1.0], [float("nan"), 0.5]]), torch.zeros(2)
-    guards.check_batch(x, y, spec)  # a gap is for the network to fill
+    guards.check_samples(x, y, spec)  # a gap is for the network to fill
     with pytest.raises(Refusal, match=r"sample 1 of the training data holds values outside of 0 to 1"):
-        guards.check_batch(torch.tensor([[0.0, 1.0], [2.0, 0.5]]), y, spec)
+        guards.check_samples(torch.tensor([[0.0, 1.0], [2.0, 0.5]]), y, spec)
 
 
 class Unexportable(nn.Module):
@@ -103,7 +103,8 @@ def test_network_that_cannot_be_exported_says_so_before_it_is_trained(
     monkeypatch.setattr(rehearsal, "build_model", lambda section, spec: Classifier(spec, net, torch.optim.SGD))
     inputs = guards.first_batch(datamodule)[0].numpy()
     caplog.set_level("INFO")
-    before = random_state()["torch"]
+    before, threads = random_state()["torch"], torch.get_num_threads()
+    torch.set_num_threads(3)
     if net is linear:
         rehearsal.rehearse({}, datamodule.spec, inputs)
         assert "the export to onnx and torchscript, in " in caplog.text
@@ -111,3 +112,5 @@ def test_network_that_cannot_be_exported_says_so_before_it_is_trained(
         with pytest.raises(GateFailure, match=r"could not be exported once it is trained: .*rehearse_export=false"):
             rehearsal.rehearse({}, datamodule.spec, inputs)
     assert torch.equal(random_state()["torch"], before), "the training would draw other numbers"
+    assert torch.get_num_threads() == 3, "the training would be slow, and add up in another order"
+    torch.set_num_threads(threads)

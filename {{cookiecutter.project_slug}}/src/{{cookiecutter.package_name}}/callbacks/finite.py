@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..data.loader import Loader
+from ..data.samples import ResumableLoader
 from ..models.trainee import Trainee
 from ..refusal import Fault
 from ..terminal import shown, write_json
@@ -18,11 +19,13 @@ from ..terminal import shown, write_json
 log = logging.getLogger(__name__)
 
 FILE = "not_finite.json"
+REMEDY = "look at their values, take a lower model.optimizer.lr or set trainer.gradient_clip_val"
 MOST_IN_A_ROW = 10  # batches that are left out; after so many it is the weights, and no batch will do
 
 
 class FiniteLoss(Callback):
-    """Stops a run whose loss, or a figure that is monitored, is NaN or infinite; the samples are in `not_finite.json`.
+    """Stops a run whose loss, or a figure that is monitored, is NaN or infinite; the samples are in `not_finite.json`,
+    by their positions in the training split.
 
     With `skip` the optimizer leaves a batch out whose gradients are not finite. Under `16-mixed` torch's scaler does
     so itself, as it must now and then.
@@ -74,7 +77,9 @@ class FiniteLoss(Callback):
         for weight in weights:
             weight.grad = None  # to the optimizer, a weight that had no part in the loss
         self.in_a_row += 1
-        self.skipped.append(_place(trainer, trainer.fit_loop.batch_idx))
+        loader, step = trainer.train_dataloader, trainer.fit_loop.batch_idx // trainer.accumulate_grad_batches
+        samples = loader.position.of_step(step) if isinstance(loader, ResumableLoader) else None
+        self.skipped.append({"epoch": trainer.current_epoch + 1, "batch": step + 1, "samples": samples})
         if trainer.is_global_zero:
             write_json(self.skipped, Path(trainer.default_root_dir) / FILE)
             log.warning("skipped     a batch whose gradients are not finite: it is in %s", FILE)
@@ -99,19 +104,11 @@ class FiniteLoss(Callback):
             event.synchronize()
         if torch.isfinite(loss):
             return
-        file = Path(trainer.default_root_dir) / FILE
-        write_json([{**_place(trainer, batch_idx), "rank": trainer.global_rank, "loss": str(loss.item())}], file)
+        loader, file = trainer.train_dataloader, Path(trainer.default_root_dir) / FILE
+        samples = loader.places(batch_idx) if isinstance(loader, Loader) else None  # those of this rank
+        epoch, batch = trainer.current_epoch + 1, batch_idx // trainer.accumulate_grad_batches + 1
+        write_json([{"epoch": epoch, "batch": batch, "samples": samples, "loss": str(loss.item())}], file)
         raise Fault(
-            f"the loss is {loss.item()} at batch {batch_idx + 1} of epoch {trainer.current_epoch + 1}, whose samples "
+            f"the loss is {loss.item()} at batch {batch} of epoch {epoch}, whose samples "
             f"are in {shown(file)}: {REMEDY}, or leave such batches out with callbacks.finite_loss.skip=true."
         )
-
-
-REMEDY = "look at their values, take a lower model.optimizer.lr or set trainer.gradient_clip_val"
-
-
-def _place(trainer: pl.Trainer, batch_idx: int) -> dict[str, Any]:
-    """Samples by their positions in the training split; of this rank."""
-    loader = trainer.train_dataloader
-    samples = loader.places(batch_idx) if isinstance(loader, Loader) else None
-    return {"epoch": trainer.current_epoch + 1, "batch": batch_idx + 1, "samples": samples}

@@ -17,7 +17,6 @@ from .stopping import Agreement, Wish, interruption
 log = logging.getLogger(__name__)
 
 PACKAGE = __name__.split(".")[0]
-SECONDS = 60
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -35,11 +34,10 @@ class LastCheckpoint(ModelCheckpoint):
             if value is not None and value <= 0:
                 raise Refusal(f"callbacks.last.{name}={value} is out of range: give more than 0, or null.")
         self.every_n_steps = every_n_steps or sys.maxsize
-        self.seconds = every_n_minutes * SECONDS if every_n_minutes else float("inf")
+        self.seconds = every_n_minutes * 60 if every_n_minutes else float("inf")
         self.wish = Wish()
         self.agreed = 0  # on the signal that some rank has heard
-        self.is_due = False
-        self.saved_at = 0.0
+        self.is_due, self.saved_at = False, 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -81,9 +79,10 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         self.is_due, self.saved_at = False, time.monotonic()
-        (self.agreed,) = self.agreement.now([self.wish.number])
+        self.agreed = self.agreement.now(self.wish.number)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.agreed = self.agreement.now(self.wish.number)
         self._end_if_agreed(trainer)
         self.wish.ignore()
 

@@ -22,9 +22,7 @@ class Wish:
     """The signal that was heard, if any; the second time it ends the process as it would have done the first time."""
 
     def __init__(self) -> None:
-        self.number = 0
-        self.heard_at = 0.0
-        self.last_batch = 0.0
+        self.number, self.heard_at, self.last_batch = 0, 0.0, 0.0
         self.earlier: dict[int, Any] = {}
         self.pipe: tuple[int, int] | None = None
 
@@ -96,13 +94,12 @@ class Agreement:
         self.work = dist.all_reduce(self.message, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
         return heard
 
-    def now(self, wishes: list[int]) -> list[int]:
+    def now(self, wish: int) -> int:
         """Waits for all ranks."""
-        if self.group is None:
-            return wishes
-        message = torch.tensor(wishes)
-        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.group)
-        return [int(wish) for wish in message]
+        message = torch.tensor(wish)
+        if self.group is not None:
+            dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.group)
+        return int(message)
 
 
 def interruption(number: int) -> KeyboardInterrupt:

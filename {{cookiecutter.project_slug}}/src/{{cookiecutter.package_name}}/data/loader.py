@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import traceback
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..refusal import Fault, Refusal
+from ..refusal import Fault, Refusal, one_line
 from .spec import DataSpec
 
 Batch = tuple[Tensor, Tensor]
@@ -61,18 +60,17 @@ class Loader(DataLoader[Batch]):
 
     def places(self, batch_idx: int) -> list[int]:
         """The samples of a batch of this pass, by their positions in the dataset."""
-        return [place[1] if isinstance(place, tuple) else place for place in self._batch(batch_idx)]
+        return [_number(place) for place in self._batch(batch_idx)]
 
     def _batch(self, batch_idx: int) -> list[Any]:
         return next(islice(iter(self.batch_sampler), batch_idx, None), [])  # type: ignore[arg-type]
 
     def _fault(self, error: Exception) -> Refusal:
-        if is_lost_worker(error):
-            return lost_worker(error)
-        batch = self._batch(self.num_handed_out)
-        bad = next((place for place in batch if not self._is_readable(place)), None)
-        number = bad[1] if isinstance(bad, tuple) else bad
-        named = f"sample {number}" if bad is not None else f"one of the samples {self.places(self.num_handed_out)}"
+        if (lost := lost_worker(error)) is not None:
+            return lost
+        places = self._batch(self.num_handed_out)
+        bad = [_number(place) for place in places if not self._is_readable(place)]
+        named = f"sample {bad[0]}" if bad else f"one of the samples {[*map(_number, places)]}"
         return Fault(f"{named} of the {len(self.dataset)} of its split cannot be read: {_reason(error)}.")  # type: ignore[arg-type]
 
     def _is_readable(self, place: Any) -> bool:
@@ -83,11 +81,10 @@ class Loader(DataLoader[Batch]):
         return True
 
 
-def is_lost_worker(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-
-
-def lost_worker(error: Exception) -> Fault:
+def lost_worker(error: Exception) -> Fault | None:
+    """None for another error."""
+    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
+        return None
     reason = " ".join(str(error).split())
     return Fault(
         f"a process that reads samples was lost ({reason}): it may have run out of memory, or of shared memory; "
@@ -100,9 +97,12 @@ def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     if lines and lines[0].startswith("Caught "):
         return lines[-1].strip().rstrip(".")
-    raised = traceback.extract_tb(error.__traceback__)[-1]
-    words = " ".join(str(error).split()).rstrip(".")
-    return f"{type(error).__name__}: {words} ({Path(raised.filename).name}:{raised.lineno})"
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def _number(place: Any) -> int:
+    """With its epoch, where samples are augmented."""
+    return int(place[1] if isinstance(place, tuple) else place)
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -109,12 +109,7 @@ class ResumableLoader(Loader):
         self.resumed = state
 
     def _split(self) -> dict[str, int]:
-        sampler = self.position
-        return {
-            "num_samples": sampler.num_samples,
-            "batch_size": sampler.batch_size,
-            "num_steps": sampler.num_steps,
-        }
+        return {name: getattr(self.position, name) for name in ("num_samples", "batch_size", "num_steps")}
 
 
 def training_loader(
@@ -127,7 +122,8 @@ def training_loader(
     spec = getattr(getattr(trainer, "datamodule", None), "spec", None)
     if trainer is not None and spec is not None and options.get("num_workers"):
         on_machine = max(1, trainer.world_size // trainer.num_nodes)
-        check_shared_memory(options["num_workers"] * on_machine, spec, len(next(iter(sampler))))
+        size = batch_size // (trainer.world_size * sampler.num_steps)
+        check_shared_memory(options["num_workers"] * on_machine, spec, size)
     # Its own generator: the loader would draw from the one that dropout uses.
     return ResumableLoader(dataset, sampler, generator=seeded(seed), **_loader_options(trainer, **options))
 

@@ -1,6 +1,7 @@
 """The network as it is deployed, and what an exporter makes its file of."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +66,16 @@ def eager(network: nn.Module) -> Run:
 
 def eager_latency_ms(network: nn.Module, inputs: Array) -> float:
     """With one thread, as the files are timed."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads_kept():
+        torch.set_num_threads(1)
         return median_latency_ms(eager(network), inputs)
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """A file of torch sets the number of threads of its whole process when it is loaded."""
+    threads = torch.get_num_threads()
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)

@@ -6,7 +6,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from ..callbacks.kept import random_state, set_random_state
 from ..data.spec import DataSpec
 from ..serving.runtime import difference
 from ..serving.tasks import TASKS
-from . import FORMATS, Array, exporter
+from . import FORMATS, ONNX_OPTIONS, Array, exporter
 from .contract import Contract, GateFailure, Signature
 from .files import exported
 from .gate import check_structure, refuse_above
-from .network import Source, deployed, eager
+from .network import Source, deployed, eager, threads_kept
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +31,12 @@ TOLERANCE = 1e-4  # untrained weights can be anything: what is sought is a graph
 def rehearse(model_section: Mapping[str, Any], spec: DataSpec, inputs: Array) -> None:
     """Exports a network as new as the one to be trained, and runs its files on `inputs`, of two samples or more.
 
-    Raises `GateFailure`. Draws nothing from the random numbers of the training.
+    Raises `GateFailure`. The training has its random numbers and its threads again.
     """
     started, states = time.perf_counter(), random_state()
     try:
-        network = deployed(build_model(model_section, spec))
-        _rehearse(network, model_section, spec, inputs)
+        with threads_kept():
+            _rehearse(deployed(build_model(model_section, spec)), model_section, spec, inputs)
     except GateFailure as failure:
         raise GateFailure(
             f"this network could not be exported once it is trained: {str(failure).rstrip('.')}; "
@@ -49,15 +48,12 @@ def rehearse(model_section: Mapping[str, Any], spec: DataSpec, inputs: Array) ->
 
 
 def _rehearse(network: torch.nn.Module, model_section: Mapping[str, Any], spec: DataSpec, inputs: Array) -> None:
-    opset = int(FORMATS["onnx"].options["opset"])
-    contract = Contract("rehearsal", Signature.of(spec), spec.labels, "", opset, spec.task)
+    contract = Contract("rehearsal", Signature.of(spec), spec.labels, "", int(ONNX_OPTIONS["opset"]), spec.task)
     example = torch.from_numpy(inputs[:2]).clone(memory_format=torch.contiguous_format)
     source = Source(network, example, contract, {}, model_section, spec, lambda num_samples: inputs)
     expected = eager(network)(inputs)
     with tempfile.TemporaryDirectory() as folder:
         for name in REHEARSED:
-            if not all(find_spec(package) for package in FORMATS[name].needs):
-                continue
             path = Path(folder, FORMATS[name].file)
             path.write_bytes(exported(name, source))
             check_structure(name, path, contract)

@@ -36,10 +36,8 @@ class Totals:
 
     def over_ranks(self, strategy: Strategy) -> dict[str, Tensor | int]:
         """The sums of all ranks, as plain data."""
-        loss, tally, count = (
-            strategy.reduce(value, reduce_op="sum")
-            for value in (self.loss.clone(), self.tally.clone(), torch.tensor(self.count, device=self.loss.device))
-        )
+        own = self.loss.clone(), self.tally.clone(), torch.tensor(self.count, device=self.loss.device)
+        loss, tally, count = (strategy.reduce(value, reduce_op="sum") for value in own)
         return {"loss": loss.cpu(), "tally": tally.cpu(), "count": int(count)}
 
     @classmethod

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import Strategy
 
 from ..checks import check, read_options
 from ..cli import Config
-from ..data.loader import is_lost_worker, lost_worker
+from ..data.loader import lost_worker
 from ..refusal import Refusal, nearest, of_files
 from . import ranks
 from .ddp import Ddp, DistributedDataParallelStrategy, Fsdp, FullyShardedStrategy
@@ -90,8 +90,7 @@ def refusing(task: Callable[[Config], Result], config: Config) -> Result:
     except MisconfigurationException as error:
         raise Refusal(" ".join(str(error).split())) from error
     except OSError as error:
-        fault = of_files(error, Path(config["paths"]["output_dir"]))
-        if fault is None:
+        if (fault := of_files(error, Path(config["paths"]["output_dir"]))) is None:
             raise
         raise fault from error
     except SystemExit as error:  # Lightning's way to end after Ctrl-C, with exit code 1
@@ -99,8 +98,8 @@ def refusing(task: Callable[[Config], Result], config: Config) -> Result:
             raise error.__context__ from None
         raise
     except RuntimeError as error:
-        if is_lost_worker(error):  # the signal of its end may come at any moment
-            raise lost_worker(error) from error
+        if (lost := lost_worker(error)) is not None:  # the signal of its end may come at any moment
+            raise lost from error
         if not str(error).startswith("Early stopping conditioned on metric"):
             raise
         raise Refusal(" ".join(str(error).split())) from error

@@ -17,7 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing import SimpleQueue, get_context
 
-from ..cli import Config, Interruption, Termination, job_logging
+from ..callbacks.stopping import interruption
+from ..cli import Config, Interruption, job_logging
 from ..quiet import QUIET, quieten
 from ..refusal import Refusal
 from ..resume import going_on
@@ -95,13 +96,12 @@ def run_in_processes(
             results = elastic_launch(launch, _worker)(task, config, job_logging(), queue, room)
         except ChildFailedError as error:
             reports = _drained(queue)
-            interrupts = {Interruption(kind).exit_code: kind for kind in (KeyboardInterrupt(), Termination())}
-            ended = [interrupts.get(failure.exitcode) for failure in error.failures.values()]
-            if not reports and ended[0] is not None:  # a rank alone was signalled, and ended with the others
-                raise ended[0] from None
+            for failure in error.failures.values():
+                if not reports and failure.exitcode - 128 in (signal.SIGINT, signal.SIGTERM):  # a rank was signalled
+                    raise interruption(failure.exitcode - 128) from None
             raise _first_cause(error.failures, reports) from None
         except SignalException as error:
-            raise KeyboardInterrupt if error.sigval == signal.SIGINT else Termination from None
+            raise interruption(error.sigval) from None
     return cast(Result, results[0])
 
 

@@ -104,6 +104,10 @@ class TrainingBatchSampler(Sampler[list[int]]):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield batch[part * size + self.rank : (part + 1) * size : self.world_size]
 
+    def of_step(self, step: int) -> list[int]:
+        """The samples of an optimiser step of this epoch, of all ranks."""
+        return self._order()[step * self.batch_size : (step + 1) * self.batch_size]
+
     def _order(self) -> list[int]:
         generator = seeded(self.seed, self.epoch if self.reshuffle else 0)
         order: list[int] = torch.randperm(self.num_samples, generator=generator).tolist()

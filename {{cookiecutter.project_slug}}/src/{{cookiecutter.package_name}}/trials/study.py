@@ -128,6 +128,7 @@ class Search:
         """Those that make a training this trial: where it runs, whom it tells, and that the test split stays unseen."""
         return [
             "test=false",
+            *(["rehearse_export=false"] if trial.number else []),  # once is enough
             f"hydra.run.dir={word(str(self.folder_of(trial.number)))}",
             f"{OF_TRIALS}_target_={__package__}.report.Report",
             f"{OF_TRIALS}folder={word(str(self.folder))}",
