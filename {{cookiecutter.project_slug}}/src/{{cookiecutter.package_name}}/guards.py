@@ -1,6 +1,7 @@
 """What a training would stumble over after hours is looked at before its first step."""
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .callbacks.kept import random_state, set_random_state
 from .cli import Config
 from .data.loader import MIB, Loader
 from .data.spec import DataSpec
@@ -21,13 +23,19 @@ MOST_SAMPLES = 64  # of the training split, that are looked at
 def before_training(
     config: Config, datamodule: pl.LightningDataModule, model: pl.LightningModule, trainer: pl.Trainer
 ) -> None:
-    """On the first rank: the disk, the first batch, and whether what is trained can be exported."""
-    check_disk(Path(config["paths"]["output_dir"]), trainer, model)
-    x, _ = first_batch(datamodule)
-    if config["rehearse_export"] and config["ckpt_path"] is None:
-        from .exporters.rehearsal import rehearse
+    """On the first rank: the disk, the first batch, and whether what is trained can be exported.
 
-        rehearse(config["model"], datamodule.spec, x.numpy())  # type: ignore[attr-defined]
+    The training then has its random numbers and its threads as if nothing had been.
+    """
+    check_disk(Path(config["paths"]["output_dir"]), trainer, model)
+    with ExitStack() as afterwards:
+        afterwards.callback(torch.set_num_threads, torch.get_num_threads())  # a file of torch that is loaded sets one
+        afterwards.callback(set_random_state, random_state())
+        x, _ = first_batch(datamodule)
+        if config["rehearse_export"] and config["ckpt_path"] is None:
+            from .exporters.rehearsal import rehearse
+
+            rehearse(config["model"], datamodule.spec, x.numpy())  # type: ignore[attr-defined]
 
 
 def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) -> None:

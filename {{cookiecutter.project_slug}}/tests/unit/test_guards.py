@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,20 +98,25 @@ class Unexportable(nn.Module):
 
 @pytest.mark.parametrize("net", [linear, Unexportable])
 def test_network_that_cannot_be_exported_says_so_before_it_is_trained(
-    net: Callable[[DataSpec], nn.Module], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    net: Callable[[DataSpec], nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     datamodule = Digits()
     monkeypatch.setattr(rehearsal, "build_model", lambda section, spec: Classifier(spec, net, torch.optim.SGD))
-    inputs = guards.first_batch(datamodule)[0].numpy()
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[])
+    config = {"paths": {"output_dir": tmp_path}, "rehearse_export": True, "ckpt_path": None, "model": {}}
+    model = Classifier(datamodule.spec, net, torch.optim.SGD)
     caplog.set_level("INFO")
     before, threads = random_state()["torch"], torch.get_num_threads()
     torch.set_num_threads(3)
     if net is linear:
-        rehearsal.rehearse({}, datamodule.spec, inputs)
+        guards.before_training(config, datamodule, model, trainer)
         assert "the export to onnx and torchscript, in " in caplog.text
     else:
         with pytest.raises(GateFailure, match=r"could not be exported once it is trained: .*rehearse_export=false"):
-            rehearsal.rehearse({}, datamodule.spec, inputs)
+            guards.before_training(config, datamodule, model, trainer)
     assert torch.equal(random_state()["torch"], before), "the training would draw other numbers"
     assert torch.get_num_threads() == 3, "the training would be slow, and add up in another order"
     torch.set_num_threads(threads)

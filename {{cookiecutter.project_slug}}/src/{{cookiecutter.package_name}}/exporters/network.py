@@ -1,7 +1,6 @@
 """The network as it is deployed, and what an exporter makes its file of."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,16 +65,9 @@ def eager(network: nn.Module) -> Run:
 
 def eager_latency_ms(network: nn.Module, inputs: Array) -> float:
     """With one thread, as the files are timed."""
-    with threads_kept():
-        torch.set_num_threads(1)
-        return median_latency_ms(eager(network), inputs)
-
-
-@contextmanager
-def threads_kept() -> Iterator[None]:
-    """A file of torch sets the number of threads of its whole process when it is loaded."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        yield
+        return median_latency_ms(eager(network), inputs)
     finally:
         torch.set_num_threads(threads)

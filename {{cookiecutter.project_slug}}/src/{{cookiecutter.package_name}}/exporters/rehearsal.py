@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from ..build import build_model
-from ..callbacks.kept import random_state, set_random_state
 from ..data.spec import DataSpec
 from ..serving.runtime import difference
 from ..serving.tasks import TASKS
@@ -20,7 +19,7 @@ from . import FORMATS, ONNX_OPTIONS, Array, exporter
 from .contract import Contract, GateFailure, Signature
 from .files import exported
 from .gate import check_structure, refuse_above
-from .network import Source, deployed, eager, threads_kept
+from .network import Source, deployed, eager
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +30,16 @@ TOLERANCE = 1e-4  # untrained weights can be anything: what is sought is a graph
 def rehearse(model_section: Mapping[str, Any], spec: DataSpec, inputs: Array) -> None:
     """Exports a network as new as the one to be trained, and runs its files on `inputs`, of two samples or more.
 
-    Raises `GateFailure`. The training has its random numbers and its threads again.
+    Raises `GateFailure`.
     """
-    started, states = time.perf_counter(), random_state()
+    started = time.perf_counter()
     try:
-        with threads_kept():
-            _rehearse(deployed(build_model(model_section, spec)), model_section, spec, inputs)
+        _rehearse(deployed(build_model(model_section, spec)), model_section, spec, inputs)
     except GateFailure as failure:
         raise GateFailure(
             f"this network could not be exported once it is trained: {str(failure).rstrip('.')}; "
             "rehearse_export=false trains it all the same."
         ) from failure
-    finally:
-        set_random_state(states)
     log.info("rehearsed   the export to %s, in %.1f s", " and ".join(REHEARSED), time.perf_counter() - started)
 
 
