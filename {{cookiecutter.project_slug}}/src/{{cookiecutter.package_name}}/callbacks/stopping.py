@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 import types
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -71,8 +71,8 @@ class Agreement:
 
     def __init__(self, world_size: int, num_wishes: int) -> None:
         self.nothing = [0] * num_wishes
-        # One of its own, on the CPU: the GPU need not come to an end for it.
-        self.group = dist.new_group(backend="gloo") if world_size > 1 else None
+        # One of its own, on the CPU: the GPU need not come to an end for it. All ranks are members of it.
+        self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if world_size > 1 else None
         self.work: dist.Work | None = None
         self.count, self.last, self.next, self.last_time = 0, 0, 1, time.monotonic()
         self.message = torch.zeros(num_wishes + 1, dtype=torch.int64)
