@@ -70,7 +70,7 @@ test-latest: .venv/ready ## the newest releases that a project allows, and with 
 	cd build/latest/digit-classifier && .venv/bin/python -m pip install --quiet --upgrade pip && \
 		.venv/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e . --group dev --group serve && \
 		touch .venv/ready
-	$(MAKE) -C build/latest/digit-classifier check train export
+	$(MAKE) -C build/latest/digit-classifier ARGS= check train export
 	$(MAKE) -C build/latest/digit-classifier test ARGS="--ignore=tests/unit/test_constraints.py \
 		tests/unit tests/integration tests/e2e/test_commands.py tests/e2e/test_serve.py"
 
