@@ -12,21 +12,27 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Killer(Callback):
-    """`seconds` after the training began, on one rank, in the middle of whatever it does; or as its test begins."""
+    """`delay` seconds after a step of the optimiser, on one rank, whatever it does then; or as the test begins.
 
-    def __init__(self, seconds: float, rank: int, notes: str, in_test: bool = False) -> None:
-        self.seconds, self.rank, self.notes, self.in_test = seconds, rank, Path(notes), in_test
+    By steps, since a machine may train to the end in the seconds that another takes for its first epoch.
+    """
 
-    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        if trainer.global_rank == self.rank and not self.in_test:
-            threading.Thread(target=self._kill, args=(trainer,), daemon=True).start()
+    def __init__(self, rank: int, notes: str, step: int = 0, delay: float = 0, in_test: bool = False) -> None:
+        self.rank, self.notes, self.step, self.delay, self.in_test = rank, Path(notes), step, delay, in_test
+        self.is_due = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if self.in_test or self.is_due or trainer.global_rank != self.rank or trainer.global_step < self.step:
+            return
+        self.is_due = True
+        threading.Thread(target=self._kill, args=(trainer,), daemon=True).start()
 
     def on_test_start(self, *args: Any) -> None:
         if self.in_test:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _kill(self, trainer: pl.Trainer) -> None:
-        time.sleep(self.seconds)
+        time.sleep(self.delay)
         is_saving = any(Path(trainer.default_root_dir).glob("checkpoints/*.incoming"))
         phase = "saving" if is_saving else str(trainer.state.stage)
         with self.notes.open("a", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from .data.loader import MIB, Loader
 from .data.spec import DataSpec
 from .refusal import Fault, Refusal
 from .terminal import shown
+from .whole import LAST, take_as_last
 
 MOST_SAMPLES = 64  # of the training split, that are looked at
 
@@ -23,11 +24,14 @@ MOST_SAMPLES = 64  # of the training split, that are looked at
 def before_training(
     config: Config, datamodule: pl.LightningDataModule, model: pl.LightningModule, trainer: pl.Trainer
 ) -> None:
-    """On the first rank: the disk, the first batch, and whether what is trained can be exported.
+    """On the first rank: the disk, `last.ckpt`, the first batch, and whether what is trained can be exported.
 
     The training then has its random numbers and its threads as if nothing had been.
     """
-    check_disk(Path(config["paths"]["output_dir"]), trainer, model)
+    run_dir, start = Path(config["paths"]["output_dir"]), Path(config["ckpt_path"] or "")
+    check_disk(run_dir, trainer, model)
+    if start.parent == run_dir / "checkpoints" and start.name != LAST:
+        take_as_last(start)
     with ExitStack() as afterwards:
         afterwards.callback(torch.set_num_threads, torch.get_num_threads())  # a file of torch that is loaded sets one
         afterwards.callback(set_random_state, random_state())

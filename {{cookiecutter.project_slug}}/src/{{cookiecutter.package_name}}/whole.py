@@ -22,21 +22,18 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         written, path = BytesIO(), Path(path)  # of a full disk torch's own writer tells as an internal error
         torch.save(checkpoint, written)
-        incoming = Path(f"{path}{INCOMING}")
         path.parent.mkdir(parents=True, exist_ok=True)
         with written.getbuffer() as contents:
-            _write(incoming, contents)
-            digest = hashlib.sha256(contents).hexdigest()
-        if path.name == LAST and path.exists():
-            _move(path, path.with_name(PREVIOUS))
-        sum_file(path).unlink(missing_ok=True)  # without one a file is whole, with that of another it is damaged
-        incoming.replace(path)
-        _write_sum(path, digest)
-        _sync_folder(path.parent)
+            _put(path, contents, previous=path.with_name(PREVIOUS) if path.name == LAST else None)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         super().remove_checkpoint(path)
         sum_file(Path(path)).unlink(missing_ok=True)
+
+
+def take_as_last(path: Path) -> None:
+    """For a run that goes on from another file: where nothing is left to train, no `last.ckpt` would follow."""
+    _put(path.with_name(LAST), path.read_bytes())
 
 
 def sum_file(path: Path) -> Path:
@@ -54,6 +51,18 @@ def is_damaged(path: Path) -> bool:
         return True
     with path.open("rb") as file:
         return written[:1] != [hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _put(path: Path, contents: Any, previous: Path | None = None) -> None:
+    incoming = Path(f"{path}{INCOMING}")
+    _write(incoming, contents)
+    digest = hashlib.sha256(contents).hexdigest()
+    if previous is not None and path.exists():
+        _move(path, previous)
+    sum_file(path).unlink(missing_ok=True)  # without one a file is whole, with that of another it is damaged
+    incoming.replace(path)
+    _write_sum(path, digest)
+    _sync_folder(path.parent)
 
 
 def _write(path: Path, contents: Any) -> None:

@@ -56,23 +56,22 @@ def test_sample_that_cannot_be_read_in_the_third_epoch_is_named(tmp_path: Path) 
 
 
 def test_worker_process_that_is_lost_is_told(tmp_path: Path) -> None:
+    """It may hand over a batch just then, so the reason in brackets is not always that signal."""
     options = (*RUN, "data.num_workers=1", *spoiled("LostWorker"))
     process = run_command("train", *options, cwd=tmp_path, check=False)
-    assert_one_sentence(
-        process, "a process that reads samples was lost", "killed by signal: Killed", "data.num_workers=0"
-    )
+    assert_one_sentence(process, "a process that reads samples was lost (", "data.num_workers=0")
 
 
 @pytest.mark.parametrize("strategy", [(), pytest.param(TWO_PROCESSES, marks=pytest.mark.slow)])
 def test_loss_that_is_no_number_stops_the_run_before_it_is_saved(strategy: tuple[str, ...], tmp_path: Path) -> None:
-    options = (*RUN, "callbacks.last.every_n_steps=1", *strategy, *spoiled("NotANumber", steps=[25]))
+    options = (*RUN, "callbacks.last.every_n_steps=1", *strategy, *spoiled("NotANumber", steps=[10]))
     process = run_command("train", *options, cwd=tmp_path, check=False)
     assert_one_sentence(process, "the loss is nan at batch ", f"/{FILE}", "callbacks.finite_loss.skip=true")
     run_dir = the_run(tmp_path)
     (batch,) = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
     assert len(set(batch["samples"])) == (32 if strategy else 64)
     assert all(weight.isfinite().all() for weight in weights(run_dir).values())
-    assert checkpoints.load(run_dir / "checkpoints/last.ckpt").step == 25
+    assert checkpoints.load(run_dir / "checkpoints/last.ckpt").step == 10
 
 
 def test_batches_whose_loss_is_no_number_are_left_out_alike_under_each_strategy(tmp_path: Path) -> None:
@@ -80,7 +79,7 @@ def test_batches_whose_loss_is_no_number_are_left_out_alike_under_each_strategy(
     found, listed = {}, {}
     for name, strategy in (("single", ()), ("ddp", (*TWO_PROCESSES, "data.micro_batch_size=16"))):
         (tmp_path / name).mkdir()
-        found[name] = trained(tmp_path / name, *options, *strategy, *spoiled("NotANumber", steps="[3,25]"))
+        found[name] = trained(tmp_path / name, *options, *strategy, *spoiled("NotANumber", steps="[3,10]"))
         skipped = json.loads((found[name] / FILE).read_text(encoding="utf-8"))
         assert (skipped[0]["epoch"], skipped[0]["batch"]) == (1, 4)
         listed[name] = [sorted(batch["samples"]) for batch in skipped]
@@ -93,7 +92,7 @@ def test_batches_whose_loss_is_no_number_are_left_out_alike_under_each_strategy(
 
 
 def test_run_whose_every_loss_is_no_number_ends(tmp_path: Path) -> None:
-    steps = "[" + ",".join(map(str, range(20, 400))) + "]"
+    steps = "[" + ",".join(map(str, range(10, 400))) + "]"
     options = (*RUN, "callbacks.finite_loss.skip=true", *spoiled("NotANumber", steps=steps))
     process = run_command("train", *options, cwd=tmp_path, check=False)
     assert_one_sentence(process, "the gradients of 10 batches one after the other are not finite")

@@ -17,6 +17,7 @@ from conftest import TWO_PROCESSES, curves, run_command, started, trained, weigh
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.callbacks.last import LastCheckpoint
 from {{ cookiecutter.package_name }}.refusal import Refusal
+from {{ cookiecutter.package_name }}.whole import is_damaged
 
 # Dropout and momentum: all that is random or goes on must come back.
 RUN = ("trainer=cpu", "model=mlp", "trainer.max_epochs=8", "data.batch_size=32", "callbacks.last.every_n_steps=5")
@@ -43,13 +44,16 @@ def assert_same_end(run_dir: Path, expected: Path) -> None:
     assert found == {str(path.relative_to(expected)) for path in expected.rglob("*")}
 
 
-def killed_and_gone_on(strategy: str, num_kills: int, seed: int, folder: Path) -> tuple[Path, Counter[str]]:
+def killed_and_gone_on(
+    strategy: str, num_kills: int, seed: int, expected: Path, folder: Path
+) -> tuple[Path, Counter[str]]:
     """A run that is killed again and again, and then comes to its end; and at what it was killed."""
     chance, notes = random.Random(seed), folder / "notes"
-    for number in range(num_kills):
+    num_steps = torch.load(expected / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    for number, step in enumerate(sorted(chance.sample(range(1, num_steps - 40), num_kills))):
         options = ["resume=latest"] if number else [*RUN, *STRATEGIES[strategy]]
         rank = chance.randrange(2) if strategy == "ddp" else 0
-        options += killer(seconds=chance.uniform(0, 0.6), rank=rank, notes=notes)
+        options += killer(step=step, delay=chance.uniform(0, 0.1), rank=rank, notes=notes)
         process = run_command("train", *options, cwd=folder, check=False)
         assert process.returncode in (137, -signal.SIGKILL), process.stdout + process.stderr
     run_command("train", "resume=latest", "callbacks.killer=null", cwd=folder)
@@ -61,7 +65,7 @@ def killed_and_gone_on(strategy: str, num_kills: int, seed: int, folder: Path) -
 def test_run_that_is_killed_comes_to_the_same_end(
     strategy: str, num_kills: int, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    run_dir, _ = killed_and_gone_on(strategy, num_kills, 1, tmp_path)
+    run_dir, _ = killed_and_gone_on(strategy, num_kills, 1, undisturbed(strategy), tmp_path)
     assert_same_end(run_dir, undisturbed(strategy))
     if strategy == "single":
         assert curves(run_dir) == curves(undisturbed(strategy))
@@ -88,7 +92,7 @@ def test_learning_rate_that_waits_for_a_plateau_goes_on_too(tmp_path: Path) -> N
     assert saved["optimizer_states"][0]["param_groups"][0]["lr"] < 0.002, "there was no plateau"
     for number in range(4):
         options = ["resume=latest"] if number else [*RUN, *PLATEAU]
-        kill = killer(seconds=0.15, rank=0, notes=tmp_path / "notes")
+        kill = killer(step=50 * number + 30, delay=0.02, rank=0, notes=tmp_path / "notes")
         assert run_command("train", *options, *kill, cwd=tmp_path, check=False).returncode == -signal.SIGKILL
     run_command("train", "resume=latest", "callbacks.killer=null", cwd=tmp_path)
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
@@ -98,7 +102,7 @@ def test_learning_rate_that_waits_for_a_plateau_goes_on_too(tmp_path: Path) -> N
 def test_run_that_stopped_early_and_was_killed_in_its_test_does_not_train_on(tmp_path: Path) -> None:
     """And has the figures of its training, though nothing is left to train."""
     options = (*RUN, "callbacks.early_stopping.patience=1", "model.optimizer.lr=0.2", "trainer.max_epochs=50")
-    kill = killer(seconds=0, rank=0, notes=tmp_path / "notes", in_test=True)
+    kill = killer(rank=0, notes=tmp_path / "notes", in_test=True)
     killed = run_command("train", *options, *kill, cwd=tmp_path, check=False)
     assert killed.returncode == -signal.SIGKILL
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
@@ -108,6 +112,19 @@ def test_run_that_stopped_early_and_was_killed_in_its_test_does_not_train_on(tmp
     assert all(weight.equal(before[name]) for name, weight in weights(run_dir).items())
     metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     assert {"train/loss", "val/loss", "test/loss"} <= metrics.keys()
+
+
+def test_run_that_was_killed_between_its_last_two_checkpoints_has_both(tmp_path: Path) -> None:
+    kill = killer(rank=0, notes=tmp_path / "notes", in_test=True)
+    run_command("train", *RUN[:2], "trainer.max_epochs=1", *kill, cwd=tmp_path, check=False)
+    (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
+    expected, last = weights(run_dir), run_dir / "checkpoints/last.ckpt"
+    for name in ("last.ckpt", "last.ckpt.sha256"):
+        last.with_name(name).rename(last.with_name(name.replace("last", "best")))
+    run_command("train", "resume=latest", "callbacks.killer=null", cwd=tmp_path)
+    assert all(weight.equal(expected[name]) for name, weight in weights(run_dir).items())
+    assert not is_damaged(last)
+    assert last.with_name("last.ckpt.sha256").exists()
 
 
 def test_checkpoints_every_so_many_minutes(tmp_path: Path) -> None:
@@ -129,7 +146,7 @@ def test_run_that_is_killed_at_twenty_moments_comes_to_the_same_end(
     for seed in range(10, 15):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        run_dir, moments = killed_and_gone_on(strategy, 4, seed, folder)
+        run_dir, moments = killed_and_gone_on(strategy, 4, seed, undisturbed(strategy), folder)
         assert_same_end(run_dir, undisturbed(strategy))
         at += moments
     print(f"{strategy}: killed at {dict(at)}")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from digits import NUM_TRAIN, Digits, rolled
 
+from {{ cookiecutter.package_name }}.data.loader import Loader, lost_worker
 from {{ cookiecutter.package_name }}.refusal import Refusal
 from {{ cookiecutter.package_name }}.strategies import samplers
 
@@ -141,3 +142,18 @@ def test_change_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
     common = alone.keys() & again.keys()
     assert sum(torch.equal(alone[index], again[index]) for index in common) < len(common) / 5
     assert sum(torch.equal(alone[index], other_seed[index]) for index in alone) < len(alone) / 5
+
+
+class Unreachable(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitems__(self, places: list[int]) -> Any:
+        raise ConnectionResetError("the store is gone")
+
+
+def test_sample_whose_store_is_gone_is_no_process_that_was_lost() -> None:
+    with pytest.raises(Refusal, match=r"sample 0 of the 4 .*ConnectionResetError: the store is gone"):
+        next(iter(Loader(Unreachable(), batch_sampler=[[0, 1]], num_workers=1)))
+    assert lost_worker(ConnectionResetError("[Errno 104] Connection reset by peer"), num_workers=1)
+    assert not lost_worker(ConnectionResetError("the store is gone"))

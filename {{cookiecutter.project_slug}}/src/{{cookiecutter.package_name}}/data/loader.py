@@ -66,7 +66,7 @@ class Loader(DataLoader[Batch]):
         return next(islice(iter(self.batch_sampler), batch_idx, None), [])  # type: ignore[arg-type]
 
     def _fault(self, error: Exception) -> Refusal:
-        if (lost := lost_worker(error)) is not None:
+        if (lost := lost_worker(error, self.num_workers)) is not None:
             return lost
         places = self._batch(self.num_handed_out)
         bad = [_number(place) for place in places if not self._is_readable(place)]
@@ -81,22 +81,30 @@ class Loader(DataLoader[Batch]):
         return True
 
 
-def lost_worker(error: Exception) -> Fault | None:
-    """None for another error."""
-    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
+def lost_worker(error: Exception, num_workers: int = 0) -> Fault | None:
+    """None for another error; `num_workers` of the loader that raised it.
+
+    One that is lost while it hands over a batch shows as a connection that ends. What a sample raised there does not:
+    torch raises that again as "Caught ...".
+    """
+    is_handed_over = num_workers > 0 and isinstance(error, ConnectionError | EOFError) and not _is_caught(error)
+    if not (is_handed_over or (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"))):
         return None
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return Fault(
         f"a process that reads samples was lost ({reason}): it may have run out of memory, or of shared memory; "
         "take fewer with data.num_workers=, or none with data.num_workers=0."
     )
 
 
+def _is_caught(error: Exception) -> bool:
+    return str(error).strip().startswith("Caught ")
+
+
 def _reason(error: Exception) -> str:
     """Of an error in a worker process, its last line; of one in this process, with the place that raised it."""
-    lines = str(error).strip().splitlines()
-    if lines and lines[0].startswith("Caught "):
-        return lines[-1].strip().rstrip(".")
+    if _is_caught(error):
+        return str(error).strip().splitlines()[-1].strip().rstrip(".")
     return f"{type(error).__name__}: {one_line(error)}"
 
 
