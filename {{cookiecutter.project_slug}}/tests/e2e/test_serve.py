@@ -355,7 +355,7 @@ def test_signal_ends_it_once_what_came_in_is_answered(bundle: Path, number: sign
             while not done.is_set():
                 try:
                     status, _, answer = server.ask("POST", INFER, request(ONE))
-                except (ConnectionRefusedError, ConnectionResetError, http.client.RemoteDisconnected):
+                except ConnectionError:
                     return  # it came too late
                 assert len(json.loads(answer)["outputs"]) == 2
                 statuses.append(status)
