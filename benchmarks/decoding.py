@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from digit_classifier.speed.turns import Case
+from digit_classifier.engine.benchmark.turns import Case
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from PIL import Image

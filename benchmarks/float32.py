@@ -9,11 +9,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from digit_classifier.data.digits import DigitsDataModule
-from digit_classifier.data.spec import DataSpec
+from digit_classifier.engine.distributed.samplers import TrainingBatchSampler
+from digit_classifier.engine.spec import DataSpec
 from digit_classifier.models.classifier import Classifier
 from digit_classifier.models.cnn import CNN
 from digit_classifier.models.mlp import MLP
-from digit_classifier.strategies.samplers import TrainingBatchSampler
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 

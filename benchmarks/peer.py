@@ -88,7 +88,7 @@ def command(name: str, options: argparse.Namespace, scratch: Path) -> list[str]:
         f"data.num_samples={NUM_TRAIN}",
         f"data.num_val={NUM_VAL}",
     ]
-    return [sys.executable, "-m", "digit_classifier.train", "--config-dir", str(TRAINING), *both, *network, *data]
+    return [sys.executable, "-m", "digit_classifier", "train", "--config-dir", str(TRAINING), *both, *network, *data]
 
 
 def epochs_of(words: list[str], scratch: Path) -> list[float]:

@@ -48,7 +48,7 @@ def main() -> None:
 
 def trained(options: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", f"{PACKAGE}.train", "trainer=cpu", f"paths.log_dir={folder}", *options]
+        command = [sys.executable, "-m", PACKAGE, "train", "trainer=cpu", f"paths.log_dir={folder}", *options]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (metrics,) = Path(folder).glob("train/runs/*/metrics.json")
         return float(json.loads(metrics.read_text(encoding="utf-8"))["test/acc"])

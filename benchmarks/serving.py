@@ -130,7 +130,7 @@ def serving(name: str, bundle: Path, peers: Path | None, scratch: Path) -> Itera
     own = [f"bundle={bundle}", f"port={port}", "logs=json"]
     path = f"/v2/models/{model}/infer"
     if name == "ours":
-        command = [sys.executable, "-m", f"{package}.serve", *own]
+        command = [sys.executable, "-m", package, "serve", *own]
     elif name == "one by one":
         command = [sys.executable, str(HERE / "one_by_one.py"), package, *own]
     elif name == "bare":

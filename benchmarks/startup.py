@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 NUM_ROUNDS = 7
-TRAIN = ("-m", "digit_classifier.train")
+TRAIN = ("-m", "digit_classifier", "train")
 LIGHTNING = "import lightning.pytorch"
 DATA = "from digit_classifier.data.digits import DigitsDataModule; DigitsDataModule()"
 CUT_OFF = "import os; os._exit(0)"

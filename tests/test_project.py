@@ -193,7 +193,7 @@ def test_check_passes(default_project: Path) -> None:
 @pytest.mark.story
 def test_default_model_reaches_its_accuracy(python: str, tmp_path: Path) -> None:
     """Five seeds: the mean is at least 0.98, none is under 0.97."""
-    printed = run(python, "-m", "digit_classifier.train", "-m", "seed=1,2,3,4,5", cwd=tmp_path)
+    printed = run(python, "-m", "digit_classifier", "train", "-m", "seed=1,2,3,4,5", cwd=tmp_path)
     accuracies = [float(figure) for figure in re.findall(r"test/acc +([\d.]+)", printed)]
     assert len(accuracies) == 5
     print(accuracies)
@@ -205,7 +205,7 @@ def test_terminal_gets_a_progress_bar(python: str, tmp_path: Path) -> None:
     """`script` gives the command a terminal of its own."""
     if shutil.which("script") is None:
         pytest.skip("not run: the command 'script' (package bsdutils) is not installed")
-    train = f"{python} -m digit_classifier.train trainer.max_epochs=2"
+    train = f"{python} -m digit_classifier train trainer.max_epochs=2"
     printed = run("script", "-qec", train, "/dev/null", cwd=tmp_path, TERM="xterm-256color", COLUMNS="120")
     assert "\x1b[" in printed
     assert "Epoch 1/1" in printed

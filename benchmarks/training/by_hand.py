@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import torch
 from clock import tiny_network
+from digit_classifier.engine.benchmark.loop import HandWrittenLoop
 from digit_classifier.models.classifier import Classifier
-from digit_classifier.speed.loop import HandWrittenLoop
 from pictures import PicturesDataModule
 from torch.optim import AdamW
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from digit_classifier.data.image_folder import ImageFolderDataModule
-from digit_classifier.data.samples import SamplesInMemory
+from digit_classifier.engine.data.image_folder import ImageFolderDataModule
+from digit_classifier.engine.data.samples import SamplesInMemory
 
 
 class DecodedDataModule(ImageFolderDataModule):

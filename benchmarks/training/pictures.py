@@ -2,9 +2,9 @@
 
 import lightning.pytorch as pl
 import torch
-from digit_classifier.data.pixels import pixel_statistics
-from digit_classifier.data.samples import Batch, SamplesInMemory, evaluation_loader, training_loader
-from digit_classifier.data.spec import DataSpec
+from digit_classifier.engine.data.pixel_statistics import pixel_statistics
+from digit_classifier.engine.data.samples import Batch, SamplesInMemory, evaluation_loader, training_loader
+from digit_classifier.engine.spec import DataSpec
 from torch.utils.data import DataLoader
 
 

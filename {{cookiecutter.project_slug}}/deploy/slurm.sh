@@ -19,7 +19,7 @@
 most_restarts=20
 
 # In the background, because bash hears a signal only while it waits; srun passes it on to all processes.
-srun --kill-on-bad-exit=1 .venv/bin/python -m {{ cookiecutter.package_name }}.train strategy=ddp "$@" &
+srun --kill-on-bad-exit=1 .venv/bin/python -m {{ cookiecutter.package_name }} train strategy=ddp "$@" &
 step=$!
 trap 'signalled=yes; kill -TERM "$step"' TERM
 wait "$step" || wait "$step" # a signal ends the first `wait`, not the step

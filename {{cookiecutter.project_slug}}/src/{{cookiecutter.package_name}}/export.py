@@ -1,144 +1,18 @@
 """Export a checkpoint as a verified bundle: `artifacts/<name>/<version>/`.
 
-python -m <package>.export
-python -m <package>.export ckpt_path=logs/train/runs/<time>/checkpoints/best.ckpt formats=[onnx]
-python -m <package>.export formats=[onnx,onnx_int8,onnx_fp16,torchscript,torch_export,safetensors]
-python -m <package>.export export.name=digits export.max_batch_size=256
+python -m <package> export
+python -m <package> export ckpt_path=logs/train/runs/<time>/checkpoints/best.ckpt formats=[onnx]
+python -m <package> export formats=[onnx,onnx_int8,onnx_fp16,torchscript,torch_export,safetensors]
+python -m <package> export export.name=digits export.max_batch_size=256
 """
 
-from __future__ import annotations
-
-import datetime
-import re
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from .cli import Config, command
-from .exporters import FORMATS
-from .refusal import Refusal, nearest
-
-if TYPE_CHECKING:
-    import lightning.pytorch as pl
-
-    from .checkpoints import Checkpoint
-    from .exporters.gate import Parity
-
-MOST_AT_ONCE = 65536  # samples, which the gate holds in memory
-OF_FORMATS = ("opset", "num_calibration_samples", "calibration")
+from .engine import commands
 
 
-@dataclass(frozen=True)
-class Request:
-    """The plain options of `configs/export.yaml`."""
-
-    ckpt_path: str
-    formats: list[str] | str
-
-
-@dataclass(frozen=True)
-class Options:
-    """The section `export` of `configs/export.yaml`; null stands for a format's own default."""
-
-    name: str
-    max_batch_size: int
-    tolerance: float
-    max_metric_loss: float
-    opset: int | None
-    num_calibration_samples: int | None
-    calibration: Literal["minmax", "entropy", "percentile"] | None
-
-    def of(self, format_name: str) -> dict[str, Any]:
-        """What a format takes, given or by default."""
-        given = {name: getattr(self, name) for name in OF_FORMATS if getattr(self, name) is not None}
-        return {name: given.get(name, default) for name, default in FORMATS[format_name].options.items()}
-
-
-@command("export", needs=("paths", "export"))
-def main(config: Config) -> None:
-    from .checks import read_options
-
-    request, options = read_options(config, Request), read_options(config["export"], Options, "export")
-    formats = [request.formats] if isinstance(request.formats, str) else list(dict.fromkeys(request.formats))
-    _check(formats, options)
-
-    from . import checkpoints
-    from .record import note_bundle
-    from .reports import report_export
-
-    checkpoint = checkpoints.load(checkpoints.find(request.ckpt_path, Path(config["paths"]["log_dir"])))
-    datamodule: Any = checkpoint.datamodule(config["data"])
-    if datamodule.spec.fingerprint != checkpoint.spec.fingerprint:
-        raise Refusal("export takes the data of the training: leave out data.root and data.path.")
-    bundle, parities = export(checkpoint, datamodule, formats, options, Path(config["paths"]["artifact_dir"]))
-    note_bundle(checkpoint.path, bundle)
-    report_export(bundle, parities)
-
-
-def export(
-    checkpoint: Checkpoint,
-    datamodule: pl.LightningDataModule,
-    formats: list[str],
-    options: Options,
-    artifact_dir: Path,
-) -> tuple[Path, list[Parity]]:
-    """Exports each format, passes all of them through the gate and only then publishes; returns the bundle's folder.
-
-    Raises `GateFailure` when a file is not what was trained, once all were tried: nothing is published, earlier
-    versions stay as they are.
-    """
-    from .exporters.bundle import check_standing_config, describe, incoming, place_config, publish, write_manifest
-    from .exporters.card import card
-    from .exporters.contract import Contract, Signature
-    from .exporters.files import write_verified
-    from .exporters.gate import Limits
-    from .serving.runtime import digest
-
-    spec, limits = checkpoint.spec, Limits(options.max_batch_size, options.tolerance, options.max_metric_loss)
-    opset = options.of("onnx")["opset"]
-    contract = Contract(options.name, Signature.of(spec), spec.labels, digest(checkpoint.path), opset, spec.task)
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with incoming(artifact_dir / options.name) as folder:
-        check_standing_config(folder.parent, contract, limits.max_batch_size, "onnx" in formats)
-        chosen = {name: options.of(name) for name in formats}
-        parities, figures = write_verified(checkpoint, datamodule, chosen, contract, limits, folder)
-        described = describe(contract, checkpoint, parities, limits, **figures)
-
-        def seal(folder: Path, version: int) -> None:
-            contents = {**described, "version": version, "created": created}
-            (folder / "README.md").write_text(card(contents), encoding="utf-8")
-            write_manifest(contents, folder)
-            if "onnx" in formats:  # last: what fails before it, as on a full disk, leaves no trace
-                place_config(folder, contract, limits.max_batch_size)
-
-        return publish(folder, seal), parities
-
-
-def _check(formats: list[str], options: Options) -> None:
-    if not formats:
-        raise Refusal(f"formats=[] exports nothing: choose from {', '.join(FORMATS)}.")
-    for name in formats:
-        if name not in FORMATS:
-            raise Refusal(f"formats=[{name}] is no format; {nearest(name, FORMATS)}")
-        for package in FORMATS[name].needs:
-            if find_spec(package) is None:
-                raise Refusal(f"formats=[{name}] needs {package}: run 'pip install -c constraints.txt {package}'.")
-    for option in OF_FORMATS:
-        takers = [name for name, format in FORMATS.items() if option in format.options]
-        if getattr(options, option) is not None and not set(takers) & set(formats):
-            value = getattr(options, option)
-            raise Refusal(f"export.{option}={value} is for {', '.join(takers)}, not for {', '.join(formats)}.")
-    if not 2 <= options.max_batch_size <= MOST_AT_ONCE:
-        raise Refusal(f"export.max_batch_size={options.max_batch_size} is out of range: give 2 to {MOST_AT_ONCE}.")
-    if options.num_calibration_samples is not None and options.num_calibration_samples < 1:
-        raise Refusal(f"export.num_calibration_samples={options.num_calibration_samples} is too few: give 1 or more.")
-    if not 0 <= options.tolerance < float("inf"):
-        raise Refusal(f"export.tolerance={options.tolerance} is out of range: give 0 or more, as 1.0e-5.")
-    if not 0 <= options.max_metric_loss < 1:
-        raise Refusal(f"export.max_metric_loss={options.max_metric_loss} is out of range: give 0 to 1, as 0.005.")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", options.name):  # in addresses and configurations too
-        raise Refusal(f"export.name={options.name} is no name for a model: give letters, digits and any of _ - .")
+@commands.command("export", needs=("paths", "export"))
+def main(config: commands.Config) -> None:
+    """Writes each format, and publishes the bundle once every file agrees with the trained model."""
+    commands.export_bundle(config)
 
 
 if __name__ == "__main__":

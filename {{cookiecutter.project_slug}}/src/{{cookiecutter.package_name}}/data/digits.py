@@ -4,24 +4,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ..refusal import Refusal
-from .loader import Batch
-from .pixels import pixel_statistics
-from .samples import Augmented, SamplesInMemory, check_batch, check_options, evaluation_loader, training_loader
-from .spec import DataSpec
-from .splits import stratified
-from .targets import counts_of
+from ..engine import DataSpec, InMemoryDataModule, SamplesInMemory, UserError, pixel_statistics, stratified
 
 
-class DigitsDataModule(pl.LightningDataModule):
+class DigitsDataModule(InMemoryDataModule):
     """Pictures `(N, 1, 8, 8)`, uint8 from 0 (paper) to 255 (ink), and labels `(N,)`, int64.
 
     `split_seed` alone decides which sample belongs to which split, so that another `seed` never moves a sample from
@@ -40,15 +32,13 @@ class DigitsDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__()
-        check_options(batch_size, num_workers, val_fraction=val_fraction, test_fraction=test_fraction)
+        fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        super().__init__(batch_size, micro_batch_size, seed, num_workers, pin_memory, **fractions)
         if not 0 <= max_shift <= 8:
-            raise Refusal(f"data.max_shift={max_shift} pixels is out of range: give 0 (no change) to 8.")
-        self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
-        self.max_shift = max_shift
-        self.loader_options = {"num_workers": num_workers, "pin_memory": pin_memory}
+            raise UserError(f"data.max_shift={max_shift} pixels is out of range: give 0 (no change) to 8.")
+        if max_shift:
+            self.augment = partial(shifted, most=max_shift)
         self.samples = _split(val_fraction, test_fraction, split_seed)
-        check_batch(batch_size, len(self.samples["train"]))
         mean, std = pixel_statistics(self.samples["train"].inputs)
         self.spec = DataSpec(
             name="digits",
@@ -59,21 +49,9 @@ class DigitsDataModule(pl.LightningDataModule):
             labels=tuple(str(digit) for digit in range(10)),
             mean=mean,
             std=std,
-            label_counts=counts_of(self.samples["train"].labels, 10),
+            label_counts=tuple(self.samples["train"].labels.bincount(minlength=10).tolist()),
             description="Handwritten digits of 43 people, 1,797 pictures of 8 x 8 pixels that ship with scikit-learn.",
         )
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        samples: SamplesInMemory | Augmented = self.samples["train"]
-        if self.max_shift:
-            samples = Augmented(self.samples["train"], partial(shifted, most=self.max_shift), self.seed)
-        return training_loader(samples, self.batch_size, self.seed, self.trainer, **self.loader_options)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return evaluation_loader(self.samples["val"], self.batch_size, self.trainer, **self.loader_options)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return evaluation_loader(self.samples["test"], self.batch_size, self.trainer, **self.loader_options)
 
 
 def shifted(pictures: Tensor, generators: Sequence[torch.Generator], most: int) -> Tensor:

@@ -17,13 +17,10 @@ from torchmetrics.classification import (
     MultilabelF1Score,
 )
 
-from ..data.spec import DataSpec
-from ..refusal import Refusal
-from .loss import ClassWeights, CrossEntropy
-from .trainee import Trainee
+from ..engine import BaseModule, ClassWeights, CrossEntropy, DataSpec, UserError
 
 
-class Classifier(Trainee):
+class Classifier(BaseModule):
     """Trains `net(spec)` with cross entropy: to logits `(B, K)`, from labels `(B,)` or, of several, `(B, K)` of 0 or 1.
 
     Logs `acc` and `f1` (macro); of several labels, `acc` is the share of right answers over samples and labels. With
@@ -43,21 +40,23 @@ class Classifier(Trainee):
         compile: bool = False,
         channels_last: bool = False,
         weights: str | None = None,
-        kept_lr_factor: float = 1.0,
+        pretrained_lr_factor: float = 1.0,
         freeze: str | list[str] | None = None,
         class_weights: ClassWeights = None,
     ) -> None:
         super().__init__(
-            spec, net, optimizer, scheduler, warmup_steps, compile, channels_last, weights, kept_lr_factor, freeze
+            spec, net, optimizer, scheduler, warmup_steps, compile, channels_last, weights, pretrained_lr_factor, freeze
         )
         if not 0 <= label_smoothing < 1:
-            raise Refusal(f"model.label_smoothing={label_smoothing} is out of range: give 0 or more, and less than 1.")
+            raise UserError(
+                f"model.label_smoothing={label_smoothing} is out of range: give 0 or more, and less than 1."
+            )
         if spec.task == "regression":
-            raise Refusal("the data has numbers to predict, and no labels: take the model of task=regression.")
+            raise UserError("the data has numbers to predict, and no labels: take the model of task=regression.")
         self.label_smoothing = label_smoothing
         self.several = spec.task == "multilabel"
         if self.several and class_weights is not None:
-            raise Refusal("model.class_weights is for one label a sample: leave it out where there are several.")
+            raise UserError("model.class_weights is for one label a sample: leave it out where there are several.")
         self.loss = CrossEntropy(spec, class_weights)
         number = spec.num_outputs
         scores: dict[str, Metric | MetricCollection]
@@ -78,7 +77,7 @@ class Classifier(Trainee):
         loss: Tensor = self.loss(outputs, y, smoothing)
         return loss
 
-    def tally(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def figure_sum(self, outputs: Tensor, y: Tensor) -> Tensor:
         if self.several:
             return ((outputs > 0) == (y > 0.5)).sum()
         return (outputs.argmax(dim=1) == y).sum()

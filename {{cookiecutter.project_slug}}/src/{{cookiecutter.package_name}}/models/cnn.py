@@ -2,9 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..data.spec import DataSpec
-from ..refusal import Refusal
-from .layers import Segments
+from ..engine import DataSpec, Segments, UserError
 
 
 class CNN(nn.Module):
@@ -21,7 +19,7 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         if len(spec.input_shape) != 3:
-            raise Refusal(f"model=cnn takes pictures (C, H, W), and the data has samples of {spec.input_shape}.")
+            raise UserError(f"model=cnn takes pictures (C, H, W), and the data has samples of {spec.input_shape}.")
         channels, *sides = spec.input_shape
         layers: list[nn.Module] = []
         for depth, width in enumerate(widths):

@@ -4,8 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from ..data.spec import DataSpec
-from .layers import Segments
+from ..engine import DataSpec, Segments
 
 
 class MLP(nn.Module):

@@ -10,9 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 
-from ..data.spec import DataSpec
-from ..refusal import Refusal
-from .trainee import Trainee
+from ..engine import BaseModule, DataSpec, UserError
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 NUM_BINS, WIDEST = 48, 3.0  # of a picture of predictions beside the truth: 3 deviations to both sides
@@ -37,7 +35,7 @@ class Beside(Metric):
         return self.counts
 
 
-class Regressor(Trainee):
+class Regressor(BaseModule):
     """Trains `net(spec)` to outputs `(B, 1)`: the target in deviations from its mean, from `(B,)` in its units.
 
     Logs `rmse` and `mae` in the units of the target, and `r2`; the loss is that of the target in deviations.
@@ -56,14 +54,14 @@ class Regressor(Trainee):
         compile: bool = False,
         channels_last: bool = False,
         weights: str | None = None,
-        kept_lr_factor: float = 1.0,
+        pretrained_lr_factor: float = 1.0,
         freeze: str | list[str] | None = None,
     ) -> None:
         super().__init__(
-            spec, net, optimizer, scheduler, warmup_steps, compile, channels_last, weights, kept_lr_factor, freeze
+            spec, net, optimizer, scheduler, warmup_steps, compile, channels_last, weights, pretrained_lr_factor, freeze
         )
         if spec.task != "regression":
-            raise Refusal("the data has labels to predict, and no numbers: take the model of task=classification.")
+            raise UserError("the data has labels to predict, and no numbers: take the model of task=classification.")
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = LOSSES[loss]
         scores: dict[str, Metric | MetricCollection] = {
             "rmse": MeanSquaredError(squared=False),
@@ -85,7 +83,7 @@ class Regressor(Trainee):
         found: Tensor = self.loss_of(predicted, truth.to(predicted.dtype))
         return found
 
-    def tally(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def figure_sum(self, outputs: Tensor, y: Tensor) -> Tensor:
         predicted, truth = self.compared(outputs, y)
         return (predicted - truth).square().sum()
 

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..data.spec import DataSpec
-from ..refusal import Refusal
-from .layers import Constants, Segments
+from ..engine import Constants, DataSpec, Segments, UserError
 
 MOST_DIMENSIONS = 50  # of an embedding
 
@@ -26,7 +24,7 @@ class Columns(Constants):
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         if not spec.columns:
-            raise Refusal(f"the network takes tables, and the data says nothing of its columns: {spec.input_shape}.")
+            raise UserError(f"the network takes tables, and the data says nothing of its columns: {spec.input_shape}.")
         numeric = [place for place, column in enumerate(spec.columns) if column["categories"] is None]
         categorical = [place for place in range(len(spec.columns)) if place not in numeric]
         gaps = [place for place in numeric if spec.columns[place]["gaps"]]

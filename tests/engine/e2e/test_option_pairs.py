@@ -1,0 +1,57 @@
+"""Every two option files of different groups compose and build, or are refused in a sentence that is known here."""
+
+import itertools
+import re
+from pathlib import Path
+
+import digit_classifier as package
+import pytest
+from digit_classifier.engine.config import CONFIG_DIRS
+from digit_classifier.engine.config.instantiation import build as built
+from digit_classifier.engine.config.validation import read_options
+from digit_classifier.engine.distributed.launch import batch_split, devices_of, refuse_mistakes
+from digit_classifier.engine.errors import UserError
+from digit_classifier.engine.training import build
+from digit_classifier.engine.training.options import TrainOptions
+from integration.test_configs import CHOICES, composed
+
+PAIRS = [pair for pair in itertools.combinations(CHOICES, 2) if pair[0].split("=")[0] != pair[1].split("=")[0]]
+IS_FOR_TABLES = (CONFIG_DIRS[1] / "data/table.yaml").exists()
+NUM_PAIRS, NUM_REFUSED = (153, 15) if IS_FOR_TABLES else (136, 14)
+# Which pairs are refused, and by which sentence.
+REFUSED = {r"strategy=fsdp": r"^strategy=fsdp needs GPUs, and this run is on the cpu: take strategy=ddp\.$"}
+
+
+def refusal_of(pair: tuple[str, str], folder: Path, pictures: Path) -> str:
+    """Empty where the two compose and build."""
+    needed = ["trainer.devices=1"]
+    if "data=image_folder" in pair:
+        needed += [f"data.root={pictures}", f"data.cache_dir={folder}"]
+    try:
+        config = composed("train", folder, *pair, *needed)
+        if "trainer=gpu" in pair:
+            config["trainer"]["accelerator"] = "cpu"  # no such device here: all but its name is tried
+        read_options(config, TrainOptions)
+        refuse_mistakes(config)
+        devices = devices_of(config)
+        datamodule = built(config["data"], "data")
+        model = build.build_for_training(config["model"], datamodule.spec, 1.0)
+        loggers = build.build_loggers(config["logger"], folder)
+        callbacks = build.build_callbacks(config, loggers, {}, batch_split(config["data"], devices))
+        build.build_trainer(config, devices, callbacks, loggers)
+        assert model.spec == datamodule.spec
+    except UserError as refusal:
+        return str(refusal)
+    return ""
+
+
+def test_every_two_options_compose_and_build_or_are_refused_by_name(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    pictures = tmp_path if IS_FOR_TABLES else request.getfixturevalue("picture_folder")
+    refused = {pair: sentence for pair in PAIRS if (sentence := refusal_of(pair, tmp_path, pictures))}
+    print(f"{package.__name__}: {len(PAIRS)} pairs, {len(refused)} refused")
+    for pair, sentence in refused.items():
+        known = [words for names, words in REFUSED.items() if re.search(names, " ".join(pair))]
+        assert any(re.search(words, sentence) for words in known), f"{pair}: {sentence}"
+    assert (len(PAIRS), len(refused)) == (NUM_PAIRS, NUM_REFUSED), refused

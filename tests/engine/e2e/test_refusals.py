@@ -1,0 +1,261 @@
+"""A user's mistake gets one sentence and exit code 2, without a traceback, and leaves nothing behind."""
+
+import importlib
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import run_command, started, wait_for
+
+import {{ cookiecutter.package_name }} as package
+
+# What the configuration alone can refuse: answered without importing torch.
+FAST = [
+    ("train", ["trainer.max_epoch=3"], "'trainer.max_epoch' is no option; did you mean 'trainer.max_epochs'?"),
+    ("train", ["trainer=ddp"], "'trainer=ddp' is no option; did you mean 'strategy=ddp'?"),
+    ("train", ["trainer.strategy=ddp"], "'strategy' is a group of its own: choose one as 'strategy=...'."),
+    ("train", ["trainer.accumulate_grad_batches=2"], "follows from 'data.micro_batch_size': set that one."),
+    ("train", ["model=resnet"], "'model=resnet' is no option; choose one of: {{ "mlp" if cookiecutter.data_kind == "tables" else "cnn, mlp, timm" if cookiecutter.vision else "cnn, mlp" }}."),
+    ("train", ["logger=null"], "a group cannot be null on the command line: leave it out with '~'"),
+    ("train", ["'"], "cannot be read: write an option as name=value"),
+    ("export", ["export.opsett=18"], "'export.opsett' is no option; did you mean 'export.opset'?"),
+    ("predict", ["input=a.png", "device=tpu"], "device=tpu does not fit: it takes auto or cpu or cuda."),
+    ("benchmark", ["bundel=latest"], "'bundel' is no option; did you mean 'bundle'?"),
+    ("verify", ["bundel=latest"], "'bundel' is no option; did you mean 'bundle'?"),
+    ("search", ["num_trial=3"], "'num_trial' is no option; did you mean 'num_trials'?"),
+    ("runs", ["compare=[a]"], "compare=['a'] names 1 runs: give two."),
+    ("train", ["resume=nowhere"], "resume=nowhere is no run directory: give one"),
+    ("train", ["resume=latest"], "resume=latest finds no run under logs/train"),
+]
+VERBS = ("train", "search", "evaluate", "predict", "export", "verify", "benchmark", "runs")
+SLOW = [
+    ("train", ["strategy=single", "trainer=cpu", "trainer.devices=2"], "strategy=single uses one device"),
+    ("train", ["strategy=dp", "trainer=cpu", "trainer.devices=2"], "take strategy=ddp"),
+    ("train", ["strategy=ddp", "trainer=cpu", "trainer.devices=3"], "the nearest that does is 63 or 66"),
+    ("train", ["trainer=gpu", "trainer.devices=512"], "trainer."),
+    ("train", ["strategy=ddp", "trainer=cpu", "trainer.num_nodes=2"], "start the command with 'torchrun --nnodes 2'"),
+    ("train", ["+trainer.accumulate_grad_batches=2"], "follows from 'data.micro_batch_size': set that one."),
+    ("train", ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1"], "needs model.optimizer.fused=false"),
+    ("train", ["data.micro_batch_size=48"], "the nearest that does is 32 or 64"),
+    ("train", ["data.micro_batch_size=many"], "data.micro_batch_size=many does not fit"),
+    ("train", ["data.micro_batch_size=16", "trainer.limit_train_batches=0.5"], "may cut a batch in two"),
+    ("train", ["data.micro_batch_size=auto", "trainer.limit_train_batches=0.5"], "may cut a batch in two"),
+    ("train", ["strategy=ddp", "strategy.static_graph=true", "data.micro_batch_size=16"], "strategy.static_graph=true"),
+    ("train", ["strategy=ddp", "strategy.compression=powersgd", "trainer.precision=16-mixed"], "keeps an overflow"),
+    ("train", ["trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true is for several processes"),
+    ("train", ["strategy=fsdp", "trainer.gradient_clip_val=1"], "no device has the whole gradient"),
+    ("train", ["strategy=fsdp", "data.micro_batch_size=auto"], "give a number"),
+    ("train", ["strategy=fsdp", "strategy.min_num_weights=0"], "strategy.min_num_weights=0 is out of range"),
+    ("train", ["+callbacks.best.save_weights_only=true"], "callbacks.best.save_weights_only=true leaves out"),
+    ("train", ["strategy=dp", "model.compile=true"], "model.compile=true cannot follow strategy=dp"),
+    ("train", ["strategy=fsdp", "strategy.cpu_offload=2"], "strategy.cpu_offload=2 does not fit"),
+    ("train", ["strategy=fsdp", "trainer=cpu"], "strategy=fsdp needs GPUs"),
+    ("train", ["trainer=cpu", "trainer.precision=16-mixed"], "take bf16-mixed."),
+    ("train", ["strategy=ddp", "trainer=cpu", "trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true needs GPUs"),
+    ("train", ["strategy=ddp", "strategy.compression=zip"], "it takes none or fp16 or bf16 or powersgd"),
+    ("train", ["strategy=ddp", "trainer=cpu", "strategy.compression=bf16"], "strategy.compression=bf16 needs GPUs"),
+    ("train", ["strategy=ddp", "strategy.bucket_cap_mb=0"], "strategy.bucket_cap_mb=0 is out of range"),
+    ("train", ["lr_scaling=cubic"], "lr_scaling=cubic does not fit: it takes none or linear or sqrt."),
+    ("train", ["base_batch_size=0"], "base_batch_size=0 holds no sample"),
+    ("train", ["paths.log_dir=truncated.ckpt"], "the run directory truncated.ckpt/train/runs/"),
+    ("train", ["~model"], "'model' is needed"),
+    ("train", ["+trainer.strategy=ddp"], "'trainer.strategy' is set by the project itself"),
+    ("train", ["strategy=ddp", "strategy.static_graph=maybe"], "it takes true or false"),
+    ("train", ["model.net.{{ "widths=[0]" if cookiecutter.data_kind == "tables" else "num_groups=0" }}"], "model cannot be built"),
+    ("train", ["model.net._target_=torch.hub.load"], "could run foreign code"),
+    ("train", ["seed=abc"], "seed=abc does not fit: it takes a whole number."),
+    ("train", ["data.batch_size=abc"], "data.batch_size=abc does not fit: it takes a whole number."),
+    ("train", ["model.optimizer.lr=-1"], "Invalid learning rate: -1"),
+    ("train", ["ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
+    ("train", ["model.weights=nowhere.ckpt"], "model.weights=nowhere.ckpt does not exist"),
+    ("train", ["model.weights=3"], "model.weights=3 does not exist"),
+    ("train", ["model.weights=truncated.ckpt"], "model.weights=truncated.ckpt cannot be read"),
+    ("train", ["model.weights=truncated.ckpt", "ckpt_path=truncated.ckpt"], "are two starts of a run"),
+    ("train", ["model.pretrained_lr_factor=0.1"], "is for weights that were kept: give model.weights=."),
+    ("train", ["model.freeze=net.2.*"], "model.freeze=net.2.* fits no weight: there are net.1.{{ "layers.0" if cookiecutter.data_kind == "tables" else "features.0" }}.weight"),
+    ("train", ["model.freeze=[net.1.*]"], "freezes every weight"),
+    ("train", ["model.class_weights=[1,2,3]"], "has 3 numbers for {{ 2 if cookiecutter.data_kind == "tables" else 10 }} labels"),
+    ("train", ["model.class_weights=evenly"], "it takes balanced or a list or null"),
+    ("evaluate", ["ckpt_path=null"], "ckpt_path=None does not fit"),
+    ("evaluate", [], "finds no trained run"),
+    ("evaluate", ["ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
+    ("evaluate", ["ckpt_path=."], "is a folder: give the file in it"),
+    ("export", ["model=mlp"], "'model' is no group of this command"),
+    ("export", [], "finds no trained run"),
+    ("export", ["ckpt_path=truncated.ckpt"], "cannot be read"),
+    ("export", ["formats=[onxx]"], "formats=[onxx] is no format; did you mean 'onnx'?"),
+    ("export", ["formats=3"], "formats=3 does not fit"),
+    ("export", ["formats=[]"], "formats=[] exports nothing"),
+    ("export", ["export=null"], "'export' is needed"),
+    ("export", ["~export"], "'export' is needed"),
+    ("export", ["export.name={a:1}"], "export.name={'a': 1} does not fit: it takes text"),
+    ("predict", ["input=x", "batch_size={a:1}"], "batch_size={'a': 1} does not fit: it takes a whole number"),
+    ("export", ["export.max_batch_size=1000000000000"], "export.max_batch_size=1000000000000 is out of range"),
+    ("export", ["export.tolerance=-1"], "export.tolerance=-1 is out of range"),
+    ("export", ["export.tolerance=nan"], "export.tolerance=nan is out of range"),
+    ("export", ["export.name=../up"], "export.name=../up is no name for a model"),
+    ("export", ["export.name='a b'"], "export.name=a b is no name for a model"),
+    ("export", ["export.max_batch_size=0"], "export.max_batch_size=0 is out of range"),
+    ("export", ["formats=[torchscript]", "export.opset=20"], "export.opset=20 is for onnx, onnx_int8, onnx_fp16, not"),
+    ("export", ["export.num_calibration_samples=8"], "export.num_calibration_samples=8 is for onnx_int8, not for"),
+    ("export", ["formats=[onnx_int8]", "export.num_calibration_samples=0"], "=0 is too few"),
+    ("export", ["formats=[onnx_int8]", "export.calibration=mean"], "it takes minmax or entropy or percentile"),
+    ("export", ["export.max_metric_loss=2"], "export.max_metric_loss=2 is out of range"),
+    ("predict", [], "input= is needed: give a file, a folder, a list as [a,b], or a pattern"),
+    ("predict", ["input=truncated.ckpt"], "finds no trained run"),
+    ("predict", ["input=truncated.ckpt", "ckpt_path=truncated.ckpt"], "cannot be read"),
+    ("predict", ["input=truncated.ckpt", "device=cuda", "ckpt_path=x.ckpt", "bundle=x"], "are two models"),
+    ("predict", ["input=truncated.ckpt", "bundle=latest"], "bundle=latest finds none under"),
+    ("predict", ["input=truncated.ckpt", "output=a.txt"], "output=a.txt has no format"),
+    ("predict", ["input=truncated.ckpt", "output=folder.csv"], "output=folder.csv is a folder"),
+    ("predict", ["input=truncated.ckpt", "batch_size=0"], "batch_size=0 is too small: give 1 or more."),
+    ("benchmark", ["bundle=latest"], "bundle=latest finds none under"),
+    ("benchmark", ["devices=[0]"], "devices=[0] are numbers of devices: give 1 or more."),
+    ("benchmark", ["strategies=[]"], "strategies=[] measures nothing"),
+    ("benchmark", ["strategies=[fsdp]"], "strategies=['fsdp'] does not fit"),
+    ("benchmark", ["trust=true"], "trust and batch_sizes are for the formats of a bundle: add bundle=latest."),
+    ("benchmark", ["bundle=latest", "devices=[2]"], "devices is for training"),
+    ("benchmark", ["trainer.devices=2"], "trainer.devices is what benchmark changes: give devices=[1,2]"),
+    ("benchmark", ["data.micro_batch_size=16"], "its hand-written loop takes a batch as a whole"),
+    ("benchmark", ["trainer.precision=bf16-true"], "trainer.precision=bf16-true is none of the hand-written"),
+    ("benchmark", ["strategies=[single]", "model.optimizer.lr=-1"], "model.scheduler refuses a value"),
+    ("benchmark", ["num_threads=0"], "num_threads=0 is too small: give 1 or more."),
+    ("benchmark", ["num_rounds=0"], "num_rounds=0 is too small: give 1 or more."),
+    ("benchmark", ["seconds=0"], "seconds=0 is out of range: give more than 0"),
+    ("benchmark", ["batch_sizes=[]"], "batch_sizes=[] measures nothing"),
+    ("benchmark", ["batch_sizes=[a]"], "batch_sizes="),
+    ("verify", [], "bundle=latest finds none under"),
+    ("verify", ["bundle=nowhere"], "bundle=nowhere does not exist"),
+    ("verify", ["bundle=."], "is no bundle: it has no manifest.json"),
+    ("verify", ["trust=perhaps"], "trust=perhaps does not fit: it takes true or false"),
+]
+
+
+def only_line(refused: subprocess.CompletedProcess[str]) -> str:
+    assert refused.returncode == 2, refused.stderr
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize(("verb", "options", "sentence"), [*FAST, SLOW[0]])
+def test_mistake_gets_one_sentence_and_leaves_nothing(
+    verb: str, options: list[str], sentence: str, tmp_path: Path
+) -> None:
+    assert sentence in only_line(run_command(verb, *options, cwd=tmp_path, check=False))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("option", ["hydra.run.dir=keep", "hydra.sweep.dir=keep"])
+def test_refused_command_leaves_a_folder_that_was_given(option: str, tmp_path: Path) -> None:
+    """It may hold an earlier run, of which nothing but the log and Hydra's notes can be told."""
+    sweep = ["-m"] if "sweep" in option else []
+    folder = tmp_path / "keep/0" if sweep else tmp_path / "keep"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "predict.log").write_text("earlier\n", encoding="utf-8")
+    refused = run_command("predict", *sweep, option, "input=nowhere", cwd=tmp_path, check=False)
+    assert refused.returncode == 2
+    assert (folder / "predict.log").read_text(encoding="utf-8").startswith("earlier\n")
+    assert (folder / ".hydra").is_dir()
+
+
+@pytest.fixture
+def process_kept() -> Iterator[None]:
+    """What a command changes in its process: where logs go, and what SIGTERM does."""
+    root, before = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    handlers, level = list(root.handlers), root.level
+    yield
+    signal.signal(signal.SIGTERM, before)
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("process_kept")
+@pytest.mark.parametrize(("verb", "options", "sentence"), SLOW)
+def test_mistake_that_needs_torch_to_be_seen_is_told_alike(
+    verb: str,
+    options: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, because a new one would first import torch for seconds."""
+    (tmp_path / "truncated.ckpt").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "folder.csv").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [verb, *options])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"{package.__name__}.{verb}").main()
+    refused = subprocess.CompletedProcess(options, ended.value.code, stderr=capfd.readouterr().err)  # type: ignore[arg-type]
+    assert sentence in only_line(refused)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["truncated.ckpt"]
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("callback", "sentence"),
+    [("best", "could not find the monitored key"), ("early_stopping", "metric `val/nothing` which is not available")],
+)
+def test_metric_that_is_never_logged_is_refused_when_it_is_looked_for(
+    callback: str, sentence: str, tmp_path: Path
+) -> None:
+    options = ("trainer=cpu", "trainer.max_epochs=1", f"callbacks.{callback}.monitor=val/nothing")
+    assert sentence in only_line(run_command("train", *options, cwd=tmp_path, check=False))
+
+
+@pytest.mark.parametrize(("verb", "options"), [*(case[:2] for case in FAST), *((verb, ["--help"]) for verb in VERBS)])
+def test_answered_without_torch(verb: str, options: list[str], tmp_path: Path) -> None:
+    code = (
+        f"import sys; from {package.__name__}.{verb} import main\n"
+        "try:\n    main()\nfinally:\n    assert not sys.modules.keys() & {'torch', 'lightning'}, 'torch was imported'\n"
+    )
+    command = [sys.executable, "-c", code, *options]
+    answered = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answered.returncode == (0 if options == ["--help"] else 2), answered.stderr
+    assert "torch was imported" not in answered.stderr
+
+
+@pytest.mark.parametrize("opset", [3, 99])
+def test_opset_out_of_range_is_refused(opset: int, best_checkpoint: Path, tmp_path: Path) -> None:
+    refused = run_command("export", f"ckpt_path={best_checkpoint}", f"export.opset={opset}", cwd=tmp_path, check=False)
+    assert f"export.opset={opset} is out of range" in only_line(refused)
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_interruption_says_so_and_keeps_what_was_saved(tmp_path: Path) -> None:
+    options = ["trainer=cpu", "trainer.max_epochs=5000", "callbacks.early_stopping=null"]
+    with started("train", *options, cwd=tmp_path) as process:
+        wait_for(process, "epoch 3/")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "error: interrupted: what was saved until now stays." in errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.glob("logs/train/runs/*/checkpoints/last.ckpt"))
+
+
+NETWORK = """
+from PACKAGE.export import main
+from PACKAGE.models.{{ "tabular import TabularMLP" if cookiecutter.data_kind == "tables" else "cnn import CNN" }} as Network
+
+whole = Network.forward
+Network.forward = lambda self, x: whole(self, x if x.sum() > 0 else -x)
+main()
+"""
+
+
+def test_network_that_a_format_cannot_express_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:
+    code = NETWORK.replace("PACKAGE", package.__name__)
+    command = [sys.executable, "-c", code, f"ckpt_path={best_checkpoint}", "formats=onnx"]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1, refused.stderr
+    assert "error: format 'onnx' cannot express this network" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "artifacts").exists()

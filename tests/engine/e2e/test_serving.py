@@ -1,0 +1,398 @@
+"""What holds of the server wherever it runs: malformed requests, a browser, a lost replica, the steps of the image."""
+
+import http.client
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import digit_classifier as package
+import numpy as np
+import pytest
+from digit_classifier.engine.inference.runtime import read_golden
+from PIL import Image
+from server import INFER, ONE, Server, request, serving
+
+PROJECT = Path(package.__file__).parents[2]
+DEPLOY = PROJECT / "deploy"
+PICTURES = Path(os.environ.get("PICTURES", ".")).resolve()  # where to look at what the browser showed
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
+def resident_bytes(process: subprocess.Popen[str]) -> int:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return 1024 * int(re.search(r"VmRSS:\s+(\d+) kB", status)[1])
+
+
+def nested(depth: int) -> bytes:
+    return b'{"inputs":' + b"[" * depth + b"]" * depth + b"}"
+
+
+def malformed(chance: random.Random) -> tuple[bytes, dict[str, str]]:
+    """A body that is wrong in one way or another, and headers."""
+    whole = request(ONE)
+    header = json.dumps({"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 8, 8]}]})
+    binary = header.replace("8]}", '8], "parameters": {"binary_data_size": 64}}').encode()
+    length = {"Inference-Header-Content-Length": str(len(binary))}
+    wrong: list[Any] = ["x", None, True, -1, 1e400, float("nan"), 10**40, [[]], {}, [1, "2"], [[1], [2, 3]], 0.5]
+    value = chance.choice(wrong)
+    cuts = chance.randrange(len(whole) - 2)
+    return chance.choice(
+        [
+            (whole[:cuts], {}),
+            (request(ONE, data=value), {}),
+            (request(ONE, data=[value] * 64), {}),
+            (request(ONE, shape=value), {}),
+            (request(ONE, shape=[value, 1, 8, 8]), {}),
+            (request(ONE, shape=[10 ** chance.randrange(2, 30), 1, 8, 8]), {}),
+            (request(ONE, datatype=chance.choice(["FP32", "INT64", "BYTES", "uint8", value])), {}),
+            (request(ONE, name=value), {}),
+            (request(ONE, parameters=chance.choice(["x", 1, [], {"shared_memory_region": "x"}])), {}),
+            (json.dumps({"inputs": value}).encode(), {}),
+            (json.dumps(value).encode(), {}),
+            (nested(chance.randrange(2, 100_000)), {}),
+            (b"[" * chance.randrange(1, 1_000_000), {}),
+            (b'{"inputs":[' + b"0," * 2_000_000 + b"0]}", {}),
+            (binary + bytes(chance.randrange(64)), length),
+            (binary + bytes(chance.randrange(65, 1000)), length),
+            (binary + bytes(64), {"Inference-Header-Content-Length": chance.choice(["-1", "x", "1", "9" * 5000, "²"])}),
+            (chance.randbytes(chance.randrange(1, 4000)), {}),
+            (chance.randbytes(64), length),
+        ]
+    )
+
+
+def test_thousand_malformed_requests_get_one_sentence_each_and_leave_no_memory(bundle: Path) -> None:
+    chance = random.Random(1)
+    with serving(bundle) as server:
+        for _ in range(200):
+            assert server.ask("POST", INFER, request(ONE))[0] == 200
+        before = resident_bytes(server.process)
+        for number in range(1000):
+            body, headers = malformed(chance)
+            sent = {name: value.encode().decode("latin-1") for name, value in headers.items()}
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            connection.request("POST", INFER, body, sent)
+            answer = connection.getresponse()
+            told = answer.read()
+            connection.close()
+            assert 400 <= answer.status < 500, (number, body[:200], headers, told)
+            (sentence,) = json.loads(told).values()
+            assert len(sentence.splitlines()) == 1
+            assert 10 < len(sentence) < 250
+            assert sentence.endswith(".")
+        for raw in RAW:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connected:
+                connected.sendall(raw)
+                connected.shutdown(socket.SHUT_WR)
+                told = connected.makefile("rb").read()
+            assert told == b"" or re.match(rb"HTTP/1.1 4\d\d ", told), (raw, told)
+            assert b"Traceback" not in told
+        with suppress(BrokenPipeError, ConnectionResetError):  # it need not read to the end before it answers
+            assert server.ask("POST", INFER, bytes(100 * 2**20))[0] == 413
+        assert server.ask("POST", INFER, request(ONE))[0] == 200
+        grown = resident_bytes(server.process) - before
+        assert "Traceback" not in server.output.read_text(encoding="utf-8")
+    print(f"resident memory grew by {grown / 2**20:.1f} MiB")
+    assert grown < 50 * 2**20
+
+
+RAW = [
+    b"GET\r\n\r\n",
+    b"\x00\x01\x02\r\n\r\n",
+    b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+    b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+    b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nxxxxx",
+    b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 200_000 + b"\r\n\r\n",
+    b"GET /" + b"y" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /v2/models/%00%ff/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc",
+]
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("not run: Chromium is not installed (make tools)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=900,1000"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    yield found
+    found.quit()
+
+
+def rows_of(browser: Any) -> list[tuple[str, float]]:
+    """Label and width of each bar, once they are there."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        rows = browser.find_elements("css selector", "#answer tr")
+        if rows and rows[0].is_displayed():
+            return [
+                (row.find_element("tag name", "th").text, row.find_element("css selector", ".bar div").size["width"])
+                for row in rows
+            ]
+        time.sleep(0.05)
+    raise AssertionError(browser.find_element("id", "error").text)
+
+
+def test_page_shows_what_the_model_says_of_a_picture(browser: Any, bundle: Path, tmp_path: Path) -> None:
+    inputs, _, probabilities = read_golden(bundle)
+    picture = tmp_path / "picture.png"
+    Image.fromarray(inputs[0, 0]).save(picture)
+    ranking = [str(label) for label in np.argsort(-probabilities[0], kind="stable")]
+    with serving(bundle) as server:
+        browser.get(f"http://127.0.0.1:{server.port}/")
+        browser.find_element("id", "file").send_keys(str(picture))
+        rows = rows_of(browser)
+        assert [label for label, _ in rows][:3] == ranking[:3]
+        assert [width for _, width in rows] == sorted((width for _, width in rows), reverse=True)
+        browser.save_screenshot(str(PICTURES / "page.png"))
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(b"no picture")
+        browser.find_element("id", "file").send_keys(str(broken))
+        end = time.monotonic() + 20
+        while "it is no picture, or damaged" not in browser.find_element("id", "error").text:
+            assert time.monotonic() < end
+        assert not browser.find_element("id", "answer").is_displayed()
+        told = [entry["message"] for entry in browser.get_log("browser")]
+    assert [line for line in told if "400 (Bad Request)" not in line] == []
+
+
+def test_page_takes_a_picture_that_is_dropped_and_asks_for_the_token(
+    browser: Any, bundle: Path, tmp_path: Path
+) -> None:
+    inputs, _, probabilities = read_golden(bundle)
+    file = io.BytesIO()
+    Image.fromarray(inputs[1, 0]).save(file, "png")
+    drop = """
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(arguments[0])], "picture.png", {type: "image/png"}));
+        document.getElementById("drop").dispatchEvent(
+            new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+    """
+    with serving(bundle, SERVE_TOKEN="secret") as server:
+        browser.get(f"http://127.0.0.1:{server.port}/")
+        browser.execute_script(drop, list(file.getvalue()))
+        end = time.monotonic() + 20
+        while not browser.find_element("id", "access").is_displayed():
+            assert time.monotonic() < end
+        browser.find_element("id", "token").send_keys("secret\n")
+        assert rows_of(browser)[0][0] == str(probabilities[1].argmax())
+
+
+@contextmanager
+def nginx(folder: Path, ports: list[int]) -> Iterator[int]:
+    """The project's own configuration, with addresses of this machine in the place of the names of services."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if program is None:
+        pytest.skip("not run: nginx is not installed (make tools)")
+    listening, text = free_port(), (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
+    for number, port in enumerate(ports, start=1):
+        assert f"server-{number}:8000" in text
+        text = text.replace(f"server-{number}:8000", f"127.0.0.1:{port}")
+    text = text.replace("listen 8080;", f"listen 127.0.0.1:{listening};")
+    places = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in TEMPORARY)
+    text = text.replace("http {\n", f"http {{\n{places}", 1)
+    (folder / "nginx.conf").write_text(f"pid {folder}/pid;\ndaemon off;\nerror_log {folder}/error.log;\n{text}")
+    command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 20
+        while not is_open(listening):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        try:
+            yield listening
+        finally:
+            process.send_signal(signal.SIGQUIT)
+            process.wait(timeout=20)
+
+
+TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+def test_server_that_is_killed_behind_nginx_costs_no_request(bundle: Path, tmp_path: Path) -> None:
+    """Two servers under load; one is ended with SIGKILL, and each client still gets its own answer."""
+    rng = np.random.default_rng(1)
+    samples = rng.integers(0, 256, (64, 1, 8, 8), dtype=np.uint8)
+    statuses: list[int] = []
+    wrong: list[int] = []
+    done = threading.Event()
+    with ExitStack() as stack:
+        servers = [stack.enter_context(serving(bundle)) for _ in range(2)]
+        port = stack.enter_context(nginx(tmp_path, [server.port for server in servers]))
+        answer = json.loads(servers[0].ask("POST", INFER, request(samples))[2])
+        expected = np.array(answer["outputs"][0]["data"]).reshape(64, 10)
+
+        def ask(first: int) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            index = first
+            while not done.is_set():
+                connection.request("POST", INFER, request(samples[index : index + 1]))
+                response = connection.getresponse()
+                told = json.loads(response.read())
+                statuses.append(response.status)
+                logits = told["outputs"][0]["data"] if response.status == 200 else []
+                if not np.allclose(logits, expected[index], atol=1e-4):
+                    wrong.append(index)
+                index = (index + 8) % 64
+            connection.close()
+
+        threads = [threading.Thread(target=ask, args=(first,)) for first in range(8)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(statuses) > 500)
+        before = counted(servers[1])
+        assert before > 50, "nginx spreads the load"
+        servers[0].process.kill()
+        killed_at = len(statuses)
+        wait_until(lambda: len(statuses) > killed_at + 500)
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert set(statuses) == {200}
+        assert wrong == []
+        assert counted(servers[1]) > before + 400
+        assert http_status(f"http://127.0.0.1:{port}/metrics") == 404
+
+
+def wait_until(holds: Any) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def counted(server: Server) -> float:
+    return sum(value for name, value in server.metrics().items() if name.startswith("serving_request_seconds_count"))
+
+
+def http_status(address: str) -> int:
+    try:
+        with urllib.request.urlopen(address, timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def let_in(context: Path) -> set[str]:
+    lines = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    return {line[1:] for line in lines if line.startswith("!") and (context / line[1:]).exists()}
+
+
+@pytest.mark.slow
+def test_steps_of_the_image_in_a_fresh_environment(bundle: Path, tmp_path: Path) -> None:
+    """What docker would do, in folders: COPY and RUN, then the entry point, and what HEALTHCHECK asks."""
+    from integration.test_deploy import instructions
+
+    work, venv = tmp_path / "project", tmp_path / "venv"
+    work.mkdir()
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    found = instructions((DEPLOY / "Dockerfile").read_text(encoding="utf-8"))
+    for word, rest in found:
+        if word == "COPY" and "--from" not in rest:
+            names = sorted(let_in(PROJECT)) if rest == ". ." else rest.split()[:-1]
+            for name in names:
+                source = PROJECT / name
+                if source.is_dir():
+                    shutil.copytree(source, work / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+                else:
+                    shutil.copy2(source, work / source.name)
+        if word == "RUN":
+            step = rest.replace("/venv", str(venv)).replace("python -m venv", f"{sys.executable} -m venv")
+            command = ["sh", "-c", step]
+            done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+    size = sum(path.stat().st_size for path in venv.rglob("*") if path.is_file() and not path.is_symlink())
+    names = {path.name for path in (venv / "lib").glob("python*/site-packages/*")}
+    print(f"the environment takes {size / 1e6:.0f} MB")
+    assert size < 350e6
+    assert not names & {"torch", "lightning", "onnx", "sklearn"}
+    shutil.rmtree(work)
+    said, port = dict(found), free_port()
+    entrypoint = [venv / "bin/python", *json.loads(said["ENTRYPOINT"])[1:]]
+    places = {"paths.artifact_dir=/artifacts": f"paths.artifact_dir={bundle.parents[1]}", "port=8000": f"port={port}"}
+    command = [places.get(str(argument), str(argument)) for argument in entrypoint]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    start = time.monotonic()
+    log = (tmp_path / "log").open("w+")
+    with subprocess.Popen([*command, "auth=none"], cwd=empty, stdout=log, stderr=log) as process:
+        try:
+            wait_until(lambda: is_open(port) or process.poll() is not None)
+            infer = urllib.request.Request(f"http://127.0.0.1:{port}{INFER}", request(ONE))
+            with urllib.request.urlopen(infer, timeout=10) as response:
+                assert response.status == 200
+            print(f"the first answer came {time.monotonic() - start:.2f} s after the start")
+            health = said["HEALTHCHECK"].partition("CMD ")[2].replace("8000", str(port))
+            program, *arguments = json.loads(health)
+            assert program == "python"
+            subprocess.run([venv / "bin/python", *arguments], check=True)
+            process.terminate()
+            assert process.wait(timeout=20) == 0
+            with pytest.raises(subprocess.CalledProcessError):
+                subprocess.run([venv / "bin/python", *arguments], check=True, capture_output=True)
+        finally:
+            process.kill()
+            log.close()
+    assert list(empty.iterdir()) == [], "a server writes nothing"
+
+
+@pytest.mark.slow
+def test_requests_made_from_a_description_get_what_it_promises(bundle: Path, tmp_path: Path) -> None:
+    """Never a 5xx, and no status or body that the description does not name."""
+    program = os.environ.get("SCHEMATHESIS")
+    if program is None:
+        pytest.skip("not run: SCHEMATHESIS is not set (make schemathesis makes it)")
+    description = Path(__file__).parent / "openapi.yaml"
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    with serving(bundle) as server:
+        options = [
+            "--url",
+            f"http://127.0.0.1:{server.port}",
+            "--checks",
+            checks,
+            "--seed",
+            "1",
+            "--max-examples",
+            "300",
+        ]
+        phases = ["--phases", "examples,coverage,fuzzing", "--generation-deterministic"]
+        command = [program, "run", str(description), *options, *phases, "--continue-on-failure"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        assert server.ask("POST", INFER, request(ONE))[0] == 200
+        assert "Traceback" not in server.output.read_text(encoding="utf-8")

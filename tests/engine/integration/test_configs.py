@@ -1,0 +1,112 @@
+"""Every option file composes, and what it names can be built."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+{% if cookiecutter.vision %}
+from downloads import write_mnist
+{% endif %}
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.engine.config import CONFIG_DIRS
+from {{ cookiecutter.package_name }}.engine.config.instantiation import build as built
+from {{ cookiecutter.package_name }}.engine.training import build
+from {{ cookiecutter.package_name }}.engine.config.validation import read_options
+from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
+from {{ cookiecutter.package_name }}.engine.workflows.exporting import Options as ExportOptions
+from {{ cookiecutter.package_name }}.engine.distributed.launch import devices_of
+from {{ cookiecutter.package_name }}.engine.training.options import TrainOptions
+from {{ cookiecutter.package_name }}.engine.search.space import distributions, options, samples
+
+OPTION_FILES = [path for folder in CONFIG_DIRS for path in folder.glob("*/*.yaml")]
+COMMANDS = sorted(path.stem for folder in CONFIG_DIRS for path in folder.glob("*.yaml"))
+NO_CHOICE = ("hydra", "paths", "search", "training")  # parts of others, and of the command `search`
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}" for path in OPTION_FILES if path.parent.name not in NO_CHOICE
+)
+
+
+def composed(command: str, run_dir: Path, *options: str) -> dict[str, Any]:
+    register_with_hydra()
+    with initialize_config_dir(str(CONFIG_DIRS[0]), version_base="1.3"):
+        config = compose(command, [*options, f"paths.output_dir={run_dir}"], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    shown = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    plain = OmegaConf.to_container(shown, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+{% if cookiecutter.data_kind == "images" %}
+def test_choice_composes_and_builds(choice: str, tmp_path: Path, picture_folder: Path) -> None:
+    needed = {"data=image_folder": [f"data.root={picture_folder}", f"data.cache_dir={tmp_path}"]}
+{% if cookiecutter.vision %}
+    needed["data=torchvision"] = [f"data.root={tmp_path}"]
+    write_mnist(tmp_path)
+{% endif %}
+    config = composed("train", tmp_path, choice, *needed.get(choice, []))
+{% else %}
+def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
+    config = composed("train", tmp_path, choice)
+{% endif %}
+    if choice == "trainer=gpu":
+        config["trainer"]["accelerator"] = "cpu"  # no such device here: all but its name is tried
+    read_options(config, TrainOptions)
+    datamodule = built(config["data"], "data")
+    model = build.build_model(config["model"], datamodule.spec)
+    loggers = build.build_loggers(config["logger"], tmp_path)
+    callbacks = build.build_callbacks(config, loggers, {})
+    assert isinstance(build.build_trainer(config, devices_of(config), callbacks, loggers), pl.Trainer)
+    inputs, _ = next(iter(datamodule.test_dataloader()))
+    with torch.inference_mode():
+        assert model(inputs).shape == (len(inputs), datamodule.spec.num_outputs)
+
+
+def test_no_choice_is_missed() -> None:
+    """The project came with {{ 19 if cookiecutter.data_kind == "tables" else 18 }} of them; your own are tried too."""
+    assert len(CHOICES) >= {{ 19 if cookiecutter.data_kind == "tables" else 18 }}
+
+
+def test_first_line_of_an_option_file_says_how_to_select_it() -> None:
+    for path in OPTION_FILES:
+        first, second, *_ = path.read_text(encoding="utf-8").splitlines()
+        comment = second if first.startswith("# @package") else first
+        assert comment.startswith(f"# {path.parent.name}={path.stem}: "), path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_compose(command: str, tmp_path: Path) -> None:
+    assert composed(command, tmp_path)["task_name"] == command
+
+
+@pytest.mark.parametrize("space", sorted(path.stem for path in OPTION_FILES if path.parent.name == "search"))
+def test_space_of_a_search_names_options_that_exist(space: str, tmp_path: Path) -> None:
+    section = composed("search", tmp_path, f"search={space}")["search"]
+    for choice in samples(distributions(section["space"])):
+        composed("train", tmp_path, *options(choice, distributions(section["space"])))
+    assert built(section["sampler"], "search.sampler", seed=1) is not None
+    assert built(section["pruner"], "search.pruner") is not None
+
+
+def test_export_options_fit(tmp_path: Path) -> None:
+    assert read_options(composed("export", tmp_path)["export"], ExportOptions).name == package.__name__
+
+
+def test_learning_rate_monitor_is_left_out_without_a_logger(tmp_path: Path) -> None:
+    config = composed("train", tmp_path)
+    loggers = build.build_loggers(composed("train", tmp_path)["logger"], tmp_path)
+    assert len(build.build_callbacks(config, [], {})) == len(build.build_callbacks(config, loggers, {})) - 1
+
+
+def test_callback_set_to_null_is_left_out(tmp_path: Path) -> None:
+    config = composed("train", tmp_path, "callbacks.early_stopping=null")
+    names = [type(callback).__name__ for callback in build.build_callbacks(config, [], {})]
+    assert "EarlyStopping" not in names
+    assert "ModelCheckpoint" in names

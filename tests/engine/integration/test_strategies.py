@@ -1,0 +1,152 @@
+"""The strategy changes the speed, never the result: real processes, double precision."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import EXACT, TWO_PROCESSES, assert_same_result, curves, run_command, torchrun, trained, weights
+from safetensors.torch import save_file
+
+import {{ cookiecutter.package_name }} as package
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("single"), *EXACT)
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("ddp"), *EXACT, *TWO_PROCESSES)
+
+
+def test_ddp_ends_with_the_weights_and_curves_of_single(single: Path, ddp: Path) -> None:
+    assert_same_result(ddp, single)
+
+
+def test_dp_ends_with_the_weights_and_curves_of_single(single: Path, tmp_path: Path) -> None:
+    """On the CPU it is the identity; tests/unit/test_dp.py shows its replicas."""
+    assert_same_result(trained(tmp_path, *EXACT, "strategy=dp"), single)
+
+
+def test_micro_batches_change_nothing(single: Path, tmp_path: Path) -> None:
+    """The training split leaves a remainder of samples in each epoch."""
+    assert_same_result(trained(tmp_path, *EXACT, *TWO_PROCESSES, "data.micro_batch_size=16"), single)
+
+
+def test_strategies_agree_with_micro_batches_{{ "and_clipping" if cookiecutter.data_kind == "tables" else "clipping_and_augmentation" }}(single: Path, tmp_path: Path) -> None:
+    options = ("data.micro_batch_size=16", "trainer.gradient_clip_val=0.1"{{ ', "data.max_shift=1"' if cookiecutter.data_kind == "images" }})
+    found = {}
+    for name, strategy in (("single", ()), ("ddp", TWO_PROCESSES)):
+        (tmp_path / name).mkdir()
+        found[name] = trained(tmp_path / name, *EXACT, *strategy, *options)
+    assert_same_result(found["ddp"], found["single"])
+    assert curves(found["single"]) != pytest.approx(curves(single), abs=1e-10), "the options do nothing"
+
+
+def test_strategies_agree_on_a_fine_tuned_network_with_weighted_labels(single: Path, tmp_path: Path) -> None:
+    """Some of it frozen, some of it slower, the last layer new: a file of the network alone names no labels."""
+    network = {name.removeprefix("net.1."): tensor for name, tensor in weights(single).items() if "net.1." in name}
+    save_file(network, tmp_path / "network.safetensors")
+    start = (f"model.weights={tmp_path / 'network.safetensors'}", "model.freeze=net.1.{{ "layers.0" if cookiecutter.data_kind == "tables" else "features.0" }}.*")
+    tuned = (*EXACT, *start, "model.pretrained_lr_factor=0.1", "model.class_weights={{ "[1,3]" if cookiecutter.data_kind == "tables" else "[1,2,3,4,5,6,7,8,9,10]" }}")
+    strategies = {"single": (), "ddp": (*TWO_PROCESSES, "data.micro_batch_size=16")}
+    found = {}
+    for name, strategy in strategies.items():
+        (tmp_path / name).mkdir()
+        found[name] = trained(tmp_path / name, *tuned, *strategy)
+    assert_same_result(found["ddp"], found["single"])
+
+
+def test_ddp_leaves_one_run_directory_with_one_log(single: Path, ddp: Path) -> None:
+    alone, together = (sorted(str(path.relative_to(run)) for path in run.rglob("*")) for run in (single, ddp))
+    assert together == alone
+    assert (ddp / "train.log").read_text(encoding="utf-8").count("training ") == 1
+
+
+# Sets of several sizes, evaluated in one start of the processes.
+SIZES = """
+import json
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from PACKAGE.engine.data.samples import SamplesInMemory, evaluation_loader
+from PACKAGE.engine.spec import DataSpec
+from PACKAGE.models.classifier import Classifier
+from PACKAGE.engine.warning_filters import IGNORED_WARNINGS, ignore_warnings
+from PACKAGE.engine.distributed.devices import resolve_devices
+from PACKAGE.engine.distributed.launch import build_strategy
+
+OPTIONS = dict(name="ddp", find_unused_parameters=False, gradient_as_bucket_view=True, static_graph=False,
+               bucket_cap_mb=25, compression="none", powersgd_rank=1, powersgd_start_step=2, max_restarts=0)
+
+class Samples(pl.LightningDataModule):
+    def __init__(self, size):
+        super().__init__()
+        numbers = torch.Generator().manual_seed(size)
+        inputs = torch.randint(256, (size, 1, 8, 8), dtype=torch.uint8, generator=numbers)
+        self.samples = SamplesInMemory(inputs, torch.randint(10, (size,), generator=numbers))
+
+    def test_dataloader(self):
+        return evaluation_loader(self.samples, 64, self.trainer)
+
+ignore_warnings(*IGNORED_WARNINGS)
+devices = resolve_devices("cpu", None, "ddp")
+spec = DataSpec("set", "classification", (1, 8, 8), "uint8", (0.0, 255.0), tuple("0123456789"), (128.0,), (70.0,))
+found = {}
+for size in (1, 5, 359, 360):
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model = Classifier(spec, lambda spec: net, torch.optim.SGD)
+    strategy = build_strategy(OPTIONS, devices)
+    trainer = pl.Trainer(accelerator="cpu", devices=devices.for_trainer(), strategy=strategy, logger=False,
+                         enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False)
+    (figures,) = trainer.test(model, datamodule=Samples(size), verbose=False)
+    found[size] = {**figures, "counted": int(model.counts.sum())}
+if trainer.is_global_zero:
+    print("FOUND " + json.dumps(found))
+if torch.distributed.is_initialized():  # what gloo leaves running can abort an interpreter that ends
+    torch.distributed.destroy_process_group()
+"""
+
+
+def evaluated(folder: Path, num_processes: int) -> dict[str, dict[str, float]]:
+    (folder / "sizes.py").write_text(SIZES.replace("PACKAGE", package.__name__), encoding="utf-8")
+    printed = torchrun(folder, "--standalone", "--nproc-per-node", str(num_processes), "sizes.py")
+    (line,) = (line for line in printed.splitlines() if line.startswith("FOUND "))
+    found: dict[str, dict[str, float]] = json.loads(line.removeprefix("FOUND "))
+    return found
+
+
+def test_evaluation_counts_every_sample_once_on_one_two_and_three_processes(tmp_path: Path) -> None:
+    """A rank without a sample too: one sample on two processes."""
+    alone = evaluated(tmp_path, 1)
+    for num_processes in (2, 3):
+        together = evaluated(tmp_path, num_processes)
+        for size, figures in together.items():
+            assert figures["counted"] == int(size)
+            assert figures["test/acc"] == alone[size]["test/acc"]
+            assert figures["test/f1"] == alone[size]["test/f1"]
+            assert figures["test/loss"] == pytest.approx(alone[size]["test/loss"], rel=1e-6)
+
+
+def test_torchrun_trains_what_the_command_trains(ddp: Path, tmp_path: Path) -> None:
+    printed = torchrun(tmp_path, "--nproc-per-node", "2", "-m", package.__name__, "train", "strategy=ddp", *EXACT)
+    (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
+    assert_same_result(run_dir, ddp)
+    assert printed.count("training ") == 1
+    assert (run_dir / "train.log").read_text(encoding="utf-8").count("training ") == 1
+    assert sorted(path.name for path in run_dir.iterdir()) == sorted(path.name for path in ddp.iterdir())
+
+
+def test_sweep_leaves_its_job_folders_and_a_refused_job_stops_no_other(tmp_path: Path) -> None:
+    options = ("-m", "model.optimizer.lr=0.01,-1,0.001", "trainer=cpu", "trainer.max_epochs=1", *TWO_PROCESSES)
+    swept = run_command("train", *options, cwd=tmp_path, check=False)
+    assert swept.returncode == 2
+    assert "Invalid learning rate: -1" in swept.stderr
+    assert not (tmp_path / "logs/train/runs").exists()
+    (sweep,) = (tmp_path / "logs/train/multiruns").iterdir()
+    assert sorted(path.name for path in sweep.iterdir()) == ["0", "2", "multirun.yaml"]
+    assert all((sweep / job / "checkpoints/best.ckpt").is_file() for job in ("0", "2"))

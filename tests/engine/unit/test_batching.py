@@ -1,0 +1,185 @@
+"""What arrives together is computed together, and everybody gets the answer to what they asked."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from {{ cookiecutter.package_name }}.engine.serving.batching import Batcher, Limits, OpenRequests
+from {{ cookiecutter.package_name }}.engine.serving.metrics import Metrics
+from {{ cookiecutter.package_name }}.engine.serving.tensors import Rejected
+
+Array = npt.NDArray[np.float64]
+
+LIMITS = Limits(max_queue=1000, max_delay=0.0, timeout=10.0)
+
+
+class Doubling:
+    """A network that says which batches it saw."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.may_run = threading.Event()
+        self.may_run.set()
+
+    def __call__(self, inputs: Array) -> tuple[Array, ...]:
+        assert self.may_run.wait(10)
+        self.sizes.append(len(inputs))
+        if (inputs < 0).any():
+            raise ValueError("negative")
+        return 2 * inputs, inputs + 1
+
+
+def run(
+    scenario: Callable[[Batcher], Awaitable[None]],
+    network: Doubling,
+    limits: Limits,
+    thread: bool,
+    open_requests: OpenRequests | None = None,
+) -> Metrics:
+    metrics = Metrics(with_drift=False)
+    held = open_requests or OpenRequests()
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            await scenario(Batcher(network, 64, limits, pool if thread else None, held, metrics))
+
+    asyncio.run(main())
+    return metrics
+
+
+def samples(first: int, size: int = 1) -> Array:
+    return np.arange(first, first + size, dtype=np.float64)[:, np.newaxis]
+
+
+async def ask(batcher: Batcher, first: int, size: int = 1) -> None:
+    doubled, next_ones = await batcher(samples(first, size))
+    np.testing.assert_array_equal(doubled, 2 * samples(first, size))
+    np.testing.assert_array_equal(next_ones, samples(first + 1, size))
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_what_waits_is_computed_at_once_and_no_more_than_fits(thread: bool) -> None:
+    network = Doubling()
+
+    async def scenario(batcher: Batcher) -> None:
+        await asyncio.gather(*(ask(batcher, 10 * index) for index in range(100)))
+        await ask(batcher, 1)
+
+    metrics = run(scenario, network, LIMITS, thread)
+    assert network.sizes == [64, 36, 1]
+    assert metrics.registry.get_sample_value("serving_batch_size_sum") == 101
+    assert metrics.registry.get_sample_value("serving_queue_length") == 0
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_requests_of_several_samples_are_kept_whole(thread: bool) -> None:
+    network = Doubling()
+
+    async def scenario(batcher: Batcher) -> None:
+        await asyncio.gather(*(ask(batcher, 100 * index, size) for index, size in enumerate((30, 30, 30, 64, 1, 7))))
+
+    run(scenario, network, LIMITS, thread)
+    assert network.sizes == [60, 30, 64, 8]
+
+
+def test_what_comes_while_the_thread_computes_waits_for_the_next_call() -> None:
+    network = Doubling()
+
+    async def scenario(batcher: Batcher) -> None:
+        network.may_run.clear()
+        first = asyncio.create_task(ask(batcher, 1))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(ask(batcher, index)) for index in range(5)]
+        await asyncio.sleep(0.05)
+        network.may_run.set()
+        await asyncio.gather(first, *others)
+
+    run(scenario, network, LIMITS, thread=True)
+    assert network.sizes == [1, 5]
+
+
+def test_delay_waits_for_others_but_not_once_the_batch_is_full() -> None:
+    network = Doubling()
+
+    async def scenario(batcher: Batcher) -> None:
+        first = asyncio.create_task(ask(batcher, 1))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, ask(batcher, 2))
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(ask(batcher, index) for index in range(64)))
+
+    run(scenario, network, Limits(1000, max_delay=0.5, timeout=10), thread=False)
+    assert network.sizes == [2, 64]
+
+
+def test_queue_that_is_full_refuses_and_goes_on() -> None:
+    network = Doubling()
+
+    async def scenario(batcher: Batcher) -> None:
+        found = await asyncio.gather(*(ask(batcher, index) for index in range(12)), return_exceptions=True)
+        refused = [error for error in found if isinstance(error, Rejected)]
+        assert [found[index] for index in range(10)] == [None] * 10
+        assert [(error.status, error.reason) for error in refused] == [(503, "queue_full")] * 2
+        await ask(batcher, 1)
+
+    run(scenario, network, Limits(10, 0.0, 10.0), thread=False)
+    assert network.sizes == [10, 1]
+
+
+def test_request_that_takes_too_long_is_given_up_and_not_computed() -> None:
+    network = Doubling()
+
+    async def scenario(batcher: Batcher) -> None:
+        network.may_run.clear()
+        found = await asyncio.gather(*(ask(batcher, index, 64) for index in range(2)), return_exceptions=True)
+        assert [error.status for error in found if isinstance(error, Rejected)] == [504, 504]
+        network.may_run.set()
+        await ask(batcher, 3)
+
+    run(scenario, network, Limits(10, 0.0, timeout=0.2), thread=True)
+    assert network.sizes == [64, 1], "the second of them waited in vain"
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_network_that_fails_fails_its_batch_alone(thread: bool) -> None:
+    network = Doubling()
+
+    async def scenario(batcher: Batcher) -> None:
+        with pytest.raises(ValueError, match="negative"):
+            await batcher(samples(-5))
+        await ask(batcher, 1)
+
+    run(scenario, network, LIMITS, thread)
+    assert network.sizes == [1, 1]
+
+
+def test_request_that_is_alone_does_not_wait() -> None:
+    network, held = Doubling(), OpenRequests([1])
+
+    async def scenario(batcher: Batcher) -> None:
+        coroutine = ask(batcher, 1)
+        with pytest.raises(StopIteration):  # it ends without having waited once
+            coroutine.send(None)
+        held.tasks = [1, 2]
+        await asyncio.gather(ask(batcher, 1), ask(batcher, 2))
+
+    metrics = run(scenario, network, LIMITS, thread=False, open_requests=held)
+    assert network.sizes == [1, 2]
+    assert metrics.registry.get_sample_value("serving_batch_size_sum") == 3
+
+
+def test_request_that_is_alone_waits_where_a_delay_was_asked_for() -> None:
+    network = Doubling()
+
+    async def scenario(batcher: Batcher) -> None:
+        first = asyncio.create_task(ask(batcher, 1))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, ask(batcher, 2))
+
+    run(scenario, network, Limits(1000, max_delay=0.5, timeout=10), thread=False, open_requests=OpenRequests([1]))
+    assert network.sizes == [2]

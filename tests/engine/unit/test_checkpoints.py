@@ -1,0 +1,142 @@
+"""A checkpoint is plain data, describes itself, and runs no foreign code."""
+
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.engine.training import checkpoints
+from {{ cookiecutter.package_name }}.engine.errors import UserError
+
+
+def read(path: Path) -> dict[str, Any]:
+    contents = torch.load(path, weights_only=True)
+    assert isinstance(contents, dict)
+    return contents
+
+
+def write(contents: dict[str, Any], path: Path) -> Path:
+    torch.save(contents, path)
+    return path
+
+
+def test_best_and_last_load_with_weights_only(run_dir: Path) -> None:
+    for name in ("best", "last"):
+        contents = read(run_dir / f"checkpoints/{name}.ckpt")
+        assert contents["project"]["package"] == package.__name__
+        assert contents["project"]["config"]["model"]["net"]["widths"]
+
+
+def test_model_and_data_come_back_without_typing_anything(best_checkpoint: Path) -> None:
+    checkpoint = checkpoints.load(best_checkpoint)
+    datamodule = checkpoint.datamodule(overrides={"batch_size": 100})
+    assert (datamodule.batch_size, datamodule.spec) == (100, checkpoint.spec)
+    model, trained = checkpoint.model().state_dict(), read(best_checkpoint)["state_dict"]
+    assert all(torch.equal(model[name], trained[name]) for name in trained)
+
+
+def test_model_comes_back_without_the_optimizer_that_trained_it(best_checkpoint: Path, tmp_path: Path) -> None:
+    contents = read(best_checkpoint)
+    contents["project"]["config"]["model"]["optimizer"]["lr"] = -1  # no optimizer takes it
+    model = checkpoints.load(write(contents, tmp_path / "trained.ckpt")).model()
+    with pytest.raises(ValueError, match="learning rate"):
+        model.configure_optimizers()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not run: only Linux tells which files are mapped")
+def test_checkpoint_is_mapped_so_that_what_is_not_used_is_not_read(best_checkpoint: Path) -> None:
+    checkpoint = checkpoints.load(best_checkpoint)
+    assert str(best_checkpoint) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    del checkpoint
+    assert str(best_checkpoint) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("option", [{"split_seed": 7}, {"test_fraction": 0.3}, {"val_fraction": 0.2}])
+def test_another_split_is_refused(best_checkpoint: Path, option: dict[str, float]) -> None:
+    checkpoint = checkpoints.load(best_checkpoint)
+    checkpoint.datamodule({"split_seed": checkpoint.config["data"]["split_seed"]})
+    with pytest.raises(UserError, match="would test on samples that the model was trained on"):
+        checkpoint.datamodule(option)
+
+
+def test_missing_truncated_and_foreign_files_are_refused(best_checkpoint: Path, tmp_path: Path) -> None:
+    whole = best_checkpoint.read_bytes()
+    truncated, empty = tmp_path / "truncated.ckpt", tmp_path / "empty.ckpt"
+    truncated.write_bytes(whole[: len(whole) // 2])
+    empty.write_bytes(b"")
+    foreign = write({"state_dict": {}, "epoch": 1}, tmp_path / "foreign.ckpt")
+    other = write(read(best_checkpoint) | {"project": {"package": "other"}}, tmp_path / "other.ckpt")
+    for path, sentence in (
+        (tmp_path / "missing.ckpt", "does not exist"),
+        (truncated, "cannot be read"),
+        (empty, "cannot be read"),
+        (foreign, f"was not written by {package.__name__}"),
+        (other, f"was not written by {package.__name__}"),
+    ):
+        with pytest.raises(UserError, match=sentence) as caught:
+            checkpoints.load(path)
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+class RunsACommand:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.environ["PROOF"],)
+
+
+def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proof = tmp_path / "proof"
+    monkeypatch.setenv("PROOF", str(proof))
+    path = tmp_path / "code.ckpt"
+    torch.save({"state_dict": RunsACommand()}, path, pickle_module=pickle)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoints.load(path)
+    assert not proof.exists()
+    torch.load(path, weights_only=False)  # the file does what it says: the test above could fail
+    assert proof.exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "subprocess.Popen", "torch.hub.load", f"{package.__name__}.engine.runs.provenance.subprocess.run", "torch.no_such_class"],
+)
+def test_target_that_is_no_trusted_class_is_refused(target: str, best_checkpoint: Path, tmp_path: Path) -> None:
+    contents = read(best_checkpoint)
+    contents["project"]["config"]["model"]["net"]["_target_"] = target
+    with pytest.raises(UserError, match=f"_target_={target}"):
+        checkpoints.load(write(contents, tmp_path / "spoiled.ckpt"))
+
+
+def test_interpolation_in_a_checkpoint_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:
+    contents = read(best_checkpoint)
+    contents["project"]["config"]["model"]["net"] = "$" + "{oc.create:{_target_:torch.hub.load,_args_:[x]}}"
+    with pytest.raises(UserError, match="holds the interpolation"):
+        checkpoints.load(write(contents, tmp_path / "spoiled.ckpt"))
+
+
+def test_network_that_was_changed_since_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:
+    contents = read(best_checkpoint)
+    contents["project"]["config"]["model"]["net"]["widths"][-1] = 32
+    checkpoint = checkpoints.load(write(contents, tmp_path / "other.ckpt"))
+    with pytest.raises(UserError, match=r"does not fit the network as it is now: .*size mismatch"):
+        checkpoint.model()
+
+
+def test_latest_is_the_run_that_was_trained_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError, match=f"python -m {package.__name__} train"):
+        checkpoints.find("latest", tmp_path)
+    places = ["runs/2026-01-02", "multiruns/2026-01-01/0", "runs/2026-01-03"]
+    for age, place in zip((30, 10, 20), places, strict=True):
+        path = tmp_path / "train" / place / "checkpoints/best.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    caplog.set_level("INFO")
+    found = checkpoints.find("latest", tmp_path)
+    assert found == tmp_path / "train/multiruns/2026-01-01/0/checkpoints/best.ckpt"
+    assert str(found) in caplog.text

@@ -1,0 +1,229 @@
+"""Options are checked before anything is built, and refused in one sentence."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.strategies import FSDPStrategy
+
+import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.engine.config.instantiation import build
+from {{ cookiecutter.package_name }}.engine.training.build import build_loggers
+from {{ cookiecutter.package_name }}.engine.config.validation import check, read_options
+from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine import rendezvous as ranks
+from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices, resolve_devices
+from {{ cookiecutter.package_name }}.engine.distributed.dp import OneDeviceStrategy
+from {{ cookiecutter.package_name }}.engine.distributed.launch import (
+    build_strategy,
+    evaluation_steps,
+    trainer_section,
+)
+from {{ cookiecutter.package_name }}.engine.training.options import TrainOptions as Options
+
+DATA = f"{package.__name__}.{{ "engine.data.table.TableDataModule" if cookiecutter.data_kind == "tables" else "data.digits.DigitsDataModule" }}"
+TRAINER = "lightning.pytorch.Trainer"
+TRAIN = {
+    "seed": 1,
+    "tags": [],
+    "resume": None,
+    "ckpt_path": None,
+    "lr_scaling": "none",
+    "base_batch_size": 64,
+    "rehearse_export": True,
+    "test": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"_target_": DATA, "batchsize": 4}, r"'it.batchsize' is no option; did you mean 'it.batch_size'\?"),
+        ({"_target_": DATA, "batch_size": "abc"}, "it.batch_size=abc does not fit: it takes a whole number."),
+        ({"_target_": DATA, "batch_size": 1.5}, "it takes a whole number"),
+        ({"_target_": DATA, "batch_size": True}, "it takes a whole number"),
+        ({"_target_": DATA, "val_fraction": "a"}, "it takes a number"),
+        ({"_target_": TRAINER, "precision": 17}, "it.precision=17 does not fit: .*bf16-mixed"),
+        ({"_target_": TRAINER, "max_epochs": "abc"}, "it takes a whole number or null"),
+        ({"_target_": "no.such.thing"}, "it._target_=no.such.thing cannot be imported"),
+        ({"inner": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": "x"}}, "it.inner.lr=x does not fit"),
+    ],
+)
+def test_what_does_not_fit_is_refused(section: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check(section, "it")
+
+
+def test_what_fits_passes() -> None:
+    check({"_target_": DATA, "batch_size": 4, "val_fraction": 0.25, "pin_memory": True}, "it")
+    check(
+        {
+            "_target_": TRAINER,
+            "precision": "bf16-mixed",
+            "devices": [0, 1],
+            "max_epochs": None,
+            "limit_val_batches": 0.5,
+        },
+        "it",
+    )
+    assert build({"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 2}, "it").in_features == 4
+
+
+def test_mistake_in_a_constructor_names_the_line() -> None:
+    section = {"_target_": "torch.nn.GroupNorm", "num_groups": 3, "num_channels": 4}
+    with pytest.raises(UserError, match=r"it cannot be built: .*divisible by num_groups.* \(normalization.py:\d+\)"):
+        build(section, "it")
+
+
+def test_plain_sections_are_checked_against_their_dataclass() -> None:
+    good = {**TRAIN, "tags": ["a"]}
+    assert read_options(good, Options) == Options(**good)
+    for wrong in (
+        {"seed": "abc"},
+        {"seed": -1},
+        {"tags": "a"},
+        {"test": "yes"},
+        {"ckpt_path": 3},
+        {"lr_scaling": "cubic"},
+    ):
+        (name,) = wrong
+        with pytest.raises(UserError, match=f"^{name}="):
+            read_options(good | wrong, Options)
+
+
+def test_options_of_ones_own_may_be_any_dataclass() -> None:
+    @dataclass(frozen=True)
+    class Own:
+        rate: float
+
+    assert read_options({"rate": 1}, Own) == Own(rate=1)
+
+
+def test_logger_that_is_not_installed_names_the_command(tmp_path: Path) -> None:
+    section = {"missing": {"_target_": f"{__name__}.NotInstalled"}}
+    with pytest.raises(UserError, match=r"logger=missing is not installed: run 'pip install -c constraints.txt missing'"):
+        build_loggers(section, tmp_path)
+
+
+class NotInstalled:
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("No module named 'missing'")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "requested", "expected"),
+    [("single", None, 1), ("single", 1, 1), ("dp", None, 1), ("ddp", None, 1), ("ddp", 2, 2), ("ddp", "3", 3)],
+)
+def test_devices_on_the_cpu_are_processes(strategy: str, requested: object, expected: int) -> None:
+    assert resolve_devices("cpu", requested, strategy) == Devices("cpu", tuple(range(expected)))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "requested", "sentence"),
+    [
+        ("single", 2, "strategy=single uses one device"),
+        ("dp", 2, "take strategy=ddp"),
+        ("ddp", 0, "trainer.devices=0 names no set of devices"),
+        ("ddp", [0, 1], "numbers GPUs"),
+        ("ddp", "many", "trainer.devices=many is no whole number"),
+    ],
+)
+def test_impossible_devices_are_refused(strategy: str, requested: object, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        resolve_devices("cpu", requested, strategy)
+
+
+def test_more_gpus_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count of GPUs is a stand-in; what is shown is the rule."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert resolve_devices("auto", None, "ddp") == Devices("gpu", (0, 1))
+    assert resolve_devices("gpu", [1], "single") == Devices("gpu", (1,))
+    with pytest.raises(UserError, match=r"trainer.devices=4 asks for more than this machine has \(2 gpu\)"):
+        resolve_devices("gpu", 4, "ddp")
+    with pytest.raises(UserError, match="names no set"):
+        resolve_devices("gpu", [0, 0], "ddp")
+
+
+def started_by_torchrun(monkeypatch: pytest.MonkeyPatch, world_size: int, per_node: int) -> None:
+    places = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(per_node)}
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_torchrun_says_how_many_devices_and_nodes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    started_by_torchrun(monkeypatch, world_size=4, per_node=2)
+    assert resolve_devices("cpu", None, "ddp") == Devices("cpu", (0, 1), num_nodes=2)
+    assert resolve_devices("cpu", 2, "ddp", num_nodes=2).num_devices == 4
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "num_nodes", "sentence"),
+    [
+        ("single", None, None, "strategy=single is one process, but torchrun started 4: take strategy=ddp"),
+        ("dp", None, None, "strategy=dp is one process, but torchrun started 4"),
+        ("ddp", 3, None, "trainer.devices=3, but torchrun started 2 processes on each machine: leave"),
+        ("ddp", None, 3, "trainer.num_nodes=3, but torchrun started processes on 2: leave"),
+    ],
+)
+def test_option_that_contradicts_torchrun_is_refused(
+    strategy: str, devices: int | None, num_nodes: int | None, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_by_torchrun(monkeypatch, world_size=4, per_node=2)
+    with pytest.raises(UserError, match=sentence):
+        resolve_devices("cpu", devices, strategy, num_nodes)
+
+
+def test_restarts_of_torchrun_on_several_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    started_by_torchrun(monkeypatch, world_size=4, per_node=2)
+    ranks.refuse_restarts_that_hang()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(UserError, match="on several machines does not count alike"):
+        ranks.refuse_restarts_that_hang()
+
+
+def test_each_step_of_a_slurm_job_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"JOB_ID": 7, "PROCID": 0, "NTASKS": 2, "NNODES": 1, "STEP_ID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert ranks.job_name() == "slurm-7"
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert ranks.job_name() == "slurm-7.1"
+    monkeypatch.setenv("TRAIN_RUN_NAME", "mine")
+    assert ranks.job_name() == "mine"
+
+
+def test_several_nodes_need_someone_to_start_them() -> None:
+    with pytest.raises(UserError, match=r"trainer.num_nodes=2 needs a process on each machine: .*torchrun --nnodes 2"):
+        resolve_devices("cpu", 1, "ddp", num_nodes=2)
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
+def test_learning_rate_grows_with_the_batch_by_its_rule(rule: str, factor: float) -> None:
+    assert read_options({**TRAIN, "lr_scaling": rule}, Options).lr_factor(256) == factor
+
+
+def test_fsdp_is_built_for_several_gpus_and_plain_for_one() -> None:
+    """Built, not run: fsdp is not measured."""
+    section = {"name": "fsdp", "min_num_weights": 1000, "cpu_offload": False, "max_restarts": 0}
+    strategy = build_strategy(section, Devices("gpu", (0, 1)))
+    assert isinstance(strategy, FSDPStrategy)
+    assert strategy._state_dict_type == "full", "a checkpoint holds the whole model"
+    assert isinstance(build_strategy(section, Devices("cpu", (0,))), OneDeviceStrategy)
+    with pytest.raises(UserError, match=r"'strategy.min_weights' is no option; did you mean 'strategy.min_num_weights'"):
+        build_strategy(section | {"min_weights": 1}, Devices("cpu", (0,)))
+
+
+@pytest.mark.parametrize("name", ["limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches"])
+def test_what_counts_batches_counts_whole_ones(name: str) -> None:
+    config = {"trainer": {name: 3}, "data": {}}
+    assert trainer_section(config, Devices("cpu", (0,)), num_steps=4)[name] == 12
+    whole = {"trainer": {name: 1.0}, "data": {}}
+    assert trainer_section(whole, Devices("cpu", (0,)), num_steps=4)[name] == 1.0
+
+
+def test_evaluation_takes_no_more_at_once_than_a_device_holds() -> None:
+    data = {"batch_size": 64, "micro_batch_size": 24}
+    assert evaluation_steps(data, Devices("cpu", (0,))) == 3
+    assert evaluation_steps(data, Devices("cpu", (0, 1, 2))) == 1
+    with pytest.raises(UserError, match=r"data.micro_batch_size=0 holds no sample"):
+        evaluation_steps(data | {"micro_batch_size": 0}, Devices("cpu", (0,)))

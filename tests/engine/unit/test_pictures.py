@@ -1,0 +1,136 @@
+"""A picture comes to the network as a person sees it, or not at all."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from {{ cookiecutter.package_name }}.engine.inference import images as pictures
+from {{ cookiecutter.package_name }}.engine.inference.input_schema import InputSchema
+from {{ cookiecutter.package_name }}.engine.inference.inputs import LeftOut, Sample, read_samples
+from {{ cookiecutter.package_name }}.engine.inference.images import read_picture
+
+RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+
+
+def saved(picture: Image.Image, suffix: str = "png", **options: object) -> io.BytesIO:
+    file = io.BytesIO()
+    picture.save(file, suffix, **options)  # type: ignore[arg-type]
+    file.seek(0)
+    return file
+
+
+def test_grey_picture_comes_through_as_it_is() -> None:
+    np.testing.assert_array_equal(read_picture(saved(Image.fromarray(RAMP)), (1, 8, 8))[0], RAMP)
+
+
+def test_sixteen_bits_become_the_upper_eight() -> None:
+    deep = Image.fromarray(RAMP.astype(np.uint16) * 256 + 255)
+    assert deep.mode == "I;16"
+    for suffix in ("png", "tiff"):
+        np.testing.assert_array_equal(read_picture(saved(deep, suffix), (1, 8, 8))[0], RAMP)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_unknown_range_are_refused(dtype: npt.DTypeLike) -> None:
+    with pytest.raises(ValueError, match="have 32 bits"):
+        read_picture(saved(Image.fromarray(RAMP.astype(dtype)), "tiff"), (1, 8, 8))
+
+
+def test_picture_is_turned_as_its_camera_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = read_picture(saved(Image.fromarray(RAMP), exif=exif), (1, 8, 8))
+    np.testing.assert_array_equal(turned[0], RAMP[::-1, ::-1])
+
+
+def test_large_photograph_turned_by_its_camera_is_as_if_decoded_whole() -> None:
+    down, right = np.mgrid[0:480, 0:640]
+    photograph = Image.fromarray(np.stack([down // 2, right // 3, (down + right) // 5], axis=-1).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    whole = np.asarray(photograph.rotate(-90, expand=True).resize((20, 30), Image.Resampling.BILINEAR), dtype=int)
+    found = read_picture(saved(photograph, "jpeg", quality=95, exif=exif), (3, 30, 20))
+    assert np.abs(found.transpose(1, 2, 0) - whole).max() <= 3
+
+
+def test_transparency_lies_on_black() -> None:
+    clear = np.full((8, 8, 4), 255, np.uint8)
+    clear[:4, :, 3] = 0
+    colours = read_picture(saved(Image.fromarray(clear)), (3, 8, 8))
+    assert (colours[:, :4] == 0).all()
+    assert (colours[:, 4:] == 255).all()
+
+
+def test_colours_and_sizes_become_what_the_network_takes() -> None:
+    red = np.zeros((16, 24, 3), np.uint8)
+    red[..., 0] = 200
+    assert read_picture(saved(Image.fromarray(red)), (3, 8, 8)).shape == (3, 8, 8)
+    grey = read_picture(saved(Image.fromarray(red)), (1, 8, 8))
+    assert (grey == round(0.299 * 200)).all()
+    frames = [Image.fromarray(np.full((8, 8), shade, np.uint8)) for shade in (10, 200)]
+    animation = saved(frames[0], "gif", save_all=True, append_images=frames[1:])
+    assert (read_picture(animation, (1, 8, 8)) == 10).all()
+
+
+def test_file_that_claims_too_many_pixels_is_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = saved(Image.fromarray(RAMP))
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 63)
+    with pytest.raises(ValueError, match="its 8 x 8 pixels are more than 63"):
+        read_picture(file, (1, 8, 8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8)  # Pillow's own limit, of twice that, is met first
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        read_picture(file, (1, 8, 8))
+
+
+def test_what_other_programs_would_be_started_for_is_no_picture(tmp_path: Path) -> None:
+    """Pillow hands EPS to Ghostscript, whatever the file is called."""
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    (left_out,) = read_samples(tmp_path / "a.png", InputSchema((1, 8, 8), np.dtype(np.uint8), (0.0, 255.0)))
+    assert isinstance(left_out, LeftOut)
+    assert left_out.reason == "it is no picture, or damaged"
+
+
+def test_every_cut_of_a_picture_is_refused_or_whole() -> None:
+    whole = saved(Image.fromarray(RAMP)).getvalue()
+    for length in range(len(whole)):
+        try:
+            picture = read_picture(io.BytesIO(whole[:length]), (1, 8, 8))
+        except (OSError, ValueError):
+            continue
+        np.testing.assert_array_equal(picture[0], RAMP)
+
+
+FLOATS = InputSchema((1, 8, 8), np.dtype(np.float32), (-1.0, 1.0))
+
+
+def test_pictures_for_a_network_of_another_range_are_scaled_to_it(tmp_path: Path) -> None:
+    shades = np.full((8, 8), 255, np.uint8)
+    shades[0] = 0
+    Image.fromarray(shades).save(tmp_path / "a.png")
+    (sample,) = read_samples(tmp_path / "a.png", FLOATS)
+    assert isinstance(sample, Sample)
+    assert sample.values.dtype == np.float32
+    assert (sample.values[0, 0] == -1).all()
+    assert (sample.values[0, 1:] == 1).all()
+
+
+def test_samples_outside_the_range_are_left_out_one_by_one(tmp_path: Path) -> None:
+    array = np.zeros((5, 1, 8, 8), np.float32)
+    array[1, 0, 3, 3], array[2, 0, 0, 0], array[4, 0, 0, 0] = np.nan, 1.5, -1.5
+    np.save(tmp_path / "a.npy", array)
+    found = list(read_samples(tmp_path / "a.npy", FLOATS))
+    assert [isinstance(sample, LeftOut) for sample in found] == [False, True, True, False, True]
+    assert [sample.index for sample in found] == [0, 1, 2, 3, 4]
+    assert str(found[1]) == f"{tmp_path / 'a.npy'} [1]: its values are not within -1 to 1"
+
+
+def test_network_for_tables_takes_no_pictures(tmp_path: Path) -> None:
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    (left_out,) = read_samples(tmp_path / "a.png", InputSchema((12,), np.dtype(np.float32), (0.0, 1.0)))
+    assert isinstance(left_out, LeftOut)
+    assert left_out.reason == "the model takes float32 (12,), no pictures"

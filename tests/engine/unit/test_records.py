@@ -1,0 +1,196 @@
+"""The table of runs: what a run's record says, which are old, and which are never removed."""
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from lightning.pytorch.loggers import CSVLogger
+
+from {{ cookiecutter.package_name }}.engine.runs import run_record as record
+from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.reporting.run_report import keep_metrics
+from {{ cookiecutter.package_name }}.engine.runs.resume import find as find_resumed
+from {{ cookiecutter.package_name }}.engine.runs.resume import with_resumed
+from {{ cookiecutter.package_name }}.engine.reporting.runs import Run, find, named, old, remove
+from {{ cookiecutter.package_name }}.engine.inference.runtime import digest
+
+
+def make_run(folder: Path, name: str, options: tuple[str, ...] = (), days: float = 0) -> Run:
+    run_dir = folder / "logs/train/runs" / name
+    (run_dir / ".hydra").mkdir(parents=True)
+    (run_dir / ".hydra/config.yaml").write_text("seed: 1\n", encoding="utf-8")
+    (run_dir / ".hydra/overrides.yaml").write_text(json.dumps(list(options)), encoding="utf-8")
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints/best.ckpt").write_bytes(name.encode())
+    started = time.strftime(record.TIME, time.localtime(time.time() - days * 24 * 3600))
+    record.write(run_dir, state="finished", started=started)
+    return Run(name, run_dir)
+
+
+def export(folder: Path, run: Run) -> Path:
+    bundle = folder / "artifacts/mine/1"
+    bundle.mkdir(parents=True)
+    checkpoint = {"sha256": digest(run.folder / "checkpoints/best.ckpt")}
+    (bundle / "manifest.json").write_text(json.dumps({"checkpoint": checkpoint}), encoding="utf-8")
+    return bundle
+
+
+def test_runs_and_jobs_of_sweeps_are_found_the_oldest_first(tmp_path: Path) -> None:
+    make_run(tmp_path, "b", days=1)
+    make_run(tmp_path, "a", days=2)
+    job = tmp_path / "logs/train/multiruns/c/0/.hydra"
+    job.mkdir(parents=True)
+    (job / "config.yaml").touch()
+    assert [run.name for run in find(tmp_path / "logs")] == ["a", "b", "c/0"]
+
+
+def test_run_is_named_by_its_time_its_directory_or_latest(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name) for name in ("2026-01-01", "2026-01-02")]
+    assert named("2026-01-01", runs) is runs[0]
+    assert named(str(runs[0].folder), runs) is runs[0]
+    assert named("latest", runs) is runs[1]
+    with pytest.raises(UserError, match="'2026-01-03' is no run; did you mean '2026-01-02'"):
+        named("2026-01-03", runs)
+
+
+def test_old_runs_are_those_that_began_before(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, f"{days} days", days=days) for days in (40, 20)]
+    assert old(runs, 30) == [runs[0]]
+    assert old(runs, None) == []
+
+
+def test_run_that_a_bundle_came_from_is_kept_and_nothing_else_removed(tmp_path: Path) -> None:
+    first, exported = make_run(tmp_path, "first"), make_run(tmp_path, "exported")
+    bundle = export(tmp_path, exported)
+    with pytest.raises(UserError, match=f"'exported' is kept: the bundle {bundle} came from it; nothing was removed"):
+        remove([first, exported], [], tmp_path / "artifacts")
+    assert first.folder.exists()
+    remove([], [first, exported], tmp_path / "artifacts")
+    assert not first.folder.exists()
+    assert exported.folder.exists()
+
+
+def test_run_whose_checkpoints_have_changed_since_the_export_is_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    record.note_bundle(run.folder / "checkpoints/best.ckpt", export(tmp_path, run))
+    (run.folder / "checkpoints/best.ckpt").write_bytes(b"of a later epoch")
+    with pytest.raises(UserError, match="came from it"):
+        remove([run], [], tmp_path / "artifacts")
+
+
+def test_checkpoint_in_a_folder_of_its_own_counts(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    export(tmp_path, run)
+    (run.folder / "checkpoints/epoch=3-val").mkdir()
+    (run.folder / "checkpoints/best.ckpt").rename(run.folder / "checkpoints/epoch=3-val/loss=0.1.ckpt")
+    with pytest.raises(UserError, match="came from it"):
+        remove([run], [], tmp_path / "artifacts")
+
+
+def test_run_that_is_just_beginning_is_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    (run.folder / record.RECORD).unlink()
+    with pytest.raises(UserError, match="it is just beginning"):
+        remove([run], [], tmp_path / "artifacts")
+
+
+def test_run_is_kept_while_a_manifest_cannot_be_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    (export(tmp_path, run) / "manifest.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be read; nothing was removed"):
+        remove([run], [], tmp_path / "artifacts")
+
+
+def test_run_that_is_going_is_kept(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine")
+    with FileLock(run.folder / record.LOCK), pytest.raises(UserError, match="it is still going"):
+        remove([run], [], tmp_path / "artifacts")
+
+
+def test_record_tells_how_a_run_ended(tmp_path: Path) -> None:
+    assert record.state_of(tmp_path) == "not begun"
+    with record.recording(tmp_path):
+        record.begin(tmp_path, ["seed=1"], {"git": None, "versions": {}}, {})
+        assert record.state_of(tmp_path) == "running"
+        with pytest.raises(UserError, match="still going"), record.recording(tmp_path):
+            pass
+    assert record.state_of(tmp_path) == "finished"
+    assert record.differences(tmp_path) == ["seed=1"]
+    for error, state in ((KeyboardInterrupt(), "interrupted"), (RuntimeError("no room"), "failed")):
+        with pytest.raises(type(error)):
+            begin_and_raise(tmp_path, error)
+        assert record.state_of(tmp_path) == state
+    assert record.read(tmp_path)["reason"] == "no room"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
+
+
+def begin_and_raise(run_dir: Path, error: BaseException) -> None:
+    with record.recording(run_dir):
+        record.begin(run_dir, [], {}, {})
+        raise error
+
+
+def test_refused_start_changes_nothing_of_what_is_known(tmp_path: Path) -> None:
+    record.write(tmp_path, state="finished", options=["seed=1"])
+    before = record.read(tmp_path)
+    with pytest.raises(UserError), record.recording(tmp_path):
+        raise UserError("trainer.devices=99 is too many")
+    assert record.read(tmp_path) == before
+
+
+def test_run_whose_process_is_gone_is_lost(tmp_path: Path) -> None:
+    record.begin(tmp_path, None, {}, {})
+    (tmp_path / record.LOCK).touch()
+    assert record.state_of(tmp_path) == "lost"
+
+
+def test_refused_run_leaves_no_record(tmp_path: Path) -> None:
+    with pytest.raises(UserError), record.recording(tmp_path):
+        raise UserError("no")
+    assert not any(tmp_path.iterdir())
+
+
+def test_resumed_run_has_its_own_options_and_over_them_what_is_typed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mine", options=("seed=3", "trainer.max_epochs=2", "+callbacks.search.trial_id=1"))
+    arguments = with_resumed([f"resume={run.folder}", "trainer.max_epochs=5"])
+    assert arguments[:2] == ["seed=3", "trainer.max_epochs=5"]
+    assert arguments[2:] == [
+        f'resume="{run.folder}"',
+        f'hydra.run.dir="{run.folder}"',
+        "hydra.output_subdir=null",
+    ]
+    assert with_resumed(["seed=1"]) == ["seed=1"]
+    record.write(run.folder, options=["seed=3", "trainer.max_epochs=5"])  # of the last time that it went on
+    assert with_resumed([f"resume={run.folder}"])[:2] == ["seed=3", "trainer.max_epochs=5"]
+
+
+def test_latest_run_is_the_one_that_was_written_last(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path, "a"), make_run(tmp_path, "b")
+    os.utime(second.folder, (0, 0))
+    os.utime(second.folder / "checkpoints/best.ckpt", (0, 0))
+    assert find_resumed("latest", tmp_path / "logs") == first.folder.resolve()
+
+
+def test_many_runs_cannot_go_on_as_one() -> None:
+    with pytest.raises(UserError, match="-m makes many"):
+        with_resumed(["-m", "resume=latest"])
+
+
+def test_figures_that_only_the_checkpoint_has_are_in_the_curves_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    """Killed after the checkpoint of an epoch was saved, and before its figures were logged."""
+    before = tmp_path / "before.csv"
+    before.write_text("epoch,step,train/loss,val/loss\n0,9,0.5,\n0,9,,0.4\n1,19,,0.2\n2,25,0.1,\n", encoding="utf-8")
+    checkpoint: Any = SimpleNamespace(step=20, epoch=1, figures={"train/loss": 0.3, "val/loss": 0.2})
+    for _ in range(2):  # in the file already, the second time
+        keep_metrics(before, [CSVLogger(str(tmp_path), name="", version="")], checkpoint)
+        with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            rows = [(row["step"], row["train/loss"], row["val/loss"]) for row in csv.DictReader(file)]
+        assert rows == [("9", "0.5", ""), ("9", "", "0.4"), ("19", "", "0.2"), ("19", "0.3", "")]
+        before = tmp_path / "again.csv"
+        (tmp_path / "metrics.csv").rename(before)

@@ -1,0 +1,65 @@
+"""A tracker that fails is told once, and left alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+
+from {{ cookiecutter.package_name }}.engine.runs import run_record as record
+from {{ cookiecutter.package_name }}.engine.training.trackers import Steady, prepared, tracked
+
+
+class Failing(CSVLogger):
+    """Of a service whose network is gone after `good` calls."""
+
+    def __init__(self, folder: Path, good: int) -> None:
+        super().__init__(folder)
+        self.good, self.calls = good, 0
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self.calls += 1
+        if self.calls > self.good:
+            raise ConnectionError("the network\nis gone")
+
+
+def test_failure_is_told_once_and_the_tracker_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failing = Failing(tmp_path, good=1)
+    logger = Steady(failing, "mine")
+    for step in range(4):
+        logger.log_metrics({"a": 1.0}, step)
+    logger.finalize("success")
+    assert failing.calls == 2
+    assert [record.message for record in caplog.records] == [
+        "warning     mine failed, and the run goes on without it: the network is gone"
+    ]
+
+
+@pytest.mark.parametrize("title", ["mlflow", "theirs"])
+def test_server_that_does_not_answer_is_left_out(title: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert prepared(title, {"tracking_uri": "http://127.0.0.1:9"}, tmp_path) is None
+    assert f"{title} at http://127.0.0.1:9 does not answer" in caplog.text
+    assert prepared(title, {"tracking_uri": "sqlite:///runs.db"}, tmp_path) == {"tracking_uri": "sqlite:///runs.db"}
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:50OO", "http://"])
+def test_address_that_is_none_is_left_out(address: str, tmp_path: Path) -> None:
+    assert prepared("mlflow", {"tracking_uri": address}, tmp_path) is None
+
+
+def test_run_that_goes_on_keeps_its_number(tmp_path: Path) -> None:
+    record.begin(tmp_path, None, {}, {"mlflow": "7", "wandb": "abc"})
+    assert prepared("mlflow", {}, tmp_path) == {"run_id": "7"}
+    assert prepared("wandb", {"offline": True}, tmp_path) == {"offline": True, "id": "abc"}
+
+
+def test_origin_is_logged_beside_the_configuration(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    with tracked([logger], {"seed": 1}, tmp_path):
+        logger.log_metrics({"a": 1.0})
+        logger.save()
+    text = (tmp_path / "hparams.yaml").read_text(encoding="utf-8")
+    assert "seed: 1" in text
+    assert "torchmetrics" in text
+    assert record.read(tmp_path)["versions"].keys() >= {"python", "torch"}

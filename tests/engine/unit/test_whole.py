@@ -1,0 +1,126 @@
+"""Checkpoint files that are whole or not there, and what is found among damaged ones."""
+
+import errno
+import os
+import resource
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from {{ cookiecutter.package_name }}.engine.training import resume
+from {{ cookiecutter.package_name }}.engine.training import checkpoint_io as whole
+from {{ cookiecutter.package_name }}.engine.errors import Fault
+from {{ cookiecutter.package_name }}.engine.training.checkpoint_io import AtomicCheckpointIO, is_damaged, sum_file
+
+
+def epoch_in(path: Path) -> int:
+    epoch: int = torch.load(path, weights_only=True)["epoch"]
+    return epoch
+
+
+def save(epoch: int, path: Path) -> None:
+    AtomicCheckpointIO().save_checkpoint({"epoch": epoch, "weights": torch.zeros(1000)}, path)
+
+
+def test_last_checkpoint_is_kept_with_the_one_before_it(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3):
+        save(epoch, tmp_path / "last.ckpt")
+    names = ["last.ckpt", "last.ckpt.sha256", "previous.ckpt", "previous.ckpt.sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (epoch_in(tmp_path / "last.ckpt"), epoch_in(tmp_path / "previous.ckpt")) == (3, 2)
+    sums = [path.name for path in tmp_path.glob("*.sha256")]
+    assert subprocess.run(["sha256sum", "--check", "--quiet", *sums], cwd=tmp_path, check=False).returncode == 0
+    AtomicCheckpointIO().remove_checkpoint(tmp_path / "last.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[2:]
+
+
+def test_disk_that_is_full_leaves_the_earlier_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    save(1, tmp_path / "last.ckpt")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save(2, tmp_path / "last.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+@pytest.mark.parametrize("step", ["replace", "unlink", "fsync"])
+def test_kill_between_any_two_steps_loses_no_checkpoint(
+    step: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised instead of killed, before each call in turn that changes what is on the disk."""
+    module = os if step == "fsync" else Path
+    real, calls = getattr(module, step), []
+
+    def dies(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == number:
+            raise InterruptedError
+        return real(*arguments, **options)
+
+    number = 0
+    while number == 0 or len(calls) >= number:
+        number += 1
+        folder = tmp_path / str(number)
+        save(1, folder / name)
+        save(2, folder / name)
+        calls.clear()
+        monkeypatch.setattr(module, step, dies)
+        try:
+            save(3, folder / name)
+        except InterruptedError:
+            pass
+        finally:
+            monkeypatch.setattr(module, step, real)
+        whole_ones = [path for path in folder.glob("*.ckpt") if not is_damaged(path)]
+        assert {epoch_in(path) for path in whole_ones} & {2, 3}, f"before call {number} of {step}"
+        assert whole_ones == list(folder.glob("*.ckpt")), "nothing is taken for damaged"
+        save(4, folder / name)
+        assert not is_damaged(folder / name)
+    assert number - 1 >= (2 if name == "last.ckpt" else 1), "nothing was interrupted"
+
+
+def flipped(contents: bytes) -> bytes:
+    middle = len(contents) // 2
+    return contents[:middle] + bytes([contents[middle] ^ 1]) + contents[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda contents: contents[:-100], flipped, lambda contents: b"", lambda contents: b"of another kind"]
+)
+def test_damaged_checkpoint_is_passed_over_and_told(
+    spoil: Callable[[bytes], bytes], best_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents = torch.load(best_checkpoint, weights_only=True)
+    for step in (1, 2):
+        AtomicCheckpointIO().save_checkpoint({**contents, "global_step": step}, tmp_path / "last.ckpt")
+    assert resume.newest_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+    (tmp_path / "last.ckpt").write_bytes(spoil((tmp_path / "last.ckpt").read_bytes()))
+    assert resume.newest_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
+    assert "last.ckpt is damaged" in caplog.text
+    (tmp_path / "previous.ckpt").write_bytes(b"")
+    with pytest.raises(Fault, match=r"no checkpoint in .* can be read .*: start another run") as caught:
+        resume.newest_checkpoint(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoint_without_its_sum_is_taken_as_it_is(tmp_path: Path) -> None:
+    save(1, tmp_path / "last.ckpt")
+    sum_file(tmp_path / "last.ckpt").unlink()
+    assert not is_damaged(tmp_path / "last.ckpt")
+    sum_file(tmp_path / "last.ckpt").write_bytes(b"\xff\xfe")
+    assert is_damaged(tmp_path / "last.ckpt")
+
+
+def test_what_a_killed_save_has_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "best.ckpt.incoming").touch()
+    whole.clear_incoming(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,42 @@
+"""The engine: owned by the template, the same in every project, replaced as a whole by an update; see README.md.
+
+The names below are for the project's own code. Each is imported when it is first used, because torch takes seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data.in_memory import InMemoryDataModule as InMemoryDataModule
+    from .data.pixel_statistics import pixel_statistics as pixel_statistics
+    from .data.samples import SamplesInMemory as SamplesInMemory
+    from .data.splits import stratified as stratified
+    from .errors import UserError as UserError
+    from .spec import DataSpec as DataSpec
+    from .training.base_module import BaseModule as BaseModule
+    from .training.layers import Constants as Constants
+    from .training.layers import Segments as Segments
+    from .training.losses import ClassWeights as ClassWeights
+    from .training.losses import CrossEntropy as CrossEntropy
+
+_PLACES = {
+    "BaseModule": "training.base_module",
+    "ClassWeights": "training.losses",
+    "Constants": "training.layers",
+    "CrossEntropy": "training.losses",
+    "DataSpec": "spec",
+    "InMemoryDataModule": "data.in_memory",
+    "SamplesInMemory": "data.samples",
+    "Segments": "training.layers",
+    "UserError": "errors",
+    "pixel_statistics": "data.pixel_statistics",
+    "stratified": "data.splits",
+}
+
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PLACES[name]}", __name__), name)

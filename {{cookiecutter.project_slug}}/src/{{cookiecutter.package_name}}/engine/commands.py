@@ -1,0 +1,71 @@
+"""What the commands of a project call. Each name is imported when it is first used: torch takes seconds."""
+
+import ast
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import nearest
+
+if TYPE_CHECKING:
+    from .config.command_line import Config as Config
+    from .config.command_line import command as command
+    from .workflows.evaluation import Evaluation as Evaluation
+    from .workflows.exporting import export_bundle as export_bundle
+    from .workflows.prediction import predict_files as predict_files
+    from .workflows.training import Training as Training
+
+__all__ = ["Config", "Evaluation", "Training", "command", "export_bundle", "main", "predict_files"]
+
+_PLACES = {
+    "Config": "config.command_line",
+    "Evaluation": "workflows.evaluation",
+    "Training": "workflows.training",
+    "command": "config.command_line",
+    "export_bundle": "workflows.exporting",
+    "predict_files": "workflows.prediction",
+}
+# The engine's own commands; a project has those that it chose.
+_ENGINE_COMMANDS = {
+    "verify": "export.verify",
+    "serve": "serving.serve",
+    "search": "search.search",
+    "runs": "reporting.runs",
+    "benchmark": "benchmark.benchmark",
+    "doctor": "doctor",
+}
+_ENGINE = Path(__file__).parent
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PLACES[name]}", __package__), name)
+
+
+def main(own: tuple[str, ...]) -> None:
+    """Runs the command that `sys.argv` names: a module of the project in `own`, or one of the engine's."""
+    package = _ENGINE.parent
+    modules = {name: (package / f"{name}.py", f"{package.name}.{name}") for name in own}
+    for name, place in _ENGINE_COMMANDS.items():
+        file = _ENGINE / f"{place.replace('.', '/')}.py"
+        if file.is_file():
+            modules[name] = file, f"{__package__}.{place}"
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(f"usage: python -m {package.name} <command> [option=value ...]\n")
+        for command_name, (file, _) in modules.items():
+            print(f"  {command_name:<11}{_summary(file)}")
+        print(f"\n`python -m {package.name} <command> --help` shows the options of a command.")
+        return
+    if name not in modules:
+        print(f"error: '{name}' is no command; {nearest(name, modules)}", file=sys.stderr)
+        sys.exit(2)
+    del sys.argv[1]
+    import_module(modules[name][1]).main()
+
+
+def _summary(file: Path) -> str:
+    """The first line of a module's docstring, read without importing it."""
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]

@@ -1,0 +1,219 @@
+"""The border between the command line and the code: Hydra composes, mistakes become one sentence and exit code 2."""
+
+import functools
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import types
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .. import rendezvous
+from ..errors import UserError, of_files
+from ..runs.directories import claim, remove_empty_run, share
+from ..warning_filters import IGNORED_WARNINGS, ignore_warnings
+from . import CONFIG_DIRS, ENGINE, PACKAGE
+from .hydra_errors import as_user_error
+
+Config = dict[str, Any]
+
+
+class EngineConfigs(SearchPathPlugin):
+    """Lets Hydra find the engine's options behind the owner's."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("engine", f"file://{CONFIG_DIRS[1]}")
+
+
+class Termination(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it."""
+
+
+class Interruption(UserError):
+    """What was saved before Ctrl-C or SIGTERM stays."""
+
+    def __init__(self, cause: KeyboardInterrupt) -> None:
+        terminated = isinstance(cause, Termination)
+        super().__init__(f"{'ended by SIGTERM' if terminated else 'interrupted'}: what was saved until now stays.")
+        self.exit_code = 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+
+
+def command(
+    name: str, needs: tuple[str, ...], resumes: bool = False
+) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
+    """Turns `main(config)` into a command whose options are `<name>.yaml`; `needs` are groups that must stay.
+
+    With `resumes`, the option `resume=` goes on with an earlier run and its options.
+
+    The wrapped function gets the composed and resolved configuration as plain dicts and lists: Hydra and OmegaConf
+    stop here. Of several processes that `torchrun` or `srun` started, rank 0 composes it for all.
+    """
+
+    def decorate(main: Callable[[Config], None]) -> Callable[[], None]:
+        @functools.wraps(main)
+        def run() -> None:
+            ignore_warnings(*IGNORED_WARNINGS)
+            exit_codes = [0]
+            started = rendezvous.started()
+            if started is None or started.world_size == 1:  # else it ends a rank at once
+                signal.signal(signal.SIGTERM, _terminate)
+            if rendezvous.follows():
+                _follow(main, exit_codes)
+            else:
+                try:
+                    _compose_and_run(main, name, needs, resumes, exit_codes)
+                finally:
+                    if started is not None and started.world_size > 1:
+                        rendezvous.dismiss()
+            if max(exit_codes):
+                sys.exit(max(exit_codes))
+
+        return run
+
+    return decorate
+
+
+def _compose_and_run(
+    main: Callable[[Config], None],
+    name: str,
+    needs: tuple[str, ...],
+    resumes: bool,
+    exit_codes: list[int],
+) -> None:
+    @functools.wraps(main)
+    def job(cfg: DictConfig) -> None:
+        try:
+            main(_plain(cfg, needs))
+        except UserError as refusal:  # in a sweep the other jobs go on
+            exit_codes.append(_print_refusal(refusal))
+            remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
+
+    # Without it Hydra prints an error of its own and exits, and the sentence below would never be reached.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register_with_hydra()
+    try:
+        if resumes:
+            from ..runs.resume import with_resumed  # it needs filelock, which the image of a server does not have
+
+            sys.argv[1:] = with_resumed(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIRS[0]), config_name=name)(job)()
+    except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
+        sentence = as_user_error(error)
+        if sentence is None:
+            raise
+        exit_codes.append(_print_refusal(sentence))
+    except OSError as error:
+        if (fault := of_files(error, Path.cwd())) is None:
+            raise
+        exit_codes.append(_print_refusal(fault))
+    except KeyboardInterrupt as interrupt:
+        exit_codes.append(_print_refusal(Interruption(interrupt)))
+
+
+def _follow(main: Callable[[Config], None], exit_codes: list[int]) -> None:
+    """Every rank but the first: no command line, no run directory, no log."""
+    logging.disable(logging.CRITICAL)
+    number, patience = 1, rendezvous.FOREVER
+    while (config := rendezvous.job(number, patience)) is not None:
+        number, patience = number + 1, rendezvous.FOREVER
+        try:
+            main(config)
+        except UserError as refusal:
+            exit_codes.append(_print_refusal(refusal))
+            patience = timedelta(minutes=1)  # rank 0 goes on with the next job by then, or waits for this rank
+        except KeyboardInterrupt as interrupt:  # as all ranks
+            exit_codes.append(Interruption(interrupt).exit_code)
+
+
+def _terminate(number: int, frame: types.FrameType | None) -> None:
+    raise Termination
+
+
+def register_with_hydra() -> None:
+    """Adds the engine's options, the node `from_checkpoint` and the resolvers that the option files use."""
+    Plugins.instance().register(EngineConfigs)
+    OmegaConf.register_new_resolver("package", lambda: PACKAGE, replace=True)
+    OmegaConf.register_new_resolver("engine", lambda path: f"{PACKAGE}.{ENGINE.name}.{path}", replace=True)
+    # Commands that start from a checkpoint take any option of its data; which there are is known once it is read.
+    node = OmegaConf.create({"data": {}})
+    OmegaConf.set_struct(node.data, False)
+    ConfigStore.instance().store("from_checkpoint", node)
+    OmegaConf.register_new_resolver("claim", claim, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("share", share, use_cache=True, replace=True)
+
+
+def job_logging() -> Config:
+    """How Hydra configured this process's logging, if it did, for worker processes that never meet Hydra."""
+    if not HydraConfig.initialized():
+        return {"version": 1}
+    settings = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
+
+
+def typed(*sections: str) -> str:
+    """The options of this command that belong to `sections`, as a shell takes them again."""
+    return shlex.join(option for option in HydraConfig.get().overrides.task if _section(option) in sections)
+
+
+def typed_but(*sections: str) -> list[str]:
+    """The options of this command that belong to none of `sections`; only the first rank has read them."""
+    if not HydraConfig.initialized():
+        return []
+    return [option for option in HydraConfig.get().overrides.task if _section(option) not in sections]
+
+
+def config_dirs() -> list[str]:
+    """`--config-dir` as it was given to this command, for another one."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+
+
+def _section(option: str) -> str:
+    return re.split("[.=]", option.lstrip("+~"))[0]
+
+
+def compose(name: str, options: list[str]) -> Config:
+    """What the command `name` would get with these options, within another command."""
+    try:
+        return _plain(hydra.compose(name, options), needs=())
+    except (HydraException, OmegaConfBaseException) as error:
+        raise as_user_error(error) or error from None
+
+
+def _plain(cfg: DictConfig, needs: tuple[str, ...]) -> Config:
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise as_user_error(error) or error from None
+    assert isinstance(config, dict)
+    for group in needs:
+        if not isinstance(config.get(group), dict):
+            raise UserError(f"'{group}' is needed: it cannot be left out.")
+    return {str(key): value for key, value in config.items()}
+
+
+def interruption(number: int) -> KeyboardInterrupt:
+    """What a signal of this number raises."""
+    return Termination() if number == signal.SIGTERM else KeyboardInterrupt()
+
+
+def _print_refusal(refusal: UserError) -> int:
+    if rendezvous.is_first_to_say(str(refusal)):
+        print(f"error: {refusal}", file=sys.stderr)
+    return refusal.exit_code

@@ -1,0 +1,175 @@
+"""A bundle: `artifacts/<name>/<version>/`, published whole or not at all, with the manifest that describes it."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..console import write_json
+from ..errors import UserError
+from ..inference.runtime import MANIFEST, digest, versions
+from ..runs.provenance import git_state
+from ..runs.provenance import versions as package_versions
+from .gate import Limits, Parity
+from .signature import SCHEMA_VERSION, Contract
+from .triton import CONFIG, check_config, config_text
+
+if TYPE_CHECKING:
+    from ..spec import DataSpec
+    from ..training.checkpoints import Checkpoint
+
+PACKAGES = ("torch", "lightning", "onnx", "onnxruntime", "numpy")
+ABANDONED_AFTER = 24 * 3600  # seconds
+
+
+@contextmanager
+def incoming(name_dir: Path) -> Iterator[Path]:
+    """A folder beside the versions to build the next one in; whatever is left in it at the end is removed."""
+    made = [folder for folder in (name_dir, name_dir.parent) if not folder.exists()]
+    try:
+        name_dir.mkdir(parents=True, exist_ok=True)
+        for left in name_dir.glob(".incoming-*"):  # by an export that was killed
+            if time.time() - left.stat().st_mtime > ABANDONED_AFTER:
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=".incoming-", dir=name_dir))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        place = Path(os.fsdecode(error.filename)) if error.filename else name_dir
+        if error.errno is None or not (place.is_relative_to(name_dir) or name_dir.is_relative_to(place)):
+            raise  # of the data, as a file that is missing
+        raise UserError(f"{name_dir} cannot be written: {error.strerror or error}; nothing was published.") from error
+    finally:
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def publish(folder: Path, seal: Callable[[Path, int], None]) -> Path:
+    """Renames `folder` to the next version; `seal(folder, version)` writes what depends on the number.
+
+    A rename to a folder with files in it fails, so of two exports at once one takes the next number.
+    """
+    folder.chmod(0o755)  # the temporary folder was private
+    version = max(versions(folder.parent), default=0)
+    while True:
+        version += 1
+        seal(folder, version)
+        try:
+            return folder.rename(folder.parent / str(version))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def check_standing_config(name_dir: Path, contract: Contract, max_batch_size: int, has_onnx: bool) -> None:
+    """Triton serves every version of this name by one configuration: made once, and held to from then on."""
+    path = name_dir / CONFIG
+    if path.exists():
+        check_config(path, contract.signature, max_batch_size)
+        if not has_onnx:
+            raise UserError(f"{path} serves model.onnx: add onnx to formats, or give another export.name=.")
+
+
+def place_config(folder: Path, contract: Contract, max_batch_size: int) -> None:
+    """Beside the folder of a version that is about to be published; one that stands there already stays."""
+    path, made = folder.parent / CONFIG, folder / CONFIG
+    if path.exists():  # that of an export at the same time, it may be
+        check_config(path, contract.signature, max_batch_size)
+    else:
+        made.write_text(config_text(contract.name, contract.signature, max_batch_size), encoding="utf-8")
+        made.replace(path)
+
+
+def describe(
+    contract: Contract, checkpoint: "Checkpoint", parities: list[Parity], limits: Limits, **figures: Any
+) -> dict[str, Any]:
+    """The manifest but for what only publishing tells: version, time and files."""
+    spec = checkpoint.spec
+    config = json.dumps(checkpoint.config, sort_keys=True, ensure_ascii=False)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": contract.name,
+        "task": spec.task,
+        "inputs": [contract.signature.input.to_dict()],
+        "outputs": [tensor.to_dict() for tensor in contract.signature.outputs],
+        "labels": list(spec.labels),
+        **({"target": _target(spec)} if spec.task == "regression" else {}),
+        "preprocessing": {"where": "inside the graph", "mean": list(spec.mean), "std": list(spec.std)},
+        "max_batch_size": limits.max_batch_size,
+        "opset": contract.opset,
+        "tolerance": limits.tolerance,
+        "max_metric_loss": limits.max_metric_loss,
+        **figures,
+        "parity": [parity.to_dict() for parity in parities],
+        "checkpoint": {
+            "file": checkpoint.path.name,
+            "epoch": checkpoint.epoch,
+            "step": checkpoint.step,
+            "sha256": contract.checkpoint_sha256,
+        },
+        "config": without_local_paths(checkpoint.config),
+        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+        "git": git_state(),
+        "versions": package_versions(PACKAGES),
+    }
+
+
+def _target(spec: "DataSpec") -> dict[str, Any]:
+    return {"name": spec.target, "mean": spec.target_mean, "std": spec.target_std}
+
+
+def write_manifest(contents: Mapping[str, Any], folder: Path) -> None:
+    """With size and hash of every file that lies in `folder`, beside those that `contents` lists already."""
+    lying = {
+        path.name: {"sha256": digest(path), "bytes": path.stat().st_size}
+        for path in folder.iterdir()
+        if path.name != MANIFEST
+    }
+    files = dict(sorted({**contents.get("files", {}), **lying}.items()))
+    write_json({**contents, "files": files}, folder / MANIFEST)
+
+
+def add_to(bundle: Path, manifest: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+    """Moves what `write(folder)` makes into a published bundle, and at last the manifest that lists it.
+
+    After an error or an interruption the bundle is as it was.
+    """
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=bundle.parent) as scratch:
+        made, before = Path(scratch, "made"), Path(scratch, "before")
+        made.mkdir()
+        before.mkdir()
+        write(made)
+        write_manifest(manifest, made)
+        names = sorted((path.name for path in made.iterdir()), key=lambda name: (name == MANIFEST, name))
+        for name in names:
+            if (bundle / name).is_file():
+                shutil.copy2(bundle / name, before / name)
+        try:
+            for name in names:
+                (made / name).replace(bundle / name)
+        except BaseException:
+            for name in names:
+                if (before / name).exists():
+                    (before / name).replace(bundle / name)
+                elif not (made / name).exists():
+                    (bundle / name).unlink()
+            raise
+
+
+def without_local_paths(section: Any) -> Any:
+    """A folder of this machine means nothing elsewhere, and tells who trained: its last part is kept."""
+    if isinstance(section, Mapping):
+        return {key: without_local_paths(value) for key, value in section.items()}
+    if isinstance(section, list):
+        return [without_local_paths(value) for value in section]
+    return Path(section).name if isinstance(section, str) and Path(section).is_absolute() else section

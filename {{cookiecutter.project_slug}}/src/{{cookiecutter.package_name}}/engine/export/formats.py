@@ -1,0 +1,77 @@
+"""The table of formats, and what each of their modules does: `export`, `check` and `load`. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .network import Source
+    from .signature import Contract
+
+Array = npt.NDArray[Any]
+
+ONNX_OPTIONS: dict[str, int | str] = {"opset": 18}
+CALIBRATION_OPTIONS: dict[str, int | str] = {"num_calibration_samples": 512, "calibration": "minmax"}
+
+
+@dataclass(frozen=True)
+class Format:
+    """`options` are those of the section `export` that it takes, with their defaults; `needs` are Python packages.
+
+    An `exact` format gives the trained model's figures; another is reduced, and held to the task metric. To load a
+    file that is `code` can run whatever was put into it.
+    """
+
+    name: str
+    file: str
+    needs: tuple[str, ...]
+    status: Literal["stable", "legacy"] = "stable"
+    exact: bool = True
+    code: bool = False
+    options: Mapping[str, int | str] = field(default_factory=dict)
+
+
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("onnx", "model.onnx", needs=("onnxscript", "onnxruntime"), options=ONNX_OPTIONS),
+        Format("torchscript", "model.pt", needs=("torch",), status="legacy", code=True),
+        Format("torch_export", "model.pt2", needs=("torch",), code=True),
+        Format(
+            "onnx_int8",
+            "model.int8.onnx",
+            needs=("onnxscript", "onnxruntime"),
+            exact=False,
+            options={**ONNX_OPTIONS, **CALIBRATION_OPTIONS},
+        ),
+        Format("onnx_fp16", "model.fp16.onnx", needs=("onnxscript", "onnxruntime"), exact=False, options=ONNX_OPTIONS),
+        Format("safetensors", "model.safetensors", needs=("safetensors",)),
+    )
+}
+
+
+class Run(Protocol):
+    """Input `(B, ...)` to the outputs in the order of the signature, each `(B, K)` float32."""
+
+    def __call__(self, inputs: Array) -> tuple[Array, ...]: ...
+
+
+class Exporter(Protocol):
+    """The module of a format."""
+
+    def export(self, source: "Source") -> bytes:
+        """The contents of the file, with the contract's summary in it."""
+
+    def check(self, path: Path, contract: "Contract") -> None:
+        """Raises `GateFailure` for a file that is not what it should be, without running it; others where damaged."""
+
+    def load(self, path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
+        """On the CPU; `optimize=False` runs the graph as it was written."""
+
+
+def exporter(format_name: str) -> Exporter:
+    return cast(Exporter, import_module(f".{format_name}", __package__))

@@ -1,0 +1,85 @@
+"""`formats=[onnx_fp16]`: half the size; computed in 16 bits on a GPU, and in 32 bits where a device cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from .onnx import check_model, export_model, load, messages, serialized
+from .signature import Contract, GateFailure
+
+if TYPE_CHECKING:
+    from .network import Source
+
+__all__ = ["check", "export", "load"]
+
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # with weights: where the work is
+
+
+def export(source: Source) -> bytes:
+    """Input and outputs keep their types, so that no client changes.
+
+    What comes before the first product stays in 32 bits: raw input may be larger than 16 bits hold.
+    """
+    model = export_model(source)
+    nodes = list(model.graph.node)
+    first = next((place for place, node in enumerate(nodes) if node.op_type in PRODUCTS), 0)
+    before, rest = nodes[:first], nodes[first:]
+    made = {name for node in before for name in node.output} | {value.name for value in model.graph.input}
+    taken_before, taken = _taken(before), _taken(rest)
+    between = made & taken
+    inputs = [value for value in (*model.graph.input, *model.graph.value_info) if value.name in between]
+    reduced = _reduced(model, rest, inputs, taken)
+    of_32_bits = [value.name for value in inputs if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
+    casts = [
+        onnx.helper.make_node("Cast", [name], [_of_16_bits(name)], to=onnx.TensorProto.FLOAT16) for name in of_32_bits
+    ]
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in taken_before]
+    both = {tensor.name for tensor in kept} & taken
+    renamed = both.union(of_32_bits)
+    for message in messages(reduced.graph):
+        if isinstance(message, onnx.NodeProto):
+            message.input[:] = [_of_16_bits(name) if name in renamed else name for name in message.input]
+    for tensor in reduced.graph.initializer:
+        tensor.name = _of_16_bits(tensor.name) if tensor.name in both else tensor.name
+    behind = list(reduced.graph.node)
+    for field, values in (("node", [*before, *casts, *behind]), ("initializer", [*kept, *reduced.graph.initializer])):
+        parts = [type(value).FromString(value.SerializeToString()) for value in values]
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(parts)
+    model.graph.ClearField("value_info")
+    return serialized(model, source)
+
+
+def _reduced(
+    model: onnx.ModelProto, rest: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], taken: set[str]
+) -> onnx.ModelProto:
+    """The nodes `rest` as a model of its own, whose `inputs` are of 16 bits; of its outputs only those of the graph."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    part = onnx.ModelProto.FromString(model.SerializeToString())
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in taken]
+    for field, values in (("node", rest), ("input", inputs), ("initializer", weights), ("value_info", [])):
+        part.graph.ClearField(field)
+        getattr(part.graph, field).extend(values)
+    outputs = [value.name for value in model.graph.output]
+    reduced: onnx.ModelProto = convert_float_to_float16(part, keep_io_types=outputs)
+    return reduced
+
+
+def _taken(nodes: list[onnx.NodeProto]) -> set[str]:
+    """Names of what the nodes read, those within their branches included."""
+    inner = (message for node in nodes for message in messages(node) if isinstance(message, onnx.NodeProto))
+    return {name for node in inner for name in node.input}
+
+
+def _of_16_bits(name: str) -> str:
+    return f"{name}_16_bits"
+
+
+def check(path: Path, contract: Contract) -> None:
+    model = check_model(path, contract)
+    if not any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        raise GateFailure(f"{path.name} holds no weight of 16 bits.")

@@ -1,0 +1,74 @@
+"""`formats=[onnx_int8]`: weights and activations of 8 bits, scaled by what samples of the training split show."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from .formats import Array
+from .onnx import check_model, export_model, load, serialized
+from .signature import Contract, GateFailure
+
+if TYPE_CHECKING:
+    from .network import Source
+
+__all__ = ["check", "export", "load"]
+
+# Where the weights are; the rest stays in float32, softmax and normalisation above all.
+QUANTIZED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+BATCH_SIZE = 64
+
+
+def export(source: Source) -> bytes:
+    """Static quantization as by Jacob et al. (2018, arXiv:1712.05877), one scale for each channel of the weights."""
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, quantize_static
+
+    class Samples(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, inputs: Array) -> None:
+            # `entropy` and `percentile` take batches of one size only.
+            size = max(size for size in range(1, BATCH_SIZE + 1) if len(inputs) % size == 0)
+            self.batches: Iterator[Array] = iter(inputs.reshape(-1, size, *inputs.shape[1:]))
+
+        def get_next(self) -> dict[str, Array] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {source.contract.signature.input.name: batch}
+
+    methods = {
+        "minmax": CalibrationMethod.MinMax,
+        "entropy": CalibrationMethod.Entropy,
+        "percentile": CalibrationMethod.Percentile,
+    }
+    logging.getLogger().addFilter(_is_no_advice)
+    try:
+        # Some ways to calibrate print what they do.
+        with tempfile.TemporaryDirectory(prefix="int8-") as scratch, redirect_stdout(io.StringIO()):
+            quantized = Path(scratch, "quantized.onnx")
+            quantize_static(
+                export_model(source),
+                quantized,
+                Samples(source.training_inputs(source.options["num_calibration_samples"])),
+                op_types_to_quantize=QUANTIZED,
+                per_channel=True,
+                calibrate_method=methods[source.options["calibration"]],
+            )
+            return serialized(onnx.load(quantized), source)
+    finally:
+        logging.getLogger().removeFilter(_is_no_advice)
+
+
+def check(path: Path, contract: Contract) -> None:
+    model = check_model(path, contract)
+    if not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer):
+        raise GateFailure(f"{path.name} holds no weight of 8 bits: the network has none of {', '.join(QUANTIZED)}.")
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """ONNX Runtime advises to simplify the graph first, which torch's exporter has done."""
+    return "pre-processing before quantization" not in record.getMessage()

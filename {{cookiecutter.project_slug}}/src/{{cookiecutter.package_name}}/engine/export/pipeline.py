@@ -1,0 +1,135 @@
+"""The files of a bundle, each written and admitted by the gate; card and manifest come after."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from ..data.labels import counts_of
+from ..errors import UserError
+from ..inference.runtime import GOLDEN
+from ..spec import DataSpec
+from ..training.checkpoints import Checkpoint
+from ..training.plots import plot_test
+from .bundle import without_local_paths
+from .formats import FORMATS, Array, exporter
+from .gate import Limits, Parity, Reference, admit
+from .isolation import first_samples
+from .network import Source, deployed, eager, eager_latency_ms
+from .signature import Contract, GateFailure
+
+log = logging.getLogger(__name__)
+
+NUM_GOLDEN = 8
+
+
+def write_verified(
+    checkpoint: Checkpoint,
+    datamodule: pl.LightningDataModule,
+    formats: Mapping[str, Mapping[str, Any]],
+    contract: Contract,
+    limits: Limits,
+    folder: Path,
+) -> tuple[list[Parity], dict[str, Any]]:
+    """`formats` maps names to options. Returns what the gate measured, and figures for the manifest.
+
+    Raises `GateFailure` for the formats that failed, once all were tried.
+    """
+    model = checkpoint.model()
+    network = deployed(model)
+    inputs, truth = _test_samples(datamodule)
+    answer = eager(network)
+    reference = Reference.of(answer, inputs, truth, limits.max_batch_size, checkpoint.spec.task)
+    rebuilt = eager(deployed(checkpoint.model()))(inputs[:1])
+    if not np.allclose(rebuilt[0], reference.by_batch[1][0], atol=1e-4):  # kernels may round otherwise
+        raise GateFailure("the network answers otherwise once it is built anew: keep what it draws in a buffer.")
+    source = Source(
+        network=network,
+        example=torch.from_numpy(first_samples(inputs, 2)).clone(memory_format=torch.contiguous_format),
+        contract=contract,
+        options={},
+        model_section=without_local_paths(checkpoint.config["model"]),
+        spec=checkpoint.spec,
+        training_inputs=lambda num_samples: _training_inputs(datamodule, num_samples),
+    )
+    parities = _write_and_admit(source, formats, reference, limits, folder)
+    golden = inputs[:NUM_GOLDEN]
+    named = zip((tensor.name for tensor in contract.signature.outputs), answer(golden), strict=True)
+    np.savez(folder / GOLDEN, **{"input": golden, **dict(named)})  # type: ignore[arg-type]
+    metrics = model.test_figures(torch.from_numpy(reference.first), torch.from_numpy(truth))
+    plot_test(model, folder)
+    figures = {
+        "data": _data(checkpoint.spec, datamodule, len(truth)),
+        "metrics": metrics,
+        "eager_latency_ms": eager_latency_ms(network, inputs[:1]),
+    }
+    return parities, figures
+
+
+def _data(spec: DataSpec, datamodule: pl.LightningDataModule, num_test: int) -> dict[str, Any]:
+    """What the manifest says of it."""
+    training: Any = datamodule.train_dataloader().dataset
+    labels = getattr(training, "labels", None)  # (N,)
+    num_val = len(datamodule.val_dataloader().dataset)
+    return {
+        "name": spec.name,
+        "description": spec.description,
+        "num_samples": {"train": len(training), "val": num_val, "test": num_test},
+        "label_counts": list(counts_of(labels, spec.num_outputs)) if labels is not None and spec.labels else None,
+    }
+
+
+def _write_and_admit(
+    source: Source, formats: Mapping[str, Mapping[str, Any]], reference: Reference, limits: Limits, folder: Path
+) -> list[Parity]:
+    parities, failures = [], []
+    for name, options in formats.items():
+        file = FORMATS[name].file
+        try:
+            log.info("exporting   %s%s", file, " (legacy)" if FORMATS[name].status == "legacy" else "")
+            (folder / file).write_bytes(exported(name, replace(source, options=options)))
+            log.info("verifying   %s", file)
+            parities.append(admit(name, folder, source.contract, reference, limits))
+        except GateFailure as failure:  # the others are tried all the same
+            log.info("failed      %s", file)
+            failures.append(str(failure).rstrip("."))
+    if failures:
+        told = "; ".join(failures)
+        raise GateFailure(f"{told}; {len(failures)} of {len(formats)} formats failed, so nothing was published.")
+    return parities
+
+
+def exported(name: str, source: Source) -> bytes:
+    try:
+        return exporter(name).export(source)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # what an exporter raises for an operator that it does not know is its own
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the first one names the operator
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:300]
+        raise GateFailure(f"format '{name}' cannot express this network: {reason}") from error
+
+
+def _test_samples(datamodule: pl.LightningDataModule) -> tuple[Array, Array]:
+    datamodule.prepare_data()
+    datamodule.setup("fit")  # for calibration, and to count its samples
+    datamodule.setup("test")
+    inputs, labels = zip(*datamodule.test_dataloader(), strict=True)
+    return torch.cat(inputs).numpy(), torch.cat(labels).numpy()
+
+
+def _training_inputs(datamodule: pl.LightningDataModule, num_samples: int) -> Array:
+    """As many as there are, if that is less."""
+    found: list[Array] = []
+    for inputs, _ in datamodule.train_dataloader():
+        found.append(inputs.numpy())
+        if sum(map(len, found)) >= num_samples:
+            break
+    return np.concatenate(found)[:num_samples]

@@ -1,0 +1,58 @@
+"""Whether a network can be exported, asked before it is trained for days and not after."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..inference.runtime import difference
+from ..inference.tasks import TASKS
+from ..spec import DataSpec
+from ..training.build import build_model
+from .formats import FORMATS, ONNX_OPTIONS, Array, exporter
+from .gate import check_structure, refuse_above
+from .network import Source, deployed, eager
+from .pipeline import exported
+from .signature import Contract, GateFailure, Signature
+
+log = logging.getLogger(__name__)
+
+REHEARSED = ("onnx", "torchscript")
+TOLERANCE = 1e-4  # untrained weights can be anything: what is sought is a graph that computes something else
+
+
+def rehearse(model_section: Mapping[str, Any], spec: DataSpec, inputs: Array) -> None:
+    """Exports a network as new as the one to be trained, and runs its files on `inputs`, of two samples or more.
+
+    Raises `GateFailure`.
+    """
+    started = time.perf_counter()
+    try:
+        _rehearse(deployed(build_model(model_section, spec)), model_section, spec, inputs)
+    except GateFailure as failure:
+        raise GateFailure(
+            f"this network could not be exported once it is trained: {str(failure).rstrip('.')}; "
+            "rehearse_export=false trains it all the same."
+        ) from failure
+    log.info("rehearsed   the export to %s, in %.1f s", " and ".join(REHEARSED), time.perf_counter() - started)
+
+
+def _rehearse(network: torch.nn.Module, model_section: Mapping[str, Any], spec: DataSpec, inputs: Array) -> None:
+    contract = Contract("rehearsal", Signature.of(spec), spec.labels, "", int(ONNX_OPTIONS["opset"]), spec.task)
+    example = torch.from_numpy(inputs[:2]).clone(memory_format=torch.contiguous_format)
+    source = Source(network, example, contract, {}, model_section, spec, lambda num_samples: inputs)
+    expected = eager(network)(inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in REHEARSED:
+            path = Path(folder, FORMATS[name].file)
+            path.write_bytes(exported(name, source))
+            check_structure(name, path, contract)
+            outputs = exporter(name).load(path)(inputs)
+            for what, output, right in zip(TASKS[spec.task].outputs, outputs, expected, strict=True):
+                refuse_above(TOLERANCE, path, difference(output, right), f"{what} of the first batch")

@@ -1,0 +1,65 @@
+"""`formats=[torch_export]`: torch's own graph, for AOTInductor and ExecuTorch; code, so load only what you trust."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from ..warning_filters import TORCH_GRAPH_COPY, warnings_ignored
+from .formats import Run
+from .network import Source, eager
+from .signature import Contract, GateFailure
+
+SUMMARY = "summary.json"
+TORCHS_OWN = ("aten", "prim", "prims")  # operators that every torch has
+# What a node remembers of the Python code that it came from, with paths of this machine.
+ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack")
+
+
+def export(source: Source) -> bytes:
+    written = io.BytesIO()
+    with warnings_ignored(TORCH_GRAPH_COPY):
+        program = torch.export.export(source.network, (source.example,), dynamic_shapes=({0: Dim("batch")},))
+        for graph in program.graph_module.modules():
+            if isinstance(graph, GraphModule):
+                for node in graph.graph.nodes:
+                    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in TORCHS_OWN:
+                        raise ValueError(f"it would run only where the operator {node.target} is registered")
+                    for origin in ORIGINS:
+                        node.meta.pop(origin, None)
+        torch.export.save(program, written, extra_files={SUMMARY: json.dumps(source.contract.summary)})
+    return written.getvalue()
+
+
+def check(path: Path, contract: Contract) -> None:
+    extra: dict[str, Any] = {SUMMARY: ""}
+    program = _read(path, extra)
+    for graph in program.graph_module.modules():
+        for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
+            if isinstance(node.target, torch._ops.OpOverload):
+                names = [argument.name for argument in node.target._schema.arguments]
+                given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}  # the last defaults are left out
+                if any(given.get(name) for name in ("train", "training")):
+                    raise GateFailure(f"{path.name} was exported in training mode: {node.target}.")
+    (tensor,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    batch = tensor.meta["val"].shape[0]
+    if isinstance(batch, int):
+        raise GateFailure(f"{path.name} takes batches of {batch} only: its input has a fixed axis.")
+    contract.check_summary(path.name, json.loads(extra[SUMMARY] or "{}"))
+
+
+def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
+    """Nothing optimises it here: `optimize` changes nothing."""
+    torch.set_num_threads(num_threads)
+    return eager(_read(path, {}).module())
+
+
+def _read(path: Path, extra_files: dict[str, Any]) -> ExportedProgram:
+    with warnings_ignored(TORCH_GRAPH_COPY):
+        return torch.export.load(path, extra_files=extra_files)

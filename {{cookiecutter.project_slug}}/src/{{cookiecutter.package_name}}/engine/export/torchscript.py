@@ -1,0 +1,97 @@
+"""`formats=[torchscript]`: one file for libtorch in C++ and for `torch.jit.load`; code, so load only what you trust."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import jit
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
+
+from ..warning_filters import WarningFilter, ignore_warnings, warnings_ignored
+from .formats import Array, Run
+from .signature import Contract, GateFailure
+
+if TYPE_CHECKING:
+    from .network import Source
+
+SUMMARY = "summary.json"
+# Records that torch's archives hold beside a model's own.
+VERSIONS, WRITTEN_ANYWAY = ("version", ".data/version"), ("byteorder", ".data/serialization_id")
+# The trace keeps what followed from a number, which is right of shapes; torch's own functions look at nothing else.
+LOOKED, AT_SHAPES = "Converting a tensor to a", "torch/nn/functional.py"
+IGNORED_WARNINGS = (
+    WarningFilter(
+        Warning,  # of torch 2.13 a DeprecationWarning, of 2.14 a FutureWarning
+        r"`torch\.jit\.\w+` is deprecated",
+        r"torch\.jit\._\w+",
+        "TorchScript is supported up to Python 3.13, which is the newest that this project allows",
+    ),
+)
+
+
+def export(source: Source) -> bytes:
+    from . import torch_export  # imports lightning, which a process that only runs a file can do without
+
+    with warnings.catch_warnings(record=True) as told, torch.inference_mode():
+        warnings.filterwarnings("always", LOOKED, TracerWarning)
+        ignore_warnings(*IGNORED_WARNINGS)
+        traced = jit.trace(source.network, source.example)
+    for warning in told:
+        if not str(warning.message).startswith(LOOKED):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif not Path(warning.filename).as_posix().endswith(AT_SHAPES):
+            torch_export.export(source)  # raises for a value, and takes a shape
+    written = io.BytesIO()
+    with warnings_ignored(*IGNORED_WARNINGS):
+        jit.save(traced, written, _extra_files={SUMMARY: json.dumps(source.contract.summary)})
+    return _without_source_paths(written)
+
+
+def check(path: Path, contract: Contract) -> None:
+    extra: dict[str, Any] = {SUMMARY: ""}
+    with warnings_ignored(*IGNORED_WARNINGS):
+        module = jit.load(path, map_location="cpu", _extra_files=extra)
+    for name, part in module.named_modules():
+        if part.training:
+            raise GateFailure(f"{path.name} was exported in training mode: module '{name}' is in it.")
+    for node in module.inlined_graph.nodes():
+        if node.schema() == "(no schema)":
+            continue
+        arguments = torch._C.parse_schema(node.schema()).arguments
+        for argument, value in zip(arguments, node.inputs(), strict=True):
+            if argument.name in ("train", "training") and value.toIValue():
+                raise GateFailure(f"{path.name} was exported in training mode: {node.kind()}.")
+    contract.check_summary(path.name, json.loads(extra[SUMMARY] or "{}"))
+
+
+def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
+    torch.set_num_threads(num_threads)
+    with warnings_ignored(*IGNORED_WARNINGS):
+        module = jit.load(path, map_location="cpu")
+
+    def run(inputs: Array) -> tuple[Array, ...]:
+        with torch.inference_mode(), jit.optimized_execution(optimize):  # type: ignore[attr-defined]
+            outputs = module(torch.from_numpy(inputs))
+        return tuple(output.numpy() for output in outputs)
+
+    return run
+
+
+def _without_source_paths(archive: io.BytesIO) -> bytes:
+    """Without the members that say for each line of code which file of this machine it came from."""
+    archive.seek(0)
+    found, kept = torch._C.PyTorchFileReader(archive), io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(kept)
+    for name in found.get_all_records():
+        contents = found.get_record(name)
+        if name in VERSIONS:  # of the operators' schemas: at another one they would be read as older ones
+            writer.set_min_version(int(contents))
+        elif name not in WRITTEN_ANYWAY and not name.endswith(".debug_pkl"):
+            writer.write_record(name, contents, len(contents))
+    writer.write_end_of_file()
+    return kept.getvalue()

@@ -1,0 +1,119 @@
+"""Check a bundle again: hashes, manifest, structure of each file, and its answers to the golden samples.
+
+python -m <package> verify
+python -m <package> verify bundle=artifacts/<name>/<version>
+python -m <package> verify bundle=artifacts/<name>/<version> trust=true
+
+Without torch, but for the formats that need it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.command_line import Config, command
+from ..console import shown
+
+if TYPE_CHECKING:
+    from .signature import Contract
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The plain options of `configs/verify.yaml`."""
+
+    bundle: str
+    trust: bool
+
+
+@command("verify", needs=("paths",))
+def main(config: Config) -> None:
+    from ..config.validation import read_options
+    from ..inference.runtime import find_bundle
+
+    options = read_options(config, Options)
+    folder = find_bundle(options.bundle, Path(config["paths"]["artifact_dir"]))
+    log.info("bundle      %s", shown(folder))
+    verify(folder, trust=options.trust)
+    log.info("verified    it is what was published")
+
+
+def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
+    """Returns the manifest; raises `BadBundle` or `GateFailure`, which name the file that is wrong.
+
+    `trust` also runs the formats that are code.
+    """
+    from ..inference.runtime import BadBundle
+    from .formats import FORMATS
+    from .signature import Contract
+    from .triton import CONFIG, check_config
+
+    manifest = read_checked(folder)
+    log.info("            %d files have the sha256 that the manifest says", len(manifest["files"]))
+    contract = Contract.of_manifest(manifest)
+    verified = {entry["format"] for entry in manifest["parity"]}
+    for name, format in FORMATS.items():
+        if (format.file in manifest["files"]) != (name in verified):
+            raise BadBundle(f"{format.file} in {folder} has no figures in manifest.json, or figures but no file.")
+    for entry in manifest["parity"]:
+        if FORMATS[entry["format"]].code and not trust:
+            log.info("not run     %s, which is code: add trust=true", entry["file"])
+            continue
+        try:
+            _check_answers(folder, entry, contract, manifest)
+        except ModuleNotFoundError as error:
+            log.info("not run     %s, which needs %s", entry["file"], error.name)
+    if (folder.parent / CONFIG).is_file():
+        check_config(folder.parent / CONFIG, contract.signature, manifest["max_batch_size"])
+    return manifest
+
+
+def read_checked(folder: Path) -> dict[str, Any]:
+    """The manifest, once it fits its schema and every file its hash."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    from ..inference.runtime import BadBundle, check_files, read_manifest
+
+    manifest = read_manifest(folder)
+    schema = json.loads((Path(__file__).with_name("manifest.schema.json")).read_text(encoding="utf-8"))
+    error = best_match(Draft202012Validator(schema).iter_errors(manifest))
+    if error is not None:
+        raise BadBundle(f"manifest.json of {folder} does not fit its schema: {error.json_path}: {error.message}.")
+    num_outputs = manifest["outputs"][0]["shape"][1]
+    if len(manifest["labels"]) != (0 if manifest["task"] == "regression" else num_outputs):
+        raise BadBundle(f"manifest.json of {folder} has {len(manifest['labels'])} labels for {num_outputs} outputs.")
+    check_files(folder, manifest)
+    return manifest
+
+
+def _check_answers(folder: Path, entry: dict[str, Any], contract: Contract, manifest: dict[str, Any]) -> None:
+    """Holds a file against the answers that the trained model gave at its export."""
+    from ..inference.runtime import read_golden
+    from ..inference.tasks import TASKS
+    from .formats import FORMATS
+    from .gate import check_repeats, check_structure, compare_batches
+    from .isolation import first_samples, run_isolated
+
+    path, format = folder / FORMATS[entry["format"]].file, FORMATS[entry["format"]]
+    check_structure(format.name, path, contract)
+    inputs, *outputs = read_golden(folder)
+    sizes = sorted({size for size in (1, 2, 7) if size <= manifest["max_batch_size"]} | {manifest["max_batch_size"]})
+    answers = run_isolated(format.name, path, inputs, sizes, manifest["max_batch_size"])
+    check_repeats(path, answers, sizes)
+    expected = {size: tuple(first_samples(output, size) for output in outputs) for size in sizes}
+    # A reduced format may be as far from the trained model as it was when it was published.
+    tolerance = manifest["tolerance"] + (0.0 if format.exact else entry["largest_difference"])
+    worst = compare_batches(path, answers, expected, tolerance, TASKS[contract.task])
+    batches = ", ".join(map(str, sizes))
+    log.info("agrees      %s: largest difference %.1e at batches %s", path.name, worst, batches)
+
+
+if __name__ == "__main__":
+    main()

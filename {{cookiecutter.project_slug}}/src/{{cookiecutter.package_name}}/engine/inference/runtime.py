@@ -1,0 +1,176 @@
+"""A bundle without torch: numpy and ONNX Runtime are all that it needs.
+
+from <package>.serving.runtime import Bundle
+
+bundle = Bundle("artifacts/<name>/1")
+bundle.predict(inputs)  # what is told of each sample
+bundle(inputs)  # the outputs themselves
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from ..errors import UserError
+from .input_schema import Array, InputSchema
+from .tasks import TASKS
+
+MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+
+
+class BadBundle(UserError):
+    """A bundle that is not what was published; the sentence names the file."""
+
+    exit_code = 1
+
+
+class Bundle:
+    """One exported model, its files checked against their hashes before anything is loaded.
+
+    `file` is one of the bundle's ONNX files. `num_threads=0` leaves their number to ONNX Runtime. Raises `BadBundle`
+    for a file that is missing, changed or not listed, and `UserError` for a provider that is not there.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        file: str = "model.onnx",
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        num_threads: int = 0,
+    ) -> None:
+        self.folder = Path(folder).resolve()
+        self.manifest = read_manifest(self.folder)
+        check_files(self.folder, self.manifest)
+        if file not in self.manifest["files"] or not file.endswith(".onnx"):
+            files = [name for name in self.manifest["files"] if name.endswith(".onnx")]
+            raise UserError(f"{file} is no ONNX file of {self.folder}, which has: {', '.join(files) or 'none'}.")
+        try:
+            self.task = TASKS[self.manifest["task"]]
+            self.labels: list[str] = self.manifest["labels"]
+            self.max_batch_size: int = self.manifest["max_batch_size"]
+            (tensor,) = self.manifest["inputs"]
+            self.input_name: str = tensor["name"]
+            self.accepted = InputSchema.of(tensor)
+            self.outputs = [tensor["name"] for tensor in self.manifest["outputs"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadBundle(f"{MANIFEST} of {self.folder} describes no model: {error!r}.") from error
+        self.session = _session(self.folder / file, providers, num_threads)
+
+    def __call__(self, inputs: Array) -> tuple[Array, ...]:
+        """Raw input `(B, ...)` to the outputs in their order, each `(B, K)` float32; raises `ValueError` for others."""
+        shape, dtype = self.accepted.shape, self.accepted.dtype
+        if inputs.shape[1:] != shape or inputs.dtype != dtype or not len(inputs):
+            expected = f"{dtype} (B, {', '.join(map(str, shape))}), B of 1 or more"
+            raise ValueError(f"the input is {inputs.dtype} {inputs.shape}, but the model takes {expected}")
+        return tuple(self.session.run(self.outputs, {self.input_name: inputs}))
+
+    def predict(self, inputs: Array) -> list[dict[str, Any]]:
+        """Of each sample, as `{"label": ..., "probability": ...}`; in batches of at most `max_batch_size`."""
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(inputs), self.max_batch_size):
+            last = self(inputs[start : start + self.max_batch_size])[-1]
+            found += [self.task.told(row, self.labels, every=False) for row in last]
+        return found
+
+
+def find_bundle(bundle: str, artifact_dir: Path) -> Path:
+    """The folder itself, the newest version of `artifacts/<name>`, or for `latest` what was published last."""
+    folder = Path(bundle).expanduser().resolve()
+    if bundle == "latest":
+        found = [path for path in artifact_dir.glob(f"*/*/{MANIFEST}") if path.parent.name.isdecimal()]
+        if not found:
+            raise UserError(f"bundle=latest finds none under {artifact_dir}: export one, or give bundle=<folder>.")
+        # Not by the file's own time: that is another one in a copy, and once `benchmark` has added its figures.
+        created = {path.parent: str(read_manifest(path.parent).get("created")) for path in found}
+        return max(created, key=lambda path: (created[path], int(path.name)))
+    if not folder.is_dir():
+        raise UserError(f"bundle={bundle} does not exist: give a folder as artifacts/<name>/<version>.")
+    numbers = [] if (folder / MANIFEST).exists() else versions(folder)
+    return folder / str(max(numbers)) if numbers else folder
+
+
+def versions(name_dir: Path) -> list[int]:
+    return [int(path.name) for path in name_dir.iterdir() if path.name.isdecimal() and path.is_dir()]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file() or path.is_symlink():
+        raise UserError(f"{folder} is no bundle: it has no {MANIFEST}. Give a folder as artifacts/<name>/<version>.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BadBundle(f"{MANIFEST} of {folder} cannot be read: {type(error).__name__}: {error}.") from error
+    if escaping := [name for name in files if Path(name).name != name]:
+        raise BadBundle(f"{MANIFEST} of {folder} lists {escaping[0]}, which is no plain file name.")
+    return dict(manifest)
+
+
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Every file that the manifest lists, byte for byte, and nothing beside them."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not path.is_file():
+            raise BadBundle(f"{path.name} in {folder} is no plain file: a bundle holds no links and no folders.")
+        if path.name not in manifest["files"] and path.name != MANIFEST:
+            raise BadBundle(f"{path.name} in {folder} is not listed in {MANIFEST}: it was not exported.")
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise BadBundle(f"{name} is missing in {folder}.")
+        if path.stat().st_size != entry["bytes"] or digest(path) != entry["sha256"]:
+            raise BadBundle(f"{name} in {folder} was changed after its export: its sha256 is another one.")
+
+
+def read_golden(folder: Path) -> tuple[Array, ...]:
+    """Real samples `(N, ...)`, and the outputs that the trained model gave them, in their order."""
+    manifest = read_manifest(folder)
+    try:
+        with (folder / GOLDEN).open("rb") as file, np.load(file) as golden:
+            arrays = tuple(golden[tensor["name"]] for tensor in (*manifest["inputs"], *manifest["outputs"]))
+    except Exception as error:  # a damaged archive raises whatever its bytes lead the reader to
+        raise BadBundle(f"{GOLDEN} in {folder} cannot be read: {type(error).__name__}: {error}.") from error
+    tensors = [*manifest["inputs"], *manifest["outputs"]]
+    for tensor, array in zip(tensors, arrays, strict=True):
+        expected = (len(arrays[0]) if arrays[0].ndim else 0, *tensor["shape"][1:])
+        if (array.dtype, array.shape) != (np.dtype(tensor["dtype"]), expected) or not array.size:
+            raise BadBundle(f"{GOLDEN} in {folder} holds '{tensor['name']}' as {array.dtype} {array.shape}.")
+    return arrays
+
+
+def difference(found: Array, expected: Array) -> float:
+    """max |a - b| / max(1, |b|): absolute for small values, relative for large ones; infinite for NaN."""
+    if found.shape != expected.shape:
+        return float("inf")
+    worst = np.max(np.abs(found - expected) / np.maximum(1, np.abs(expected)), initial=0.0)
+    return float(worst) if np.isfinite(worst) else float("inf")
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _session(path: Path, providers: Sequence[str], num_threads: int) -> onnxruntime.InferenceSession:
+    available = onnxruntime.get_available_providers()
+    for provider in providers:
+        if provider not in available:
+            raise UserError(
+                f"providers=[{provider}] is not available here: this ONNX Runtime has {', '.join(available)}."
+            )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(path, options, providers=list(providers))
+    if lost := [provider for provider in providers if provider not in session.get_providers()]:
+        # ONNX Runtime says so in its log only, and goes on with the next one.
+        raise UserError(
+            f"providers=[{lost[0]}] cannot be started here: its driver or libraries are missing, or too old."
+        )
+    return session

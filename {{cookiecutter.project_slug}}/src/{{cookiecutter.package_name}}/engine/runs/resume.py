@@ -1,0 +1,54 @@
+"""`resume=latest` or `resume=<run directory>`: the options of that run again, in its directory."""
+
+import os
+from pathlib import Path
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from ..console import shown
+from ..errors import UserError
+from . import run_record
+from .run_record import OVERRIDES
+
+OPTION = "resume="
+
+
+def with_resumed(arguments: list[str]) -> list[str]:
+    """The command line of a run that goes on: what it was started with, and over that what is typed now."""
+    given = [argument.removeprefix(OPTION) for argument in arguments if argument.startswith(OPTION)]
+    if not given or given[-1] == "null":
+        return arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"resume={given[-1]} is one run, and -m makes many: leave one of them out.")
+    log_dirs = [a.removeprefix("paths.log_dir=") for a in arguments if a.startswith("paths.log_dir=")]
+    run_dir = find(given[-1], Path(log_dirs[-1] if log_dirs else "logs"))
+    if not os.access(run_dir, os.W_OK):
+        raise UserError(f"{shown(run_dir)} cannot be written by this user: make it writable, or start another run.")
+    place = QuotedString(str(run_dir), Quote.double).with_quotes()
+    others = [argument for argument in arguments if not argument.startswith(OPTION)]
+    typed = {_name(option) for option in others}
+    kept = [option for option in run_record.differences(run_dir) if _name(option) not in typed]
+    return [*kept, *others, f"resume={place}", f"hydra.run.dir={place}", "hydra.output_subdir=null"]
+
+
+def _name(option: str) -> str:
+    return option.lstrip("+~").split("=")[0]
+
+
+def find(resume: str, log_dir: Path) -> Path:
+    """For `latest` the run in whose directory something was written last."""
+    if resume != "latest":
+        run_dir = Path(resume.strip("'\"")).expanduser().resolve()
+        if not (run_dir / OVERRIDES).is_file():
+            raise UserError(f"resume={resume} is no run directory: give one, as logs/train/runs/<time>, or latest.")
+        return run_dir
+    runs = [path for path in run_record.run_dirs(log_dir) if (path / OVERRIDES).is_file()]
+    if not runs:
+        raise UserError(
+            f"resume=latest finds no run under {log_dir}/train: start one without it, or give its directory."
+        )
+    return max(runs, key=_last_written).resolve()
+
+
+def _last_written(run_dir: Path) -> float:
+    return max(path.stat().st_mtime for path in (run_dir, *run_dir.glob("checkpoints/*"), *run_dir.glob("*.log")))

@@ -1,0 +1,81 @@
+"""How much of a batch a device can hold at once."""
+
+import logging
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from ...distributed.launch import COUNTS_OF_BATCHES
+from ...distributed.samplers import BatchSplit
+from ...errors import UserError
+from .checkpoint_contents import random_state, set_random_state
+
+log = logging.getLogger(__name__)
+
+
+class LargestMicroBatch(Callback):
+    """`data.micro_batch_size=auto`: halves what a device holds at once until a training step fits, and accumulates.
+
+    The result does not change, because `BatchSplit` leaves nothing over. All ranks take the smallest that any found.
+    `training_step` is called outside of the loop: it must not call `self.log`.
+    """
+
+    def __init__(self, split: BatchSplit) -> None:
+        self.split = split
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        states, training = random_state(), pl_module.training
+        buffers = [buffer.clone() for buffer in pl_module.buffers()]
+        batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+        in_process = self.split.num_devices // trainer.world_size
+        sizes = _halves(self.split.micro_batch_size)
+        pl_module.train()
+        fitting = next((size for size in sizes if _fits(trainer, pl_module, batch, size * in_process)), 0)
+        pl_module.train(training)
+        set_random_state(states)
+        for buffer, before in zip(pl_module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        fitting = int(trainer.strategy.reduce(torch.tensor(fitting, device=pl_module.device), reduce_op="min"))
+        if fitting == 0:
+            raise UserError("data.micro_batch_size=auto: not even one sample fits a device; take a smaller network.")
+        split = BatchSplit.of(self.split.batch_size, self.split.num_devices, fitting)
+        trainer.accumulate_grad_batches = split.num_steps
+        for name in COUNTS_OF_BATCHES:  # the user counts whole batches
+            if isinstance(getattr(trainer, name), int):
+                setattr(trainer, name, getattr(trainer, name) * split.num_steps)
+        log.info("fits        %s", split)
+
+
+def _halves(size: int) -> list[int]:
+    """The size itself, then of its divisors the largest that is at most half of the one before."""
+    sizes = [size]
+    while sizes[-1] > 1:
+        sizes.append(next(part for part in range(sizes[-1] // 2, 0, -1) if size % part == 0))
+    return sizes
+
+
+def _fits(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, num_samples: int) -> bool:
+    """Tries forward and backward with what an optimizer such as Adam holds beside them: two figures a weight."""
+    try:
+        held = [torch.empty_like(weight) for weight in pl_module.parameters() for _ in range(2)]
+        part = trainer.strategy.batch_to_device(apply_to_collection(batch, Tensor, lambda x: x[:num_samples]))
+        part = trainer.precision_plugin.convert_input(part)
+        with trainer.precision_plugin.train_step_context():
+            loss = pl_module.training_step(part, 0)
+        assert isinstance(loss, Tensor)
+        torch.autograd.backward(loss)
+        del held
+    except RuntimeError as error:
+        # The last: of cuBLAS and cuDNN, at the edge of memory.
+        if not (isinstance(error, torch.OutOfMemoryError) or is_oom_error(error) or "ALLOC_FAILED" in str(error)):
+            raise
+        return False
+    finally:
+        pl_module.zero_grad()
+        garbage_collection_cuda()
+    return True

@@ -1,0 +1,190 @@
+"""A checkpoint of this project: how it is found, read safely and turned into a model and its data again."""
+
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import get_object
+
+from ..config.command_line import Config
+from ..config.instantiation import build
+from ..errors import UserError
+from ..runs.run_record import run_dirs
+from ..spec import DataSpec
+from .base_module import BaseModule
+from .build import build_model
+from .checkpoint_io import is_damaged, sum_file
+
+log = logging.getLogger(__name__)
+
+PACKAGE = __name__.split(".")[0]
+# What a configuration that comes from a checkpoint may name; anything else could run foreign code.
+TRUSTED = (PACKAGE, "torch", "lightning", "torchmetrics", "kornia")
+# Options of `data.`: where its files are, and places of any kind.
+FILES = ("root", "path")
+PLACES = (*FILES, "cache_dir")
+# Options of `data.` that move samples from one split to another.
+OF_THE_SPLIT = ("val_fraction", "test_fraction", "split_seed")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors and plain data, loaded with `weights_only=True`."""
+
+    path: Path
+    epoch: int
+    step: int
+    config: Config
+    spec: DataSpec
+    state_dict: dict[str, torch.Tensor]
+    kept: frozenset[str]  # names of the parameters that its training had taken from `model.weights`
+    figures: dict[str, float]  # of the last epoch, as they were logged
+
+    def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
+        """The data that the model was trained on; `overrides` (options of `data.`) go over its configuration.
+
+        Refuses another split: it would test on samples that the model was trained on.
+        """
+        for name in OF_THE_SPLIT:
+            value, trained = overrides.get(name), self.config["data"].get(name)
+            if value is not None and value != trained:
+                raise UserError(
+                    f"data.{name}={value} would test on samples that the model was trained on: "
+                    f"leave it at {trained}, or train with it."
+                )
+        # Data that asks for it, as a table, is read as that of the training was.
+        takes = inspect.signature(get_object(self.config["data"]["_target_"])).parameters
+        given = {"trained": self.spec} if "trained" in takes else {}
+        datamodule: Any = build({**self.config["data"], **overrides}, "data", **given)
+        self._refuse_other_data(datamodule.spec, overrides)
+        module: pl.LightningDataModule = datamodule
+        return module
+
+    def _refuse_other_data(self, spec: DataSpec, overrides: Mapping[str, Any]) -> None:
+        if spec.labels != self.spec.labels:
+            found, trained = (", ".join(labels) for labels in (spec.labels, self.spec.labels))
+            raise UserError(
+                f"data has the labels {found}, but the model was trained on {trained}: it must have the same."
+            )
+        if spec.input_shape != self.spec.input_shape:
+            raise UserError(f"data has samples of {spec.input_shape}, but the model takes {self.spec.input_shape}.")
+        options = [name for name in FILES if name in self.config["data"]]
+        given = any(overrides.get(name) is not None for name in options)
+        if spec.fingerprint != self.spec.fingerprint and not given:
+            named = " or ".join(f"data.{name}" for name in options) or "data"
+            raise UserError(
+                f"the files of {named} are others than in training, so what is left for the test may have been "
+                f"trained on: restore them{f', or give another {named} for the test alone' if options else ''}."
+            )
+
+    def model(self) -> BaseModule:
+        """The trained network on the CPU; the data is not needed for it."""
+        model = build_model(self.config["model"], self.spec)
+        self.load_weights_into(model)
+        return model
+
+    def load_weights_into(self, model: BaseModule) -> None:
+        """Refuses a network of another shape, as after a change of its code."""
+        try:
+            model.load_state_dict(self.state_dict)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"ckpt_path={self.path} does not fit the network as it is now: {reason}") from error
+        # On data that has changed since, mean and deviation are still those of the weights.
+        model.spec = replace(model.spec, mean=self.spec.mean, std=self.spec.std)
+        model.kept = self.kept
+
+
+def self_description(config: Config, model: BaseModule) -> dict[str, Any]:
+    """What `SelfContained` stores, and `load` reads back; places of files hold from any folder."""
+    sections = {name: config[name] for name in ("data", "model", "seed")}
+    places = {name: config["data"][name] for name in PLACES if config["data"].get(name) is not None}
+    found = {name: str(path.resolve()) for name in places if (path := Path(places[name]).expanduser()).exists()}
+    sections["data"] = {**config["data"], **found}
+    return {"package": PACKAGE, "config": sections, "spec": model.spec.to_dict(), "kept": sorted(model.kept)}
+
+
+def find(ckpt_path: str, log_dir: Path) -> Path:
+    """The file itself, or for `latest` the best checkpoint of the run that was trained last."""
+    if ckpt_path != "latest":
+        return Path(ckpt_path).expanduser().resolve()
+    best = [path for run_dir in run_dirs(log_dir) if (path := run_dir / "checkpoints/best.ckpt").is_file()]
+    if not best:
+        raise UserError(
+            f"ckpt_path=latest finds no trained run under {log_dir / 'train'}: train one with "
+            f"'python -m {PACKAGE} train', or give ckpt_path=<file>."
+        )
+    latest = max(best, key=lambda path: path.stat().st_mtime)
+    log.info("checkpoint  %s (the latest run)", latest)
+    return latest
+
+
+def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Checkpoint:
+    """Refuses what is missing, damaged, of another project, or names code from outside `TRUSTED`.
+
+    `option` is the one that gave the path, for the sentence of a refusal.
+    """
+    if path.is_dir():
+        raise UserError(f"{option}={path} is a folder: give the file in it, as <run directory>/checkpoints/best.ckpt.")
+    if not path.is_file():
+        raise UserError(f"{option}={path} does not exist: give the path of a .ckpt file.")
+    if check_sum and is_damaged(path):
+        raise UserError(f"{option}={path} is damaged: its sha256 is not the one that {sum_file(path).name} says.")
+    try:
+        # Mapped: what is not used, as the optimizer's state where nothing is trained, is never read.
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{option}={path} cannot be read, it is damaged or no checkpoint ({reason}).") from error
+    project = contents.get("project") if isinstance(contents, dict) else None
+    if not isinstance(project, dict) or project.get("package") != PACKAGE:
+        raise UserError(f"{option}={path} was not written by {PACKAGE}: it can only be used where it was trained.")
+    refuse_foreign_code(project["config"], f"{option}={path}")
+    return Checkpoint(
+        path=path,
+        epoch=contents["epoch"],
+        step=contents["global_step"],
+        config=project["config"],
+        spec=DataSpec.from_dict(project["spec"]),
+        state_dict=contents["state_dict"],
+        kept=frozenset(project.get("kept", ())),
+        figures=contents.get("figures", {}),
+    )
+
+
+def refuse_foreign_code(section: Any, source: str) -> None:
+    """Before training too: a checkpoint that names such a class could not be loaded again.
+
+    A checkpoint holds resolved values, and an interpolation in one would be resolved when the model is built.
+    """
+    if isinstance(section, str) and "${" in section:
+        raise UserError(f"{source} holds the interpolation '{section}', which could run foreign code: it is not used.")
+    if isinstance(section, list):
+        for item in section:
+            refuse_foreign_code(item, source)
+    if not isinstance(section, Mapping):
+        return
+    target = section.get("_target_")
+    if target is not None and not _is_trusted(str(target)):
+        raise UserError(
+            f"{source} names _target_={target}, which is no class of {', '.join(TRUSTED)} and could run foreign code: "
+            f"move the class into the package {PACKAGE}."
+        )
+    for value in section.values():
+        refuse_foreign_code(value, source)
+
+
+def _is_trusted(target: str) -> bool:
+    """A class that is defined where the name says: `torch.hub.load` and `<package>.cli.os.system` are not."""
+    if target.split(".")[0] not in TRUSTED:
+        return False
+    try:
+        found = get_object(target)
+    except Exception:
+        return False
+    return inspect.isclass(found) and found.__module__.split(".")[0] in TRUSTED

@@ -1,0 +1,63 @@
+"""Cross entropy, in which each sample counts by its label where the labels are uneven."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from ..spec import DataSpec
+from .layers import Constants
+
+ClassWeights = Literal["balanced"] | list[float] | None
+
+
+class CrossEntropy(Constants):
+    """Logits `(B, K)` and labels `(B,)` to the mean over the samples of cross entropy times the label's weight.
+
+    The weights are divided by their mean over the training split, a constant, so that the loss stays on its scale.
+    torch's own `weight=` divides by the weights of the batch at hand: a part of a batch would count by what labels it
+    happens to hold, and the gradient would depend on how the batch was split.
+    """
+
+    scales: Tensor | None
+
+    def __init__(self, spec: DataSpec, class_weights: ClassWeights = None) -> None:
+        super().__init__()
+        scales = None if class_weights is None else torch.tensor(label_scales(spec, class_weights))
+        self.register_buffer("scales", scales, persistent=False)  # it follows from the DataSpec
+
+    def forward(self, logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        if self.scales is None:
+            return F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+        losses = F.cross_entropy(logits, y, label_smoothing=label_smoothing, reduction="none")
+        return (losses * self.scales[y]).mean()
+
+
+def label_scales(spec: DataSpec, class_weights: Literal["balanced"] | list[float]) -> list[float]:
+    """A figure a label, whose mean over the training samples is 1; `balanced` is N / (K * count), scikit-learn's."""
+    counts, num_labels = spec.label_counts, spec.num_outputs
+    if len(counts) != num_labels:
+        raise UserError(
+            f"model.class_weights={class_weights} needs the number of training samples of each label: "
+            "set label_counts in the DataSpec of the data."
+        )
+    if class_weights == "balanced":
+        missing = [label for label, count in zip(spec.labels, counts, strict=True) if count == 0]
+        if missing:
+            raise UserError(
+                f"model.class_weights=balanced: no training sample shows '{missing[0]}', leave the label out."
+            )
+        return [sum(counts) / (num_labels * count) for count in counts]
+    if len(class_weights) != num_labels:
+        raise UserError(
+            f"model.class_weights has {len(class_weights)} numbers for {num_labels} labels: "
+            f"give one each, in the order {', '.join(spec.labels)}."
+        )
+    for weight in class_weights:
+        if not 0 < weight < math.inf:
+            raise UserError(f"model.class_weights: {weight} is out of range, give numbers above 0.")
+    mean = sum(weight * count for weight, count in zip(class_weights, counts, strict=True)) / sum(counts)
+    return [weight / mean for weight in class_weights]

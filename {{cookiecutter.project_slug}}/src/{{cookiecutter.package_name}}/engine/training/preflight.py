@@ -1,0 +1,97 @@
+"""What a training would stumble over after hours is looked at before its first step."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..config.command_line import Config
+from ..console import shown
+from ..data.loader import MIB, Loader
+from ..errors import Fault, UserError
+from ..spec import DataSpec
+from .callbacks.checkpoint_contents import random_state, set_random_state
+from .checkpoint_io import LAST, take_as_last
+
+MOST_SAMPLES = 64  # of the training split, that are looked at
+
+
+def before_training(
+    config: Config,
+    datamodule: pl.LightningDataModule,
+    model: pl.LightningModule,
+    trainer: pl.Trainer,
+    rehearse: Callable[[Config, DataSpec, npt.NDArray[Any]], None],
+) -> None:
+    """On the first rank: the disk, `last.ckpt`, the first batch, and whether what is trained can be exported.
+
+    The training then has its random numbers and its threads as if nothing had been.
+    """
+    run_dir, start = Path(config["paths"]["output_dir"]), Path(config["ckpt_path"] or "")
+    check_disk(run_dir, trainer, model)
+    if start.parent == run_dir / "checkpoints" and start.name != LAST:
+        take_as_last(start)
+    with ExitStack() as afterwards:
+        afterwards.callback(torch.set_num_threads, torch.get_num_threads())  # a file of torch that is loaded sets one
+        afterwards.callback(set_random_state, random_state())
+        x, _ = first_batch(datamodule)
+        if config["rehearse_export"] and config["ckpt_path"] is None:
+            rehearse(config["model"], datamodule.spec, x.numpy())  # type: ignore[attr-defined]
+
+
+def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+    """Whether all checkpoints of the run fit at once: weights, and the two figures of each that Adam keeps."""
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    size = 3 * weights
+    kept = sum(max(1, getattr(callback, "save_top_k", 1)) for callback in trainer.checkpoint_callbacks)
+    num_files = kept + 2  # the previous one, and the one that is being written
+    there = sum(path.stat().st_size for path in run_dir.glob("checkpoints/*.ckpt"))
+    needed, free = num_files * size - there, shutil.disk_usage(run_dir).free
+    if trainer.checkpoint_callbacks and free < needed:
+        raise Fault(
+            f"{shown(run_dir)} has {free / MIB:,.0f} MiB left, and up to {num_files} checkpoints of "
+            f"{size / MIB:,.0f} MiB will lie in it: free some, or give paths.log_dir=<folder on another disk>."
+        )
+
+
+def first_batch(datamodule: pl.LightningDataModule) -> tuple[Tensor, Tensor]:
+    """Of the training split as it lies, before it is shuffled; refuses what does not fit `datamodule.spec`."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    loader: Any = datamodule.train_dataloader()
+    if isinstance(loader, Loader):
+        samples: Any = getattr(loader.dataset, "samples", loader.dataset)  # as they are without augmentation
+        loader = Loader(samples, batch_sampler=[list(range(min(len(samples), MOST_SAMPLES)))])
+    x, y = next(iter(loader))
+    check_samples(x, y, datamodule.spec)  # type: ignore[attr-defined]
+    return x, y
+
+
+def check_samples(x: Tensor, y: Tensor, spec: DataSpec) -> None:
+    shape, dtype = tuple(x.shape[1:]), str(x.dtype).removeprefix("torch.")
+    if (shape, dtype) != (spec.input_shape, spec.input_dtype):
+        raise UserError(
+            f"the first batch holds {dtype} {shape}, but the data's spec says {spec.input_dtype} {spec.input_shape}."
+        )
+    if len(x) != len(y):
+        raise UserError(f"the first batch holds {len(x)} samples and {len(y)} labels.")
+    if not torch.isfinite(y if y.is_floating_point() else y.float()).all():
+        raise UserError("the first batch holds targets that are NaN or infinite: leave such samples out.")
+    low, high = spec.input_range
+    outside = ((x < low) | (x > high) | torch.isinf(x)).flatten(1).any(1)  # a gap, as NaN, is for the network to fill
+    if outside.any():
+        bad = int(outside.nonzero()[0])
+        raise UserError(f"sample {bad} of the training data holds values outside of {low:g} to {high:g}, its range.")
+    if spec.task == "classification" and (wrong := ~np.isin(y.numpy(), range(len(spec.labels)))).any():
+        number = int(wrong.nonzero()[0][0])
+        raise UserError(
+            f"sample {number} of the training data has the label {int(y[number])}, but the {len(spec.labels)} labels "
+            f"are counted from 0 to {len(spec.labels) - 1}."
+        )

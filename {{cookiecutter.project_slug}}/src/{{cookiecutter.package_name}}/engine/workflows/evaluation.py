@@ -1,0 +1,61 @@
+"""Evaluates a checkpoint on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from ..config.command_line import Config
+from ..config.validation import read_options
+from ..distributed.launch import devices_of, evaluation_steps, launch
+from ..errors import UserError
+from ..reporting.run_report import report_evaluation
+from ..training import checkpoints
+from ..training.base_module import BaseModule
+from ..training.build import build_trainer
+from ..training.callbacks.progress_bar import progress_bar
+
+
+@dataclass(frozen=True)
+class Options:
+    """The plain options of `evaluate.yaml`."""
+
+    ckpt_path: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one process of an evaluation needs."""
+
+    datamodule: pl.LightningDataModule
+    model: BaseModule
+    trainer: pl.Trainer
+    run_dir: Path
+
+    @staticmethod
+    def launch(run: Callable[[Config], dict[str, float]], config: Config) -> None:
+        """Runs `run(config)` on every device, once the checkpoint was found and can be read."""
+        path = checkpoints.find(read_options(config, Options).ckpt_path, Path(config["paths"]["log_dir"]))
+        checkpoints.load(path)
+        launch(run, {**config, "ckpt_path": str(path)})
+
+    @classmethod
+    def build(cls, config: Config) -> Evaluation:
+        """Builds what the checkpoint's own configuration names, with the options of this command over it."""
+        checkpoint = checkpoints.load(Path(config["ckpt_path"]))
+        model = checkpoint.model()
+        datamodule = checkpoint.datamodule(config["data"])
+        devices, data = devices_of(config), {**checkpoint.config["data"], **config["data"]}
+        steps = evaluation_steps(data, devices)
+        trainer = build_trainer(config, devices, [progress_bar()], loggers=[], num_steps=steps)
+        return cls(datamodule, model, trainer, Path(config["paths"]["output_dir"]))
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Writes and prints the figures; raises `UserError` where nothing was evaluated."""
+        if not metrics:
+            raise UserError("trainer.limit_test_batches=0 leaves nothing to evaluate: leave it out.")
+        if self.trainer.is_global_zero:
+            report_evaluation(dict(metrics), self.model, self.run_dir)

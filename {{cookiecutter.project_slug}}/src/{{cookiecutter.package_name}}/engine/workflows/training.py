@@ -1,0 +1,99 @@
+"""Trains a model: what is checked before, built in each process, recorded meanwhile and reported at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
+
+from .. import rendezvous
+from ..config.command_line import Config, typed_but
+from ..config.instantiation import build
+from ..config.validation import read_options
+from ..distributed.devices import Devices
+from ..distributed.launch import batch_split, devices_of, launch
+from ..distributed.samplers import BatchSplit
+from ..reporting.run_report import announce, keep_metrics, report_training
+from ..runs.run_record import recording
+from ..training.base_module import BaseModule
+from ..training.build import build_callbacks, build_for_training, build_loggers, build_trainer
+from ..training.callbacks.checkpoint_contents import figures_of_training
+from ..training.checkpoints import Checkpoint, self_description
+from ..training.fine_tuning import begin, with_start
+from ..training.options import TrainOptions
+from ..training.preflight import before_training
+from ..training.resume import from_newest_checkpoint
+from ..training.trackers import tracked
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one process of a training needs."""
+
+    datamodule: pl.LightningDataModule
+    model: BaseModule
+    trainer: pl.Trainer
+    ckpt_path: str | None  # a run that goes on starts from it
+    test: bool
+    run_dir: Path
+    loggers: list[Logger]
+    config: Config
+    devices: Devices
+    split: BatchSplit
+    before: Checkpoint | None  # of a run that goes on
+
+    @staticmethod
+    def launch(run: Callable[[Config], dict[str, float]], config: Config) -> None:
+        """Runs `run(config)` on every device; what cannot work is refused before any process is started."""
+        with recording(Path(config["paths"]["output_dir"])):
+            read_options(config, TrainOptions)
+            launch(run, {**with_start(config), "options": typed_but("resume")})
+
+    @classmethod
+    def build(cls, config: Config) -> Training:
+        """Builds what the configuration names, the same on every rank."""
+        if rendezvous.is_restart():  # in the place of processes that were lost
+            config = from_newest_checkpoint(config)
+        options, run_dir = read_options(config, TrainOptions), Path(config["paths"]["output_dir"])
+        pl.seed_everything(options.seed, workers=True, verbose=False)
+        devices = devices_of(config)
+        split = batch_split(config["data"], devices)
+        datamodule = build(config["data"], "data")
+        model = build_for_training(config["model"], datamodule.spec, options.lr_factor(split.batch_size))
+        before = begin(model, options.ckpt_path)
+        loggers = build_loggers(config.get("logger"), run_dir)
+        callbacks = build_callbacks(config, loggers, self_description(config, model), split)
+        trainer = build_trainer(config, devices, callbacks, loggers, split.num_steps)
+        test = options.test and config["strategy"]["name"] != "fsdp"  # each device has a part: `evaluate` tests it
+        ckpt_path = options.ckpt_path
+        return cls(datamodule, model, trainer, ckpt_path, test, run_dir, loggers, config, devices, split, before)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Says what is trained, tries what a long run would stumble over, and notes the run in its trackers."""
+        if self.trainer.is_global_zero:
+            from ..export.rehearsal import rehearse  # with it ONNX Runtime, which the other ranks need not load
+
+            announce(self.config, self.devices, self.split, self.model)
+            before_training(self.config, self.datamodule, self.model, self.trainer, rehearse)
+            keep_metrics(self.run_dir / "metrics.csv", self.loggers, self.before)
+        with tracked(self.loggers, self.config, self.run_dir):
+            yield
+
+    def metrics(self) -> dict[str, float]:
+        """The figures of the last epoch by their logged names, such as `val/loss`."""
+        return figures_of_training(self.trainer)
+
+    @property
+    def best_checkpoint(self) -> str | None:
+        """Of the weights with the best monitored figure; None where none was saved."""
+        return getattr(self.trainer.checkpoint_callback, "best_model_path", "") or None
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Writes and prints the figures, the pictures and what to do next; the first rank alone."""
+        if self.trainer.is_global_zero:
+            report_training(dict(metrics), self.trainer, self.model, self.run_dir)
