@@ -20,7 +20,7 @@ from {{ cookiecutter.package_name }}.engine.training import build
 from {{ cookiecutter.package_name }}.engine.config.validation import read_options
 from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
 from {{ cookiecutter.package_name }}.engine.workflows.exporting import Options as ExportOptions
-from {{ cookiecutter.package_name }}.engine.distributed.launch import devices_of
+from {{ cookiecutter.package_name }}.engine.distributed.plan import make_plan
 from {{ cookiecutter.package_name }}.engine.training.options import TrainOptions
 from {{ cookiecutter.package_name }}.engine.search.space import distributions, options, samples
 
@@ -63,7 +63,7 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
     model = build.build_model(config["model"], datamodule.spec)
     loggers = build.build_loggers(config["logger"], tmp_path)
     callbacks = build.build_callbacks(config, loggers, {})
-    assert isinstance(build.build_trainer(config, devices_of(config), callbacks, loggers), pl.Trainer)
+    assert isinstance(build.build_trainer(config, make_plan(config), callbacks, loggers), pl.Trainer)
     inputs, _ = next(iter(datamodule.test_dataloader()))
     with torch.inference_mode():
         assert model(inputs).shape == (len(inputs), datamodule.spec.num_outputs)

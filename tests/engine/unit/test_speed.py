@@ -26,7 +26,7 @@ from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_conten
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.engine.benchmark.loop import HandWrittenLoop
-from {{ cookiecutter.package_name }}.engine.distributed.ddp import has_changing_buffers
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
 
 PERCEPTRON = partial(linear, width=16)
 
