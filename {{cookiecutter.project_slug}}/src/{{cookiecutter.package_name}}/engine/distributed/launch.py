@@ -47,7 +47,7 @@ def launch(task: Task[Result], config: Config) -> Result:
     if started is None or started.world_size == 1:
         return with_user_errors(task, config, plan)
     if started.rank == 0:
-        rendezvous.tell(config)
+        rendezvous.send_job(config)
     try:
         return _run_rank(task, config, plan, started.per_node)
     except UserError:

@@ -48,7 +48,7 @@ class Ddp:
     max_restarts: int
 
     def __post_init__(self) -> None:
-        _check_least(self, bucket_cap_mb=1, powersgd_rank=1, powersgd_start_step=2, max_restarts=0)
+        _check_minimum(self, bucket_cap_mb=1, powersgd_rank=1, powersgd_start_step=2, max_restarts=0)
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Fsdp:
     max_restarts: int
 
     def __post_init__(self) -> None:
-        _check_least(self, min_num_weights=1, max_restarts=0)
+        _check_minimum(self, min_num_weights=1, max_restarts=0)
 
 
-def _check_least(options: object, **least_values: int) -> None:
-    for name, least in least_values.items():
-        if getattr(options, name) < least:
-            raise UserError(f"strategy.{name}={getattr(options, name)} is out of range: give {least} or more.")
+def _check_minimum(options: object, **minimums: int) -> None:
+    for name, minimum in minimums.items():
+        if getattr(options, name) < minimum:
+            raise UserError(f"strategy.{name}={getattr(options, name)} is out of range: give {minimum} or more.")
 
 
 StrategyOptions = OneProcess | Ddp | Fsdp
@@ -108,14 +108,14 @@ def build_strategy(options: StrategyOptions, devices: Devices) -> Strategy:
 class OneDeviceStrategy(SingleDeviceStrategy):
     """One device, one process."""
 
-    restore_checkpoint_after_setup = True  # before it, weights in double precision would pass through single
+    restore_checkpoint_after_setup = True  # else weights in double precision would pass through single
 
 
 class DataParallelStrategy(OneDeviceStrategy):
-    """One process; each batch is scattered over `devices`, the outputs are gathered on the first.
+    """One process that scatters each batch over `devices` and gathers the outputs on the first.
 
-    DataParallel goes around the module's `forward` only: loss, metrics and logging happen once, on the first device.
-    The module tree stays as it is, so checkpoints and exports know nothing of it.
+    DataParallel wraps the module's `forward` only: loss, metrics and logging happen once, on the first device. The
+    module tree stays as it is, so checkpoints and exports do not change.
     """
 
     def __init__(self, devices: list[torch.device]) -> None:
@@ -132,7 +132,7 @@ class DataParallelStrategy(OneDeviceStrategy):
         replicated = _Replicated(
             _ForwardOnly(self.lightning_module, self.root_device.type), [d.index for d in self.devices]
         )
-        # Past nn.Module's own attribute hook: the module must not become a part of itself.
+        # Not by nn.Module's own __setattr__: the module must not become a part of itself.
         object.__setattr__(self.lightning_module, "forward", replicated)
 
     def teardown(self) -> None:
@@ -142,15 +142,15 @@ class DataParallelStrategy(OneDeviceStrategy):
 
 
 class _ForwardOnly(nn.Module):
-    """Calls the class's own `forward` on the replica at hand, not the DataParallel that stands in its place."""
+    """Calls the `forward` of the module's class on a replica, not the DataParallel that replaces it on the instance."""
 
     def __init__(self, module: pl.LightningModule, device_type: str) -> None:
         super().__init__()
         self.module = module
         self.device_type = device_type
 
-    def remember(self) -> None:
-        """What a replica's thread does not inherit from the caller's; of the default dtype all threads have one."""
+    def capture_context(self) -> None:
+        """Captures autocast and inference mode, which the thread of a replica does not inherit from its caller."""
         kind = self.device_type
         dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         self.autocast = partial(torch.autocast, kind, dtype=dtype, enabled=enabled, cache_enabled=False)
@@ -164,18 +164,18 @@ class _ForwardOnly(nn.Module):
 
 class _Replicated(nn.DataParallel[_ForwardOnly]):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.module.remember()
+        self.module.capture_context()
         return super().forward(*args, **kwargs)
 
 
 class DistributedDataParallelStrategy(DDPStrategy):
-    """DistributedDataParallel, with gradients compressed on their way between the ranks where that is asked for.
+    """DistributedDataParallel, with optional compression of the gradients that the ranks exchange.
 
-    PowerSGD (Vogels et al., 2019, arXiv:1905.13727) sends a low-rank approximation and keeps what it left out for the
-    next step; torch begins with it after `start_step` steps.
+    PowerSGD (Vogels et al., 2019, arXiv:1905.13727) sends a low-rank approximation and adds its error to the gradient
+    of the next step; it begins after `start_step` steps.
     """
 
-    restore_checkpoint_after_setup = True  # before it, weights in double precision would pass through single
+    restore_checkpoint_after_setup = True  # else weights in double precision would pass through single
 
     def __init__(self, compression: Compression, powersgd_rank: int, start_step: int, **options: Any) -> None:
         super().__init__(**options)
@@ -188,7 +188,7 @@ class DistributedDataParallelStrategy(DDPStrategy):
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
         self.model.broadcast_buffers = has_changing_buffers(self.model)
-        # Not by Lightning's own option, which leaves the hook out on the CPU without a word.
+        # Not by Lightning's own option, which silently leaves the hook out on the CPU.
         if self.compression == "fp16":
             self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
         elif self.compression == "bf16":
@@ -198,7 +198,7 @@ class DistributedDataParallelStrategy(DDPStrategy):
 
 
 def has_changing_buffers(model: nn.Module) -> bool:
-    """Whether rank 0 must send its buffers to all in each step, as BatchNorm's."""
+    """Whether rank 0 must send its buffers to the other ranks in each step, such as those of BatchNorm."""
     return any(
         not getattr(part, "has_constant_buffers", False)
         for part in model.modules()
@@ -207,7 +207,7 @@ def has_changing_buffers(model: nn.Module) -> bool:
 
 
 class FullyShardedStrategy(FSDPStrategy):
-    """Weights, gradients and optimizer state cut over the devices; a checkpoint holds the whole model, as always."""
+    """Shards weights, gradients and optimizer state over the devices; a checkpoint holds the full model."""
 
     def __init__(self, min_num_weights: int, cpu_offload: bool) -> None:
         policy = partial(size_based_auto_wrap_policy, min_num_params=min_num_weights)
@@ -215,9 +215,9 @@ class FullyShardedStrategy(FSDPStrategy):
 
 
 def leave_signals_alone(trainer: pl.Trainer) -> None:
-    """Lightning's handler for SIGTERM waits for all ranks, and a rank alone would wait for ever.
+    """Removes Lightning's handler for SIGTERM, which waits for all ranks: a rank that is signalled alone would hang.
 
-    Signals end a rank at once instead, and with that no step has to ask the others whether they were signalled.
+    The callback `LastCheckpoint` handles signals instead. Both attributes are private in Lightning 2.6.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
