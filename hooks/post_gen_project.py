@@ -39,6 +39,12 @@ UNWANTED = {
         "src/*/engine/serving/page.html",
         "src/*/engine/inference/images.py",
     ],
+    ("search", False): [
+        "src/*/engine/search",
+        "src/*/engine/configs/search",
+        "src/*/engine/configs/search.yaml",
+        "src/*/engine/configs/hydra/search.yaml",
+    ],
     ("serving", False): [
         "src/*/engine/serving",
         "src/*/engine/configs/serve.yaml",

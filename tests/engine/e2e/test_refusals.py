@@ -26,12 +26,14 @@ FAST = [
     ("predict", ["input=a.png", "device=tpu"], "device=tpu does not fit: it takes auto or cpu or cuda."),
     ("benchmark", ["bundel=latest"], "'bundel' is no option; did you mean 'bundle'?"),
     ("verify", ["bundel=latest"], "'bundel' is no option; did you mean 'bundle'?"),
+{% if cookiecutter.search %}
     ("search", ["num_trial=3"], "'num_trial' is no option; did you mean 'num_trials'?"),
+{% endif %}
     ("runs", ["compare=[a]"], "compare=['a'] names 1 runs: give two."),
     ("train", ["resume=nowhere"], "resume=nowhere is no run directory: give one"),
     ("train", ["resume=latest"], "resume=latest finds no run under logs/train"),
 ]
-VERBS = ("train", "search", "evaluate", "predict", "export", "verify", "benchmark", "runs")
+VERBS = ("train",{{ ' "search",' if cookiecutter.search }} "evaluate", "predict", "export", "verify", "benchmark", "runs")
 SLOW = [
     ("train", ["strategy=single", "trainer=cpu", "trainer.devices=2"], "strategy=single uses one device"),
     ("train", ["strategy=dp", "trainer=cpu", "trainer.devices=2"], "take strategy=ddp"),

@@ -80,7 +80,7 @@ def test_doctor_says_what_there_is_and_what_to_type_next(tmp_path: Path) -> None
     assert f"next: python -m {package.__name__} train" in process.stdout
 
 
-@pytest.mark.parametrize("missing", ["optuna", "torch"])
+@pytest.mark.parametrize("missing", ["onnx", "torch"])
 def test_doctor_names_what_is_missing(missing: str, tmp_path: Path) -> None:
     code = (
         "import sys, importlib.metadata as metadata\n"
