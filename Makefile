@@ -109,7 +109,6 @@ build/peers/ready: .venv/ready
 		"build/peers/$${peer%%=*}/bin/python" -m pip install --quiet "$$peer" onnxruntime==1.32.0 || exit 1; \
 	done
 	$(BIN)/cookiecutter . --no-input --overwrite-if-exists --output-dir build/peers git_init=false
-	cp benchmarks/training/pictures.py build/peers/digit-classifier/src/digit_classifier/data/
 	$(PYTHON) -m venv build/peers/lightning-hydra-template
 	build/peers/lightning-hydra-template/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 \
 		hydra-colorlog==1.2.0 rootutils==1.0.7 -e build/peers/digit-classifier
