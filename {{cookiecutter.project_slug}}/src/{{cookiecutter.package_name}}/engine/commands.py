@@ -36,6 +36,7 @@ _ENGINE_COMMANDS = {
     "runs": "reporting.runs",
     "benchmark": "benchmark.benchmark",
     "doctor": "doctor",
+    "update": "update",
 }
 _ENGINE = Path(__file__).parent
 
