@@ -1,6 +1,6 @@
 """Epochs of the most used template (ashleve/lightning-hydra-template) beside a project's and a loop by hand.
 
-In an environment with what both need (make peers), and a clone of the other template:
+In an environment with what both need (make session NAME=peers), and a clone of the other template:
 
 git clone https://github.com/ashleve/lightning-hydra-template build/peers/clone
 git -C build/peers/clone checkout bddbc24
@@ -84,7 +84,7 @@ def command(name: str, options: argparse.Namespace, scratch: Path) -> list[str]:
     network = ["model=mlp", "model.net.widths=[64,128,64]", "model.net.dropout=0"]
     data = [
         "data=pictures",
-        "data._target_=digit_classifier.data.pictures.PicturesDataModule",  # make peers puts it there
+        "data._target_=digit_classifier.data.pictures.PicturesDataModule",  # `make session NAME=peers` puts it there
         f"data.num_samples={NUM_TRAIN}",
         f"data.num_val={NUM_VAL}",
     ]
