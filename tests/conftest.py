@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import json
 import os
 import subprocess
@@ -61,8 +62,12 @@ def files_of(project: Path) -> set[str]:
 
 def parse(path: Path) -> None:
     """Raises an error where the syntax of a file is wrong, for the kinds of file that have one."""
-    text = path.read_text(encoding="utf-8")
-    match path.suffix:
+    parse_text(path.suffix, path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def parse_text(suffix: str, text: str) -> None:
+    match suffix:
         case ".py":
             ast.parse(text)
         case ".toml":

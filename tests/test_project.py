@@ -75,10 +75,10 @@ def other_project(default_project: Path, tmp_path_factory: pytest.TempPathFactor
     return with_engine_tests(tmp_path_factory.mktemp("other"), **OTHERWISE)
 
 
-def run_suite(python: str, project: Path, *tests: str, at_once: int = 2) -> None:
+def run_suite(python: str, project: Path, *tests: str) -> None:
     """Runs tests in a project; most of a test is the start of a process, so two run at once."""
     before = files_of(project)
-    command = (python, "-m", "pytest", "-q", "-n", str(at_once), "-rs", "--durations=10", *tests)
+    command = (python, "-m", "pytest", "-q", "-n", "2", "-rs", "--durations=10", *tests)
     printed = run(*command, cwd=project, PYTHONPATH=str(project / "src"))
     print(printed)
     assert re.search(r"\d+ passed", printed)
@@ -88,9 +88,9 @@ def run_suite(python: str, project: Path, *tests: str, at_once: int = 2) -> None
     assert not added, "tests leave something in the project"
 
 
-def test_shipped_tests_pass_in_the_default_project(default_project: Path, tmp_path: Path) -> None:
-    """By its own command; git ignores all that they and the environment write."""
-    print(run("make", "test", cwd=default_project))
+def test_shipped_tests_pass_in_the_default_project(python: str, default_project: Path, tmp_path: Path) -> None:
+    """Git ignores all that they and the environment write."""
+    run_suite(python, default_project, "tests", "--dist=loadfile")
     run("git", "add", "--all", cwd=default_project)
     known = set(run("git", "diff", "--cached", "--name-only", cwd=default_project).splitlines())
     assert known == files_of(bake_into(tmp_path))

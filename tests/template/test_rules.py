@@ -182,6 +182,14 @@ def test_makefile_is_short_and_its_sessions_name_tests_that_exist() -> None:
         assert (TEMPLATE / "tests/engine" / path).is_file(), path
 
 
+def test_every_end_to_end_test_of_the_engine_is_run() -> None:
+    runners = "".join(
+        (TEMPLATE / path).read_text(encoding="utf-8") for path in ("tests/test_project.py", "tools/sessions.py")
+    )
+    for path in (TEMPLATE / "tests/engine/e2e").glob("test_*.py"):
+        assert f'"{path.stem.removeprefix("test_")}"' in runners or path.name in runners, path
+
+
 # Tests that show what a file of code would do, and that write files as others publish them.
 WITH_CODE_IN_FILES = {"test_checkpoints.py", "test_timm.py", "downloads.py"}
 MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -35,10 +35,7 @@ def test_pair_is_exported_trains_and_reloads(
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     again = build(data, model, tmp_path, needed.get(data, [])).model
     again.load_state_dict(checkpoint["state_dict"])
-    inputs, *_ = next(iter(training.datamodule.test_dataloader()))
-    with torch.inference_mode():
-        trained, loaded = (network.eval()(inputs) for network in (training.model, again))
-    torch.testing.assert_close(loaded, trained)
+    torch.testing.assert_close(dict(again.state_dict()), dict(training.model.state_dict()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("choice", [*DATA, *MODELS])
