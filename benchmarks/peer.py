@@ -1,6 +1,6 @@
 """Epochs of the most used template (ashleve/lightning-hydra-template) beside a project's and a loop by hand.
 
-In an environment with what both need (make peers), and a clone of the other template:
+In an environment with what both need (make session NAME=peers), and a clone of the other template:
 
 git clone https://github.com/ashleve/lightning-hydra-template build/peers/clone
 git -C build/peers/clone checkout bddbc24

@@ -1,6 +1,6 @@
 """Requests a second and latency of a project's server, beside a bare handler, MLServer and LitServe.
 
-In an environment of the generated project, where Debian's wrk is installed (make tools peers):
+In an environment of the generated project, where Debian's wrk is installed (make tools; make session NAME=peers):
 
 python benchmarks/serving.py artifacts/digit_classifier/1 --peers build/peers
 python benchmarks/serving.py artifacts/digit_classifier/1 --batching     # beside itself without batches, and the bare

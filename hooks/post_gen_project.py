@@ -32,7 +32,6 @@ UNWANTED = {
         "src/*/data/digits.py",
         "src/*/engine/data/image_folder.py",
         "src/*/engine/data/image_listing.py",
-        "src/*/engine/data/pixel_statistics.py",
         "src/*/engine/data/image_scan.py",
         "src/*/models/cnn.py",
         "src/*/models/mlp.py",

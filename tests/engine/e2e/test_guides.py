@@ -17,7 +17,7 @@ MOST_LINES = 20  # of a network of one's own
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    kept = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "in_project", "__pycache__")
+    kept = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "engine_tests", "__pycache__")
     return Path(shutil.copytree(PROJECT, tmp_path / "project", ignore=kept))
 
 
@@ -77,8 +77,8 @@ def test_guide_works_as_it_says(name: str, copied: Path) -> None:
         "-m",
         "pytest",
         "-q",
-        "tests/integration/test_pairs.py",
-        "tests/integration/test_configs.py",
+        "tests/test_pairs.py",
+        "tests/test_configs.py",
     ]
     done = subprocess.run(pairs, cwd=copied, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

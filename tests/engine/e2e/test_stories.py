@@ -23,7 +23,7 @@ PROJECT = Path(digit_classifier.__file__).parents[2]
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """With the environment of this one, in which nothing is to be installed."""
-    kept = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "in_project", "__pycache__")
+    kept = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "engine_tests", "__pycache__")
     project = Path(shutil.copytree(PROJECT, tmp_path / "project", ignore=kept))
     (project / ".venv").symlink_to(Path(sys.prefix))
     return project
