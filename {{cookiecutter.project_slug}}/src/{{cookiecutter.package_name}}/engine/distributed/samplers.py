@@ -27,7 +27,7 @@ class BatchSplit:
     def of(cls, batch_size: int, num_devices: int, micro_batch_size: int | str | None = None) -> "BatchSplit":
         """Raises `UserError` for a batch that does not divide.
 
-        `micro_batch_size` is the most that a device holds at once; `auto` is for the callback `LargestMicroBatch` to find.
+        `micro_batch_size` is the most that a device holds at once; the callback `LargestMicroBatch` resolves `auto`.
         """
         share, rest = divmod(batch_size, num_devices)
         if rest:
