@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..atomic import atomic_write
 from ..console import write_json
 from ..errors import UserError
 from ..inference.runtime import MANIFEST, digest, versions
@@ -82,12 +83,12 @@ def check_standing_config(name_dir: Path, contract: Contract, max_batch_size: in
 
 def place_config(folder: Path, contract: Contract, max_batch_size: int) -> None:
     """Beside the folder of a version that is about to be published; one that stands there already stays."""
-    path, made = folder.parent / CONFIG, folder / CONFIG
+    path = folder.parent / CONFIG
     if path.exists():  # that of an export at the same time, it may be
         check_config(path, contract.signature, max_batch_size)
-    else:
-        made.write_text(config_text(contract.name, contract.signature, max_batch_size), encoding="utf-8")
-        made.replace(path)
+        return
+    with atomic_write(path, "w") as file:
+        file.write(config_text(contract.name, contract.signature, max_batch_size))
 
 
 def describe(

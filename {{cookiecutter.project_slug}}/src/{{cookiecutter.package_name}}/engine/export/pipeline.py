@@ -18,8 +18,7 @@ from ..training.checkpoints import Checkpoint
 from ..training.plots import plot_test
 from .bundle import without_local_paths
 from .formats import FORMATS, Array, exporter
-from .gate import Limits, Parity, Reference, admit
-from .isolation import first_samples
+from .gate import Limits, Parity, Reference, admit, first_samples
 from .network import Source, deployed, eager, eager_latency_ms
 from .signature import Contract, GateFailure
 

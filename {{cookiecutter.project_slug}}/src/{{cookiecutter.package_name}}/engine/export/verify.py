@@ -98,14 +98,13 @@ def _check_answers(folder: Path, entry: dict[str, Any], contract: Contract, mani
     from ..inference.runtime import read_golden
     from ..inference.tasks import TASKS
     from .formats import FORMATS
-    from .gate import check_repeats, check_structure, compare_batches
-    from .isolation import first_samples, run_isolated
+    from .gate import check_repeats, check_structure, compare_batches, first_samples, isolated_answers
 
     path, format = folder / FORMATS[entry["format"]].file, FORMATS[entry["format"]]
     check_structure(format.name, path, contract)
     inputs, *outputs = read_golden(folder)
     sizes = sorted({size for size in (1, 2, 7) if size <= manifest["max_batch_size"]} | {manifest["max_batch_size"]})
-    answers = run_isolated(format.name, path, inputs, sizes, manifest["max_batch_size"])
+    answers = isolated_answers(format.name, path, inputs, sizes, manifest["max_batch_size"])
     check_repeats(path, answers, sizes)
     expected = {size: tuple(first_samples(output, size) for output in outputs) for size in sizes}
     # A reduced format may be as far from the trained model as it was when it was published.

@@ -35,9 +35,7 @@ def read(run_dir: Path) -> Record:
 
 def write(run_dir: Path, **changed: Any) -> None:
     """Beside what it holds already, and whole or not at all."""
-    incoming = run_dir / f"{RECORD}.incoming"
-    write_json({**read(run_dir), **changed}, incoming)
-    incoming.replace(run_dir / RECORD)
+    write_json({**read(run_dir), **changed}, run_dir / RECORD)
 
 
 def begin(run_dir: Path, options: list[str] | None, origin: Mapping[str, Any], trackers: Mapping[str, str]) -> None:
