@@ -9,12 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import bar, python, shown, write_json
+from ..console import PACKAGE, bar, python, shown, write_json
 from ..errors import UserError
 from ..export.bundle import add_to
 from ..export.card import BENCHMARK, BENCHMARK_PICTURE, card
 from ..export.formats import FORMATS
-from ..export.snippets import PACKAGE
 from ..export.timing import Timer
 from ..export.verify import read_checked
 from ..inference.runtime import GOLDEN, find_bundle

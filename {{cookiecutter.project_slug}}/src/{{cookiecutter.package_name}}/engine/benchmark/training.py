@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from .. import rendezvous
 from ..config.command_line import Config, typed
 from ..config.instantiation import build
-from ..console import bar, python, shown, write_json
+from ..console import PACKAGE, bar, python, shown, write_json
 from ..distributed.devices import resolve_devices
 from ..distributed.launch import batch_split, devices_of
 from ..errors import UserError
-from ..export.snippets import PACKAGE
 from ..runs.provenance import versions
 from . import strategies
 from .loop import PRECISIONS
