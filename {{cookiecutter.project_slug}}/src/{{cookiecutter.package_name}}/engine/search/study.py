@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ..config.instantiation import build
 from ..console import shown
 from ..errors import UserError
-from ..runs.run_record import OF_TRIALS, is_held
+from ..runs.run_record import SEARCH_OPTIONS, is_locked
 from .space import Space, word
 from .storage import LOCK, open_study, refuse_another_folder, usable_storage
 
@@ -94,7 +94,7 @@ class Search:
         with usable_storage(self.folder), self.claiming:
             running = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
             for number in running:
-                if not is_held(self.folder_of(number) / LOCK):
+                if not is_locked(self.folder_of(number) / LOCK):
                     self.give_back(number)
             if self.exhausted or len(self.trials()) >= num_trials:
                 return None
@@ -130,9 +130,9 @@ class Search:
             "test=false",
             *(["rehearse_export=false"] if trial.number else []),  # once is enough
             f"hydra.run.dir={word(str(self.folder_of(trial.number)))}",
-            f"{OF_TRIALS}_target_={__package__}.report.Report",
-            f"{OF_TRIALS}folder={word(str(self.folder))}",
-            f"{OF_TRIALS}trial_id={trial._trial_id}",
+            f"{SEARCH_OPTIONS}_target_={__package__}.report.Report",
+            f"{SEARCH_OPTIONS}folder={word(str(self.folder))}",
+            f"{SEARCH_OPTIONS}trial_id={trial._trial_id}",
         ]
 
     def finish(self, number: int, failure: str | None) -> str:

@@ -20,7 +20,7 @@ from ..export.pipeline import write_verified
 from ..export.signature import Contract, Signature
 from ..inference.runtime import digest
 from ..reporting.run_report import report_export
-from ..runs.run_record import note_bundle
+from ..runs.run_record import add_bundle
 from ..training import checkpoints
 from ..training.checkpoints import Checkpoint
 
@@ -64,7 +64,7 @@ def export_bundle(config: Config) -> None:
     if datamodule.spec.fingerprint != checkpoint.spec.fingerprint:
         raise UserError("export takes the data of the training: leave out data.root and data.path.")
     bundle, parities = export(checkpoint, datamodule, formats, options, Path(config["paths"]["artifact_dir"]))
-    note_bundle(checkpoint.path, bundle)
+    add_bundle(checkpoint.path, bundle)
     report_export(bundle, parities)
 
 

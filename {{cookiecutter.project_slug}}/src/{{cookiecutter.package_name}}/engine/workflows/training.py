@@ -17,8 +17,8 @@ from ..config.validation import read_options
 from ..distributed.devices import Devices
 from ..distributed.launch import batch_split, devices_of, launch
 from ..distributed.samplers import BatchSplit
-from ..reporting.run_report import announce, keep_metrics, report_training
-from ..runs.run_record import recording
+from ..reporting.run_report import announce, report_training, restore_metrics
+from ..runs.run_record import locked_run
 from ..training.base_module import BaseModule
 from ..training.build import build_callbacks, build_for_training, build_loggers, build_trainer
 from ..training.callbacks.checkpoint_contents import figures_of_training
@@ -49,7 +49,7 @@ class Training:
     @staticmethod
     def launch(run: Callable[[Config], dict[str, float]], config: Config) -> None:
         """Runs `run(config)` on every device; what cannot work is refused before any process is started."""
-        with recording(Path(config["paths"]["output_dir"])):
+        with locked_run(Path(config["paths"]["output_dir"])):
             read_options(config, TrainOptions)
             launch(run, {**with_start(config), "options": typed_but("resume")})
 
@@ -80,7 +80,7 @@ class Training:
 
             announce(self.config, self.devices, self.split, self.model)
             before_training(self.config, self.datamodule, self.model, self.trainer, rehearse)
-            keep_metrics(self.run_dir / "metrics.csv", self.loggers, self.before)
+            restore_metrics(self.run_dir / "metrics.csv", self.loggers, self.before)
         with tracked(self.loggers, self.config, self.run_dir):
             yield
 
