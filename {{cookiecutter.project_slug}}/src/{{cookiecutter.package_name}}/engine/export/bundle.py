@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ..atomic import atomic_write
 from ..console import write_json
 from ..errors import UserError
-from ..inference.runtime import MANIFEST, digest, versions
+from ..inference.runtime import MANIFEST, SCHEMA_VERSION, digest, versions
 from ..runs.provenance import git_state
 from ..runs.provenance import versions as package_versions
 from .gate import Limits, Parity
-from .signature import SCHEMA_VERSION, Contract
+from .signature import Contract
 from .triton import CONFIG, check_config, config_text
 
 if TYPE_CHECKING:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..inference.runtime import SCHEMA_VERSION
 from ..inference.tasks import TASKS
 
 if TYPE_CHECKING:
     from ..spec import DataSpec
-
-SCHEMA_VERSION = 1
 
 
 def verified_batch_sizes(max_batch_size: int) -> list[int]:

@@ -96,6 +96,9 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, model: BaseM
     write_report(run_dir, metrics, model.spec.task, best if best.is_file() else None)
     _log_metrics(metrics)
     log.info("run         %s, described in its report.md", shown(run_dir))
+    for trace in run_dir.glob("*.pt.trace.json"):  # of debug=profiler
+        trace = trace.rename(run_dir / "trace.json")
+        log.info("profile     read fit-profile.txt there, and open %s at https://ui.perfetto.dev", shown(trace))
     if best.is_file():
         log.info("checkpoint  %s", shown(best))
         for heading, line in zip(("next", ""), _next_commands(best), strict=True):
