@@ -12,7 +12,6 @@ from .atomic import atomic_write
 if TYPE_CHECKING:
     from rich.console import Console
 
-PACKAGE = __name__.split(".")[0]  # the name of the project's package
 WIDTH = 160  # where there is no terminal
 
 

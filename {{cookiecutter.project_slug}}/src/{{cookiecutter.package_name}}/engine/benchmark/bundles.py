@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import PACKAGE, bar, python, shown, write_json
+from ..config import PACKAGE
+from ..console import bar, python, shown, write_json
 from ..errors import UserError
 from ..export.bundle import add_to
 from ..export.card import BENCHMARK, BENCHMARK_PICTURE, card

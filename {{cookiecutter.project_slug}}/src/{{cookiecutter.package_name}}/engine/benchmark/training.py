@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import rendezvous
+from ..config import PACKAGE
 from ..config.command_line import Config, typed
 from ..config.instantiation import build
-from ..console import PACKAGE, bar, python, shown, write_json
+from ..console import bar, python, shown, write_json
 from ..distributed.devices import resolve_devices
 from ..distributed.launch import batch_split, devices_of
 from ..errors import UserError

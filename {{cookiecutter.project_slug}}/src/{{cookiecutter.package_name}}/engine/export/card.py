@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..console import PACKAGE
+from ..config import PACKAGE
 from ..inference.datatypes import TYPES
 from ..markdown import render
 from ..runs.provenance import commit_words

@@ -1,4 +1,4 @@
-"""The gate: no file is published unless it was loaded afresh and agreed with the trained model on real samples."""
+"""The gate: a file is published only if it agrees, in a fresh process, with the trained model on real samples."""
 
 import statistics
 import tempfile
@@ -16,8 +16,7 @@ from ..isolation import IsolatedError, run_isolated
 from .formats import FORMATS, Array, Run, exporter
 from .signature import Contract, GateFailure, verified_batch_sizes
 
-# What follows from a first output may differ by this much from the second one of a reduced format: 16 bits hold three
-# digits.
+# A second output may differ by this much from what follows from the first one: 16 bits hold three digits.
 FOLLOWING_TOLERANCE = 5e-3
 NUM_TIMED, MAX_SECONDS = 200, 2.0
 INPUTS, ANSWERS = "inputs.npy", "answers.npz"
@@ -30,15 +29,15 @@ class Parity:
     format: str
     file: str
     num_bytes: int
-    largest_difference: float  # max |a - b| / max(1, |b|) over all tried batches and the test split
-    num_agreeing: int  # test samples that are answered alike
+    largest_difference: float  # max |a - b| / max(1, |b|) over all batches and the test split
+    num_agreeing: int  # test samples with the same prediction
     num_samples: int
     score_name: str
     score: float  # on the test split
     latency_ms: float  # median of one sample, one thread
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the manifest."""
+        """Returns the entry of the manifest."""
         entry = asdict(self)
         score = {entry.pop("score_name"): entry.pop("score")}
         return {**entry, **score}
@@ -46,7 +45,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Limits:
-    """`tolerance` holds for the formats in float32; the reduced ones may lose `max_metric_loss` of the accuracy."""
+    """`tolerance` bounds the outputs of exact formats, `max_metric_loss` what reduced ones may lose of the score."""
 
     max_batch_size: int
     tolerance: float
@@ -55,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the trained model answers to real samples: raw inputs `(N, ...)`, of which `truth` is known."""
+    """The outputs of the trained model for real samples: raw inputs `(N, ...)` with their labels or targets `truth`."""
 
     task: Task
     inputs: Array
@@ -113,7 +112,7 @@ def admit(format_name: str, folder: Path, contract: Contract, reference: Referen
 
 
 def check_structure(format_name: str, path: Path, contract: Contract) -> None:
-    """Raises `GateFailure` for a file that is not what it should be, without running it."""
+    """Raises `GateFailure` for a file that is damaged or breaks the contract, without running it."""
     try:
         exporter(format_name).check(path, contract)
     except (UserError, OSError, ModuleNotFoundError):
@@ -182,6 +181,7 @@ def median_latency_ms(run: Run, inputs: Array) -> float:
 
 
 def check_repeats(path: Path, answers: dict[str, Array], batch_sizes: list[int]) -> None:
+    """Raises `GateFailure` where a second run gave other outputs than the first."""
     for size in batch_sizes:
         for first, second in (("output0", "repeat"), ("plain", "plain_repeat")):
             if not np.array_equal(answers[f"{first}_{size}"], answers[f"{second}_{size}"]):
@@ -191,7 +191,7 @@ def check_repeats(path: Path, answers: dict[str, Array], batch_sizes: list[int])
 def compare_batches(
     path: Path, answers: dict[str, Array], expected: dict[int, tuple[Array, ...]], tolerance: float, task: Task
 ) -> float:
-    """The largest difference over all batch sizes, with and without the runtime's optimiser."""
+    """Returns the largest difference over all batch sizes, with and without the runtime's optimiser."""
     worst, (first, *others) = 0.0, task.outputs
     for size, outputs in expected.items():
         found = [answers[f"output{place}_{size}"] for place in range(len(outputs))]
@@ -208,7 +208,7 @@ def compare_batches(
 
 
 def refuse_above(tolerance: float, path: Path, found: float, where: str) -> None:
-    """Infinite and NaN are above any tolerance."""
+    """Raises `GateFailure` above the tolerance; infinity and NaN are above any."""
     if not found <= tolerance or not np.isfinite(found):
         raise GateFailure(
             f"{path.name} differs from the trained model by {found:.2g} in the {where}; {tolerance:.2g} is allowed."

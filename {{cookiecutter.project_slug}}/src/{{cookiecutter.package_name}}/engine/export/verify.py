@@ -1,10 +1,10 @@
-"""Check a bundle again: hashes, manifest, structure of each file, and its answers to the golden samples.
+"""Check a bundle again: hashes, manifest, structure of each file, and its outputs for the golden samples.
 
 python -m <package> verify
 python -m <package> verify bundle=artifacts/<name>/<version>
 python -m <package> verify bundle=artifacts/<name>/<version> trust=true
 
-Without torch, but for the formats that need it.
+Only the formats that need torch import it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(config: Config) -> None:
 def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
     """Returns the manifest; raises `BadBundle` or `GateFailure`, which name the file that is wrong.
 
-    `trust` also runs the formats that are code.
+    With `trust` the formats that are code are run too.
     """
     from ..inference.runtime import BadBundle
     from .formats import FORMATS
@@ -75,7 +75,7 @@ def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
 
 
 def read_checked(folder: Path) -> dict[str, Any]:
-    """The manifest, once it fits its schema and every file its hash."""
+    """Returns the manifest after a check against its schema, and of every file against its hash."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
@@ -94,7 +94,7 @@ def read_checked(folder: Path) -> dict[str, Any]:
 
 
 def _check_answers(folder: Path, entry: dict[str, Any], contract: Contract, manifest: dict[str, Any]) -> None:
-    """Holds a file against the answers that the trained model gave at its export."""
+    """Compares a file with the outputs that the trained model gave at its export."""
     from ..inference.runtime import read_golden
     from ..inference.tasks import TASKS
     from .formats import FORMATS

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ..config import PACKAGE
 from ..config.command_line import Config
-from ..console import PACKAGE, duration, python, shown, write_json
+from ..console import duration, python, shown, write_json
 from ..distributed.devices import Devices
 from ..distributed.samplers import BatchSplit
 from ..markdown import render

@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import get_object
 
+from ..config import PACKAGE
 from ..config.command_line import Config
 from ..config.instantiation import build
-from ..console import PACKAGE
 from ..errors import UserError
 from ..runs.run_record import run_dirs
 from ..spec import DataSpec
