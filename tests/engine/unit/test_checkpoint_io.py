@@ -26,7 +26,7 @@ def save(epoch: int, path: Path) -> None:
     AtomicCheckpointIO().save_checkpoint({"epoch": epoch, "weights": torch.zeros(1000)}, path)
 
 
-def test_last_checkpoint_is_kept_with_the_one_before_it(tmp_path: Path) -> None:
+def test_last_checkpoint_lies_beside_the_one_before_it(tmp_path: Path) -> None:
     for epoch in (1, 2, 3):
         save(epoch, tmp_path / "last.ckpt")
     names = ["last.ckpt", "last.ckpt.sha256", "previous.ckpt", "previous.ckpt.sha256"]
@@ -97,7 +97,7 @@ def flipped(contents: bytes) -> bytes:
 @pytest.mark.parametrize(
     "spoil", [lambda contents: contents[:-100], flipped, lambda contents: b"", lambda contents: b"of another kind"]
 )
-def test_damaged_checkpoint_is_passed_over_and_told(
+def test_damaged_checkpoint_is_skipped_and_reported(
     spoil: Callable[[bytes], bytes], best_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     contents = torch.load(best_checkpoint, weights_only=True)

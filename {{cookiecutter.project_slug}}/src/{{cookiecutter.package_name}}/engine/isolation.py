@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 
 class IsolatedError(Exception):
@@ -24,7 +24,7 @@ class IsolatedProcess:
     Arguments and results are plain data, as JSON holds them. What a module caches stays from call to call.
     """
 
-    def __enter__(self) -> "IsolatedProcess":
+    def __enter__(self) -> Self:
         self.errors = TemporaryFile()
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__],
