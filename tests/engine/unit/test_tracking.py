@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from {{ cookiecutter.package_name }}.engine.runs import run_record as record
+from {{ cookiecutter.package_name }}.engine.runs import run_record
 from {{ cookiecutter.package_name }}.engine.training.trackers import Steady, prepared, tracked
 
 
@@ -49,7 +49,7 @@ def test_address_that_is_none_is_left_out(address: str, tmp_path: Path) -> None:
 
 
 def test_run_that_goes_on_keeps_its_number(tmp_path: Path) -> None:
-    record.begin(tmp_path, None, {}, {"mlflow": "7", "wandb": "abc"})
+    run_record.write_start(tmp_path, None, {}, {"mlflow": "7", "wandb": "abc"})
     assert prepared("mlflow", {}, tmp_path) == {"run_id": "7"}
     assert prepared("wandb", {"offline": True}, tmp_path) == {"offline": True, "id": "abc"}
 
@@ -62,4 +62,4 @@ def test_origin_is_logged_beside_the_configuration(tmp_path: Path) -> None:
     text = (tmp_path / "hparams.yaml").read_text(encoding="utf-8")
     assert "seed: 1" in text
     assert "torchmetrics" in text
-    assert record.read(tmp_path)["versions"].keys() >= {"python", "torch"}
+    assert run_record.read(tmp_path)["versions"].keys() >= {"python", "torch"}

@@ -207,15 +207,3 @@ def test_run_that_goes_on_knows_its_groups_without_the_file(best_checkpoint: Pat
     assert model.spec.mean == DIGITS.mean, "as in the network: the manifest is made of it"
     groups = model.build_optimizer().param_groups
     assert {group["name"]: group["lr"] for group in groups} == {"kept": pytest.approx(0.001), "new": 0.01}
-
-
-def test_checkpoint_of_an_earlier_version_is_read(best_checkpoint: Path, tmp_path: Path) -> None:
-    """It names no kept weights and counts no labels."""
-    contents = torch.load(best_checkpoint, weights_only=True)
-    del contents["project"]["kept"], contents["project"]["spec"]["label_counts"]
-    for option in ("weights", "pretrained_lr_factor", "freeze", "class_weights"):
-        del contents["project"]["config"]["model"][option]
-    torch.save(contents, tmp_path / "earlier.ckpt")
-    checkpoint = checkpoints.load(tmp_path / "earlier.ckpt")
-    assert checkpoint.model().kept == frozenset()
-    assert checkpoint.spec.label_counts == ()

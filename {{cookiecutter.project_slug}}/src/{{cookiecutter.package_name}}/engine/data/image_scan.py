@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from ..atomic import atomic_write
 from ..console import bar
 from ..inference.images import read_picture
 from ..inference.inputs import reason_of
@@ -43,9 +44,8 @@ def look_at(files: list[Path], shape: tuple[int, int, int], cache_dir: Path) -> 
     remembered = cache_dir / f"{name}.npz"
     with FileLock(cache_dir / f"{name}.lock"):  # of several processes one looks, and the others wait for it
         if not remembered.exists():
-            incoming = cache_dir / f"{name}.incoming.npz"
-            np.savez(incoming, **_decoded(files, shape)._asdict())
-            incoming.replace(remembered)
+            with atomic_write(remembered) as file:
+                np.savez(file, **_decoded(files, shape)._asdict())
         with np.load(remembered) as contents:
             return Found(**contents)
 

@@ -21,6 +21,7 @@ from .input_schema import Array, InputSchema
 from .tasks import TASKS
 
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+SCHEMA_VERSION = 2  # of the manifest; 1 was that of template 0.9
 
 
 class BadBundle(UserError):
@@ -105,9 +106,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no bundle: it has no {MANIFEST}. Give a folder as artifacts/<name>/<version>.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest.get("schema_version", 1)
         files = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadBundle(f"{MANIFEST} of {folder} cannot be read: {type(error).__name__}: {error}.") from error
+    if version == 1:
+        raise BadBundle(f"{folder} was written by version 0.9 of the template, which was never released: export again.")
+    if version != SCHEMA_VERSION:
+        raise BadBundle(
+            f"{folder} was written by another version of the template (schema version {version}, this project reads "
+            f"{SCHEMA_VERSION}): update the project."
+        )
     if escaping := [name for name in files if Path(name).name != name]:
         raise BadBundle(f"{MANIFEST} of {folder} lists {escaping[0]}, which is no plain file name.")
     return dict(manifest)

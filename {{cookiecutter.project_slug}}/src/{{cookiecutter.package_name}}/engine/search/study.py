@@ -33,7 +33,7 @@ from ..config.validation import check_arguments, read_options
 from ..console import shown
 from ..distributed.plan import make_plan
 from ..errors import UserError
-from ..runs.run_record import OF_TRIALS
+from ..runs import run_record
 from ..training.fine_tuning import with_start
 from ..training.options import TrainOptions
 from .space import distributions, hydra_value, options, samples, short_names, suggest, to_text
@@ -284,9 +284,9 @@ class Search:
             "test=false",  # the test split must not choose the options
             *(["rehearse_export=false"] if trial.number else []),  # once is enough
             f"hydra.run.dir={hydra_value(str(folder))}",
-            f"{OF_TRIALS}_target_={__package__}.pruning.PruningCallback",
-            f"{OF_TRIALS}folder={hydra_value(str(self.folder))}",
-            f"{OF_TRIALS}trial_id={trial._trial_id}",
+            f"{run_record.SEARCH_OPTIONS}_target_={__package__}.pruning.PruningCallback",
+            f"{run_record.SEARCH_OPTIONS}folder={hydra_value(str(self.folder))}",
+            f"{run_record.SEARCH_OPTIONS}trial_id={trial._trial_id}",
         ]
         try:
             return train([*self.command, *chosen, *trial_options], folder / "output.txt")

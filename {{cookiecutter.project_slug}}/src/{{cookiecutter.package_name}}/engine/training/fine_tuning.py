@@ -55,7 +55,7 @@ def with_start(config: Config) -> Config:
 def _refuse_the_end(config: Config, checkpoint: Checkpoint) -> None:
     """A run that has come to its end would be left without the figures of its training."""
     done, most = checkpoint.epoch + 1, config["trainer"].get("max_epochs") or 0
-    has_ended = run_record.state_of(Path(config["paths"]["output_dir"])) == "finished"
+    has_ended = run_record.read_state(Path(config["paths"]["output_dir"])) == "finished"
     if config.get("resume") and has_ended and 0 < most <= done:
         raise UserError(
             f"resume={config['resume']} has come to its end, after {done} epochs: give trainer.max_epochs=."

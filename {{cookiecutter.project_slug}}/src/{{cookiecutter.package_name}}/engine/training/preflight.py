@@ -18,7 +18,7 @@ from ..data.loader import MIB, Loader
 from ..errors import Fault, UserError
 from ..spec import DataSpec
 from .callbacks.checkpoint_contents import random_state, set_random_state
-from .checkpoint_io import LAST, take_as_last
+from .checkpoint_io import LAST, copy_to_last
 
 MOST_SAMPLES = 64  # of the training split, that are looked at
 
@@ -37,7 +37,7 @@ def before_training(
     run_dir, start = Path(config["paths"]["output_dir"]), Path(config["ckpt_path"] or "")
     check_disk(run_dir, trainer, model)
     if start.parent == run_dir / "checkpoints" and start.name != LAST:
-        take_as_last(start)
+        copy_to_last(start)
     with ExitStack() as afterwards:
         afterwards.callback(torch.set_num_threads, torch.get_num_threads())  # a file of torch that is loaded sets one
         afterwards.callback(set_random_state, random_state())

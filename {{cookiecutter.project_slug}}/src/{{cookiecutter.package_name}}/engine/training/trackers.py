@@ -127,11 +127,11 @@ def tracked(loggers: list[Logger], config: Config, run_dir: Path) -> Iterator[No
 @rank_zero_only
 def _begin(loggers: list[Logger], config: Config, run_dir: Path) -> None:
     """The resolved configuration, the commit and the versions; a run that goes on in a tracker has them there."""
-    origin = {"git": git_state(), "versions": versions()}
+    provenance = {"git": git_state(), "versions": versions()}
     numbers: dict[str, str] = dict(run_record.read(run_dir).get("trackers", {}))
     for logger in loggers:
         if logger.name not in numbers:
-            logger.log_hyperparams({**config, **origin})
+            logger.log_hyperparams({**config, **provenance})
             if logger.name in NUMBERS and (number := logger.version) is not None:
                 numbers[logger.name] = str(number)
-    run_record.begin(run_dir, config.get("options"), origin, numbers)
+    run_record.write_start(run_dir, config.get("options"), provenance, numbers)

@@ -15,8 +15,8 @@ from ..config.instantiation import build
 from ..config.validation import read_options
 from ..distributed.launch import launch
 from ..distributed.plan import Plan
-from ..reporting.run_report import announce, keep_metrics, report_training
-from ..runs.run_record import recording
+from ..reporting.run_report import announce, report_training, restore_metrics
+from ..runs.run_record import locked_run
 from ..training.base_module import BaseModule
 from ..training.build import build_callbacks, build_for_training, build_loggers, build_trainer
 from ..training.callbacks.checkpoint_contents import figures_of_training
@@ -46,7 +46,7 @@ class Training:
     @staticmethod
     def launch(run: Callable[[Config, Plan], dict[str, float]], config: Config) -> None:
         """Runs `run(config, plan)` on every device; what cannot work is refused before any process is started."""
-        with recording(Path(config["paths"]["output_dir"])):
+        with locked_run(Path(config["paths"]["output_dir"])):
             read_options(config, TrainOptions)
             launch(run, {**with_start(config), "options": typed_but("resume")})
 
@@ -75,7 +75,7 @@ class Training:
 
             announce(self.config, self.plan.devices, self.plan.split, self.model)
             before_training(self.config, self.datamodule, self.model, self.trainer, rehearse)
-            keep_metrics(self.run_dir / "metrics.csv", self.loggers, self.resumed_from)
+            restore_metrics(self.run_dir / "metrics.csv", self.loggers, self.resumed_from)
         with tracked(self.loggers, self.config, self.run_dir):
             yield
 

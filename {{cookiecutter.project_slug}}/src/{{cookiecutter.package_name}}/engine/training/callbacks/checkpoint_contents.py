@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside what Lightning puts into it: plain data only."""
+"""What a checkpoint holds besides what Lightning puts into it: plain data only."""
 
 import random
 from typing import Any
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class SelfContained(Callback):
-    """Puts into each checkpoint what `evaluate` and `export` need beside the weights, as plain data."""
+    """Puts into each checkpoint what `evaluate` and `export` need besides the weights."""
 
     def __init__(self, contents: dict[str, Any]) -> None:
         self.contents = contents
@@ -22,7 +22,7 @@ class SelfContained(Callback):
 
 
 class RandomState(Callback):
-    """Gives each rank its own random numbers, and keeps in each checkpoint where they are on every rank."""
+    """Gives each rank its own random numbers, and stores the state of every rank's generators in each checkpoint."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] | None = None
@@ -46,11 +46,11 @@ class RandomState(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.states = checkpoint.get("random_states")
+        self.states = checkpoint["random_states"]
 
 
 class LastFigures(Callback):
-    """Keeps what the last epoch came to, for a run that has nothing left to do but its test when it goes on."""
+    """Stores the figures of the last epoch, for a resumed run that has nothing left to do but its test."""
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
@@ -63,19 +63,19 @@ class LastFigures(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.figures = checkpoint.get("figures", {})
+        self.figures = checkpoint["figures"]
 
 
 def figures_of_training(trainer: pl.Trainer) -> dict[str, float]:
-    """Of the last epoch, by the names under which they were logged."""
+    """Returns the figures of the last epoch by their logged names."""
     logged, others = trainer.callback_metrics, ("time/", "lr-", "warmup/", "test/")
     figures = {name: value.item() for name, value in logged.items() if "/" in name and not name.startswith(others)}
-    kept = [callback.figures for callback in trainer.callbacks if isinstance(callback, LastFigures)]  # type: ignore[attr-defined]
-    return {**(kept[0] if kept else {}), **figures}
+    stored = [callback.figures for callback in trainer.callbacks if isinstance(callback, LastFigures)]  # type: ignore[attr-defined]
+    return {**(stored[0] if stored else {}), **figures}
 
 
 def random_state() -> dict[str, Any]:
-    """Tensors, numbers and words only, as in all of a checkpoint; long lists of numbers would be slow to write."""
+    """Returns tensors, numbers and strings only; long lists of numbers would be slow to write."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     version, numbers, gauss = random.getstate()
     return {
@@ -87,11 +87,10 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Lists too, as in checkpoints of earlier versions of this project."""
-    torch.set_rng_state(torch.as_tensor(state["torch"], dtype=torch.uint8))
+    torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([torch.as_tensor(cuda, dtype=torch.uint8) for cuda in state["cuda"]])
+        torch.cuda.set_rng_state_all(state["cuda"])
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.asarray(keys, np.uint32), *rest))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(map(int, numbers)), gauss))
+    random.setstate((version, tuple(numbers.tolist()), gauss))

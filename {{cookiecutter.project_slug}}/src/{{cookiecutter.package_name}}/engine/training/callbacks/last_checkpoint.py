@@ -9,10 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ...atomic import remove_temporary_files
 from ...config.command_line import interruption
 from ...console import python, shown
 from ...errors import UserError
-from ..checkpoint_io import LAST, clear_incoming
+from ..checkpoint_io import LAST
 from .preemption import Consensus, SignalListener
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class LastCheckpoint(ModelCheckpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero:
-            clear_incoming(self._path.parent)
+            remove_temporary_files(self._path.parent)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
