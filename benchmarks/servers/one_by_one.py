@@ -8,7 +8,7 @@ import importlib
 import sys
 
 package = sys.argv.pop(1)
-served = importlib.import_module(f"{package}.serving.http.served")
+model_versions = importlib.import_module(f"{package}.engine.serving.model_versions")
 
 
 class Alone:
@@ -21,8 +21,8 @@ class Alone:
         return await asyncio.get_running_loop().run_in_executor(self.thread, self.run, inputs)
 
 
-served.Batcher = Alone
+model_versions.Batcher = Alone
 sys.argv[0] = f"{package}.serve"
 
 if __name__ == "__main__":
-    importlib.import_module(f"{package}.serve").main()
+    importlib.import_module(f"{package}.engine.serving.serve").main()

@@ -43,7 +43,7 @@ ROWS = [(FIRST, 0, 0), (SECOND, 0, 1), *(("deep/batch.npy", k, k) for k in range
 
 
 def save(sample: npt.NDArray[Any], path: Path, bundle: Path) -> None:
-    """As a file that holds this one sample."""
+    """Saves one sample as a file."""
 {% if cookiecutter.data_kind == "images" %}
     Image.fromarray(sample[0]).save(path)
 {% else %}

@@ -38,7 +38,7 @@ assert np.allclose($first, golden["$first"], atol=1e-4)
 Where this project is installed, its loader checks every file against its hash first:
 
 ```python
-from $package.serving.runtime import Bundle
+from $package.engine.inference.runtime import Bundle
 
 bundle = Bundle(".")
 print(bundle.predict(golden["input"]))  # [$told, ...]

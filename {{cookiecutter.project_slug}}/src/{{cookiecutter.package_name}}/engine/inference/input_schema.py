@@ -60,17 +60,16 @@ class InputSchema:
         return f"{self.dtype} {self.shape}"
 
     @cached_property
-    def _is_unbounded(self) -> bool:
-        """Whether the range holds every value of the dtype, as for pixels: then no value needs to be compared."""
+    def integer_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value of an integer dtype; NaN for other dtypes, so that no comparison holds."""
         if self.dtype.kind not in "iu":
-            return False
-        limits = np.iinfo(self.dtype)
-        return bool(self.range[0] <= limits.min and limits.max <= self.range[1])
+            return np.nan, np.nan
+        return np.iinfo(self.dtype).min, np.iinfo(self.dtype).max
 
     def is_in_range(self, values: Array) -> bool:
-        if self._is_unbounded:
+        (low, high), (least, most) = self.range, self.integer_bounds
+        if low <= least and most <= high:  # as for pixels from 0 to 255
             return True
-        low, high = self.range
         known = values[~np.isnan(values)] if self.columns else values
         return not known.size or bool(low <= known.min() and known.max() <= high)  # false for a NaN
 

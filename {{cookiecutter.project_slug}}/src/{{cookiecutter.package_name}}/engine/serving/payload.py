@@ -68,7 +68,8 @@ def tensor_from_json(data: list[Any], shape: tuple[int, ...], schema: InputSchem
         raise RequestError(f"{where} does not hold numbers of {TYPES[dtype.name]} alone.")
     if given.shape not in (shape, (math.prod(shape),)):
         raise RequestError(f"{where} has the shape {excerpt(list(given.shape))}, not {list(shape)}.")
-    if dtype.kind in "iu" and not (np.iinfo(dtype).min <= given.min() and given.max() <= np.iinfo(dtype).max):
+    least, most = schema.integer_bounds
+    if dtype.kind in "iu" and not (least <= given.min() and given.max() <= most):
         raise RequestError(f"{where} holds numbers that do not fit into {TYPES[dtype.name]}.")
     with np.errstate(over="ignore"):  # infinite values are out of range too
         array: Array = given.astype(dtype, copy=False).reshape(shape)
