@@ -69,7 +69,7 @@ class TableDataModule(InMemoryDataModule):
             but = [target, *([] if split is None else [split]), *(drop or [])]
             columns = choose(table, but, categorical or [], rows["train"])
         else:
-            columns = [Column.of(column) for column in trained.columns]
+            columns = [Column.from_dict(column) for column in trained.columns]
         inputs = _encoded(table, columns, path)
         if trained is None:
             trained = _described(table, target, task, columns, rows["train"], inputs[rows["train"]])

@@ -40,7 +40,7 @@ def written(path: Path, task: Task, labels: Sequence[str], probabilities: bool) 
     """
 
     def told(row: npt.NDArray[Any]) -> Told:
-        return task.told(row, labels, every=probabilities)
+        return task.describe(row, labels, every=probabilities)
 
     mode, writer = WRITERS[path.suffix.lower()]
     try:
