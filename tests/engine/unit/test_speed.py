@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
-from {{ cookiecutter.package_name }}.engine.training.callbacks.data_wait import DataWait
+from {{ cookiecutter.package_name }}.engine.training.callbacks.monitoring import DataWait
 from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_contents import (
     random_state,
     set_random_state,
@@ -51,7 +51,7 @@ def make_trainer(**options: object) -> pl.Trainer:
 
 
 def tuned(datamodule: Digits) -> Classifier:
-    """Its first layer is frozen, with the BatchNorm after it; the second was kept."""
+    """Its first layer is frozen, with the BatchNorm after it; the second is pretrained."""
 
     def net(spec: DataSpec) -> nn.Module:
         layers = [nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10)]
@@ -59,7 +59,7 @@ def tuned(datamodule: Digits) -> Classifier:
 
     options = {"class_weights": [*range(1, 11)], "pretrained_lr_factor": 0.1, "freeze": ["net.1.1.*", "net.1.2.*"]}
     model = make_classifier(datamodule, net, **options)
-    model.kept = frozenset({"net.1.1.weight", "net.1.3.weight"})
+    model.pretrained_names = frozenset({"net.1.1.weight", "net.1.3.weight"})
     return model
 
 

@@ -16,7 +16,7 @@ from ..config.command_line import Config
 from ..config.instantiation import build
 from ..distributed.launch import devices_of
 from ..training.build import build_for_training
-from ..training.fine_tuning import begin
+from ..training.fine_tuning import load_starting_point
 from .loop import HandWrittenLoop
 from .machine import peak_memory_of_process
 from .turns import Player
@@ -72,7 +72,7 @@ def by_hand(config: Config) -> None:
         global_rank=rank, world_size=devices.num_devices, accumulate_grad_batches=1, overfit_batches=0
     )
     model = build_for_training(config["model"], datamodule.spec, lr_factor=1.0)
-    begin(model, ckpt_path=None)
+    load_starting_point(model, ckpt_path=None)
     loop = HandWrittenLoop(
         model,
         datamodule,

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.loader import Batch
-from ..data.samples import SamplesInMemory
+from ..data.samples import Batch, SamplesInMemory
 from ..distributed.samplers import seeded
 from ..training.base_module import BaseModule
 
@@ -70,7 +69,7 @@ class HandWrittenLoop:
         self.net.eval()
         with torch.inference_mode():
             val = self._means(self._pass(islice(self._validation_batches(), val_batches), training=False))
-        figure = self.model.figure
+        figure = self.model.train_metric
         names = ("train/loss", f"train/{figure}", "val/loss", f"val/{figure}")
         return dict(zip(names, (*train, *val), strict=True))
 
@@ -84,7 +83,7 @@ class HandWrittenLoop:
             if training:
                 self._update(loss)
             loss_sum.add_(loss.detach(), alpha=len(y))
-            figure_sum = figure_sum + self.model.figure_sum(outputs.detach(), y)
+            figure_sum = figure_sum + self.model.metric_sum(outputs.detach(), y)
             num_samples += len(y)
         return torch.stack([loss_sum, figure_sum, self._zero() + num_samples])
 
@@ -101,7 +100,7 @@ class HandWrittenLoop:
         if self.world_size > 1:
             torch.distributed.all_reduce(sums)
         loss, figure_sum, count = sums
-        mean = self.model.finished(figure_sum / count.clamp(min=1))
+        mean = self.model.metric_from_mean(figure_sum / count.clamp(min=1))
         return float(loss / count.clamp(min=1)), float(mean)
 
     def _zero(self) -> Tensor:

@@ -71,7 +71,7 @@ def refuse_mistakes(space: Space, of_all: list[str]) -> None:
     """Those that every trial would meet, before there is one."""
     from ..config.validation import read_options
     from ..distributed.plan import make_plan
-    from ..training.fine_tuning import with_start
+    from ..training.fine_tuning import with_starting_point
     from ..training.options import TrainOptions
     from .space import options, samples
 
@@ -85,7 +85,7 @@ def refuse_mistakes(space: Space, of_all: list[str]) -> None:
             raise UserError(f"search.space: {refusal}") from refusal
         if number == 0:
             read_options(config, TrainOptions)
-            make_plan(with_start(config))
+            make_plan(with_starting_point(config))
 
 
 def run_trials(search: Search, of_all: list[str], num_trials: int) -> None:

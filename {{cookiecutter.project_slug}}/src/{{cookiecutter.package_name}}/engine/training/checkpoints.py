@@ -42,7 +42,7 @@ class Checkpoint:
     config: Config
     spec: DataSpec
     state_dict: dict[str, torch.Tensor]
-    kept: frozenset[str]  # names of the parameters that its training had taken from `model.weights`
+    pretrained_names: frozenset[str]  # of the parameters that its training had taken from `model.weights`
     figures: dict[str, float]  # of the last epoch, as they were logged
 
     def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
@@ -97,16 +97,21 @@ class Checkpoint:
             raise UserError(f"ckpt_path={self.path} does not fit the network as it is now: {reason}") from error
         # On data that has changed since, mean and deviation are still those of the weights.
         model.spec = replace(model.spec, mean=self.spec.mean, std=self.spec.std)
-        model.kept = self.kept
+        model.pretrained_names = self.pretrained_names
 
 
 def self_description(config: Config, model: BaseModule) -> dict[str, Any]:
-    """What `SelfContained` stores, and `load` reads back; places of files hold from any folder."""
+    """What `CheckpointContents` stores, and `load` reads back; places of files hold from any folder."""
     sections = {name: config[name] for name in ("data", "model", "seed")}
     places = {name: config["data"][name] for name in PLACES if config["data"].get(name) is not None}
     found = {name: str(path.resolve()) for name in places if (path := Path(places[name]).expanduser()).exists()}
     sections["data"] = {**config["data"], **found}
-    return {"package": PACKAGE, "config": sections, "spec": model.spec.to_dict(), "kept": sorted(model.kept)}
+    return {
+        "package": PACKAGE,
+        "config": sections,
+        "spec": model.spec.to_dict(),
+        "pretrained_names": sorted(model.pretrained_names),
+    }
 
 
 def find(ckpt_path: str, log_dir: Path) -> Path:
@@ -152,7 +157,7 @@ def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Check
         config=project["config"],
         spec=DataSpec.from_dict(project["spec"]),
         state_dict=contents["state_dict"],
-        kept=frozenset(project.get("kept", ())),
+        pretrained_names=frozenset(project.get("pretrained_names", ())),
         figures=contents.get("figures", {}),
     )
 
