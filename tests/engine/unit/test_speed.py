@@ -12,7 +12,7 @@ import torch
 from digits import Digits, convolutions, linear
 from lightning.pytorch.loggers import CSVLogger
 
-from {{ cookiecutter.package_name }}.engine.training.callbacks.data_wait import DataWait
+from {{ cookiecutter.package_name }}.engine.training.callbacks.monitoring import DataWait
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..spec import DataSpec
 from ..training.base_module import BaseModule
-from ..training.output_layers import OutputLayer
+from ..training.layers import OutputLayer
 from .formats import Array, Run
 from .gate import median_latency_ms
 from .signature import Contract, GateFailure

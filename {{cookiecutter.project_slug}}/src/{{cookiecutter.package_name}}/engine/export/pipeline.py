@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from ..data.labels import counts_of
+from ..data.labels import count_labels
 from ..errors import UserError
 from ..inference.runtime import GOLDEN
 from ..spec import DataSpec
@@ -79,7 +79,7 @@ def _data(spec: DataSpec, datamodule: pl.LightningDataModule, num_test: int) -> 
         "name": spec.name,
         "description": spec.description,
         "num_samples": {"train": len(training), "val": num_val, "test": num_test},
-        "label_counts": list(counts_of(labels, spec.num_outputs)) if labels is not None and spec.labels else None,
+        "label_counts": list(count_labels(labels, spec.num_outputs)) if labels is not None and spec.labels else None,
     }
 
 

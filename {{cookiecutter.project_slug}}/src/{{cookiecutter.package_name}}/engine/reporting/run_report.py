@@ -54,7 +54,7 @@ def announce(config: Config, devices: Devices, split: BatchSplit | None, model: 
 
 
 def _rates(model: BaseModule) -> str:
-    """The learning rates of what trains; `kept` and `new` where weights were taken from a file."""
+    """Returns the learning rates of what trains; `pretrained` and `new` where weights were taken from a file."""
     groups = model.build_optimizer().param_groups
     training = [group for group in groups if any(weight.requires_grad for weight in group["params"])]
     rates = [(group["lr"], f" ({group['name']})" if "name" in group else "") for group in training]

@@ -34,7 +34,7 @@ from ..console import shown
 from ..distributed.plan import make_plan
 from ..errors import UserError
 from ..runs import run_record
-from ..training.fine_tuning import with_start
+from ..training.fine_tuning import with_starting_point
 from ..training.options import TrainOptions
 from .space import distributions, hydra_value, options, samples, short_names, suggest, to_text
 
@@ -99,7 +99,7 @@ def open_search(config: Config) -> "Search":
             raise UserError(f"search.space: {error}") from error
         if number == 0:
             read_options(sampled, TrainOptions)
-            make_plan(with_start(sampled))
+            make_plan(with_starting_point(sampled))
     build(settings.sampler, "search.sampler", seed=0)
     if settings.pruner:
         build(settings.pruner, "search.pruner")

@@ -43,7 +43,7 @@ class Checkpoint:
     config: Config
     spec: DataSpec
     state_dict: dict[str, torch.Tensor]
-    kept: frozenset[str]  # names of the parameters that its training had taken from `model.weights`
+    pretrained_names: frozenset[str]  # of the parameters that its training had taken from `model.weights`
     figures: dict[str, float]  # of the last epoch, by their logged names
 
     def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
@@ -98,11 +98,11 @@ class Checkpoint:
             raise UserError(f"ckpt_path={self.path} does not fit the network as it is now: {reason}") from error
         # On data that has changed since, mean and deviation are still those of the weights.
         model.spec = replace(model.spec, mean=self.spec.mean, std=self.spec.std)
-        model.kept = self.kept
+        model.pretrained_names = self.pretrained_names
 
 
 def self_description(config: Config, model: BaseModule) -> dict[str, Any]:
-    """Returns what `SelfContained` stores and `load` reads back; paths become absolute, to hold from any folder."""
+    """Returns what `CheckpointContents` stores and `load` reads back; paths become absolute, to hold from any folder."""
     sections = {name: config[name] for name in ("data", "model", "seed")}
     paths = {name: Path(config["data"][name]).expanduser() for name in PATHS if config["data"].get(name) is not None}
     absolute = {name: str(path.resolve()) for name, path in paths.items() if path.exists()}
@@ -112,7 +112,7 @@ def self_description(config: Config, model: BaseModule) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "config": sections,
         "spec": model.spec.to_dict(),
-        "kept": sorted(model.kept),
+        "pretrained_names": sorted(model.pretrained_names),
     }
 
 
@@ -160,7 +160,7 @@ def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Check
         config=project["config"],
         spec=DataSpec.from_dict(project["spec"]),
         state_dict=contents["state_dict"],
-        kept=frozenset(project["kept"]),
+        pretrained_names=frozenset(project["pretrained_names"]),
         figures=contents["figures"],
     )
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides what Lightning puts into it: plain data only."""
+"""What a checkpoint holds beside what Lightning stores: plain data only."""
 
 import random
 from typing import Any
@@ -9,31 +9,25 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 
-class SelfContained(Callback):
-    """Puts into each checkpoint what `evaluate` and `export` need besides the weights."""
+class CheckpointContents(Callback):
+    """Stores in each checkpoint `project`, which `evaluate` and `export` need beside the weights, and what a run needs
+    to be continued: the random state of every rank, and the metrics of the last epoch.
 
-    def __init__(self, contents: dict[str, Any]) -> None:
-        self.contents = contents
+    It also gives each rank random numbers of its own.
+    """
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["project"] = self.contents
-
-
-class RandomState(Callback):
-    """Gives each rank its own random numbers, and stores the state of every rank's generators in each checkpoint."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, Any]] | None = None
+    def __init__(self, project: dict[str, Any]) -> None:
+        self.project = project
+        self.metrics: dict[str, float] = {}  # for a run that is continued without an epoch left to train
+        self.random_states: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rank = trainer.global_rank
-        if self.states is not None and rank < len(self.states):
-            set_random_state(self.states[rank])
+        if rank < len(self.random_states):
+            set_random_state(self.random_states[rank])
         elif rank > 0:  # all ranks begin with the same seed, and their dropout masks would be the same
             torch.manual_seed(torch.initial_seed() + rank)
-        self.states = None
+        self.random_states = []
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -41,41 +35,26 @@ class RandomState(Callback):
         states = [random_state()] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(states, states[0])
-        checkpoint["random_states"] = states
+        checkpoint.update(project=self.project, random_states=states, figures=training_metrics(trainer))
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.states = checkpoint["random_states"]
+        self.random_states, self.metrics = checkpoint["random_states"], checkpoint["figures"]
 
 
-class LastFigures(Callback):
-    """Stores the figures of the last epoch, for a resumed run that has nothing left to do but its test."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["figures"] = figures_of_training(trainer)
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self.figures = checkpoint["figures"]
-
-
-def figures_of_training(trainer: pl.Trainer) -> dict[str, float]:
-    """Returns the figures of the last epoch by their logged names."""
+def training_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The metrics of the last epoch, by the names under which they were logged."""
     logged, others = trainer.callback_metrics, ("time/", "lr-", "warmup/", "test/")
-    figures = {name: value.item() for name, value in logged.items() if "/" in name and not name.startswith(others)}
-    stored = [callback.figures for callback in trainer.callbacks if isinstance(callback, LastFigures)]  # type: ignore[attr-defined]
-    return {**(stored[0] if stored else {}), **figures}
+    metrics = {name: value.item() for name, value in logged.items() if "/" in name and not name.startswith(others)}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CheckpointContents):
+            metrics = {**callback.metrics, **metrics}
+    return metrics
 
 
 def random_state() -> dict[str, Any]:
-    """Returns tensors, numbers and strings only; long lists of numbers would be slow to write."""
+    """Tensors, numbers and words only, as everything in a checkpoint; long lists of numbers would be slow to write."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     version, numbers, gauss = random.getstate()
     return {
