@@ -86,13 +86,14 @@ def plot_search(search: Search, picture: Path) -> None:
         history.set(title="Finished trials", xlabel="trial")
         history.legend(loc="best")
         values.set(title="Every trial, pruned ones included", xlabel="validation", ylabel=monitor)
-        if all(line.get_ydata().min() > 0 for line in values.lines):
+        if all(np.min(np.asarray(line.get_ydata(), dtype=float)) > 0 for line in values.lines):
             values.set_yscale("log")
-        if values.get_legend():
-            values.get_legend().remove()
+        if (legend := values.get_legend()) is not None:
+            legend.remove()
         rows: list[list[Any]] = [[history, values]]
         for start in range(0, len(params), NUM_COLUMNS):
-            slices = np.ravel(plot_slice(study, params[start : start + NUM_COLUMNS], target_name=monitor))
+            plots: Any = plot_slice(study, params[start : start + NUM_COLUMNS], target_name=monitor)
+            slices = np.ravel(plots)
             slices[0].figure.suptitle("")
             for option, axes in zip(params[start:], slices, strict=False):
                 axes.set(xlabel=search.names[option].replace("$", r"\$"), title="")

@@ -21,6 +21,7 @@ import optuna
 from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
@@ -122,7 +123,8 @@ def open_storage(folder: str | Path, **heartbeat: Any) -> RDBStorage:
 
 
 def open_study(folder: str | Path, storage: RDBStorage, mode: str = "min") -> optuna.Study:
-    name, direction = f"{PACKAGE}/{Path(folder).name}", "minimize" if mode == "min" else "maximize"
+    direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
+    name = f"{PACKAGE}/{Path(folder).name}"
     return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
 
 
@@ -173,6 +175,7 @@ class Search:
             shutil.rmtree(trials_folder, ignore_errors=True)
             self.study, began, changed = open_study(self.folder, self.storage, self.settings.mode), None, []
         for name in changed:
+            assert began is not None
             before, now = (str(value).replace("'", "") for value in (began[name], asked[name]))
             raise UserError(
                 f"the search '{self.folder.name}' began with {name}={before}, not {now}: "
