@@ -25,7 +25,7 @@ from conftest import (
 )
 
 NUM_COMBINATIONS = 288
-# The design asked for 80 and 3,000: docs/benchmarks.md says by how much that was missed, docs/decisions.md why.
+# The design asked for 80 and 3,000: docs/benchmarks.md says by how much that was missed.
 MAX_FILES, MAX_LINES = 240, 10020
 OF_A_KIND = {
     "images": (

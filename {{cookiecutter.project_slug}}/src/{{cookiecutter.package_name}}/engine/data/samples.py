@@ -156,7 +156,7 @@ def _num_steps(trainer: pl.Trainer | None) -> int:
 
 
 def check_options(batch_size: int, num_workers: int, **fractions: float) -> None:
-    if min(fractions.values()) <= 0 or sum(fractions.values()) >= 1:
+    if min(fractions.values(), default=1) <= 0 or sum(fractions.values()) >= 1:
         given = " and ".join(f"data.{name}={fraction}" for name, fraction in fractions.items())
         raise UserError(f"{given} leave a split empty: each must be above 0 and their sum below 1.")
     if batch_size < 1:
