@@ -1,4 +1,4 @@
-"""The guides `docs/my-*.md`, followed word for word: their files are written, their changes made, their commands run."""
+"""The guides `docs/my-*.md`, followed word for word: their files, their changes and their commands."""
 
 import os
 import re
