@@ -2,24 +2,33 @@
 
 In an environment of the generated project, from anywhere: python benchmarks/decoding.py --workers 1 2
 
-Each case is `train` in a process of its own; they take turns, a whole epoch each. The pictures are photographs in size
+Each case is `train` in a process of its own; they take turns, an epoch each. The pictures are photographs in size
 and grain: JPEG files of 160 x 120 pixels, resized to 64 x 64.
 """
 
 import argparse
-import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from digit_classifier.engine.benchmark.turns import Case
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from digit_classifier.engine import SamplesInMemory
+from digit_classifier.engine.data.image_folder import ImageFolderDataModule
 from PIL import Image
+from training import Contestant
 
 NUM_ROUNDS = 6
 NUM_LABELS, NUM_OF_EACH = 10, 200
+
+
+class DecodedDataModule(ImageFolderDataModule):
+    """The same pictures, decoded before the training begins and held in memory, without augmentation."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"augment": None, "num_workers": 0})
+        for split, samples in self.samples.items():
+            self.samples[split] = SamplesInMemory(*samples.__getitems__(list(range(len(samples)))))
 
 
 def main() -> None:
@@ -27,28 +36,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of worker processes to try")
     parser.add_argument("options", nargs="*", help="of train, as model.net.widths=[64,128,128]")
     given = parser.parse_args()
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent / "training")  # of the processes that are measured
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         root = write_pictures(Path(scratch, "pictures"))
-        ways = {"decoded already": ["data._target_=decoded.DecodedDataModule"]}
+        ways = {"decoded already": ["data._target_=decoding.DecodedDataModule"]}
         ways |= {f"on disk, workers: {number}": [f"data.num_workers={number}"] for number in given.workers}
+        shared = ["data=image_folder", "trainer=cpu", f"data.root={root}", f"paths.cache_dir={scratch}/cache"]
         cases = {}
         for name, options in ways.items():
-            folder = Path(scratch, f"run{len(cases)}")
-            folder.mkdir()
-            config = config_of(
-                [
-                    f"data.root={root}",
-                    f"paths.cache_dir={scratch}/cache",
-                    f"paths.output_dir={folder}",
-                    *options,
-                    *given.options,
-                ]
-            )
-            cases[name] = stack.enter_context(
-                Case(config, 1, num_epochs=1, train_batches=1.0, val_batches=1.0, by_hand=False)
-            )
-            cases[name].start()
+            cases[name] = stack.enter_context(Contestant([*shared, *options, *given.options], num_epochs=1))
             cases[name].turn()
         seconds = {name: [] for name in cases}
         waited = {name: [] for name in cases}
@@ -67,14 +62,6 @@ def main() -> None:
             f"{name:20} {min(of_case):7.2f} s {np.median(of_case):7.2f} s {np.median(waited[name]):7.2f} s   "
             f"{fastest / min(of_case):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
-
-
-def config_of(options: list[str]) -> dict:
-    """Of `train`, without an end of its own."""
-    with initialize_config_module("digit_classifier.configs", version_base="1.3"):
-        words = ["data=image_folder", "trainer=cpu", "trainer.max_epochs=-1", "callbacks.early_stopping=null", *options]
-        config = compose("train", words)
-    return OmegaConf.to_container(config, resolve=True)
 
 
 def write_pictures(root: Path) -> Path:

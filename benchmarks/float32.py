@@ -1,4 +1,4 @@
-"""How far single precision alone lets weights drift: whole batches against two halves of each, in torch only.
+"""How far single precision alone lets weights drift: full batches against two halves of each, in torch only.
 
 In an environment of the generated project, from anywhere: python benchmarks/float32.py
 """
@@ -30,7 +30,7 @@ CASES = {
 
 
 def weights(net: Callable[[DataSpec], nn.Module], optimizer: partial, num_parts: int) -> dict[str, Tensor]:
-    """After one epoch in the order of the project's own sampler, each batch of 64 in so many parts."""
+    """Returns the weights after an epoch in the project's own order, each batch of 64 in `num_parts` parts."""
     torch.manual_seed(42)
     model = Classifier(DATA.spec, net, optimizer)
     steps = model.make_optimizer(model.parameters())
@@ -47,6 +47,6 @@ def weights(net: Callable[[DataSpec], nn.Module], optimizer: partial, num_parts:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for name, (net, optimizer) in CASES.items():
-        whole, halves = weights(net, optimizer, 1), weights(net, optimizer, 2)
-        drift = max((halves[key] - whole[key]).abs().max().item() for key in whole)
+        full, halves = weights(net, optimizer, 1), weights(net, optimizer, 2)
+        drift = max((halves[key] - full[key]).abs().max().item() for key in full)
         print(f"{name:20} {drift:.1e}")

@@ -36,7 +36,7 @@ def best_of_rounds(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 def main(folder: Path) -> None:
     package = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["name"]
-    bundle = import_module(f"{package}.serving.runtime").Bundle(folder, num_threads=1)
+    bundle = import_module(f"{package}.engine.inference.runtime").Bundle(folder, num_threads=1)
     session = bundle.session  # the same one: two sessions of one file differ by more than the loader costs
     inputs = np.load(folder / "golden.npz")["input"][:1]
 
@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
     import torch  # only now: its threads would disturb the figures above
 
     torch.set_num_threads(1)
-    network = import_module(f"{package}.exporters.safetensors").rebuilt(folder / "model.safetensors")
+    network = import_module(f"{package}.engine.export.safetensors").rebuilt(folder / "model.safetensors")
     tensor = torch.from_numpy(inputs)
     with torch.inference_mode():
         found = best_of_rounds({"bare": bare, "eager": lambda: network(tensor)})

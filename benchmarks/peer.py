@@ -1,6 +1,6 @@
 """Epochs of the most used template (ashleve/lightning-hydra-template) beside a project's and a loop by hand.
 
-In an environment with what both need (make peers), and a clone of the other template:
+In an environment with what both need (make session NAME=peers), and a clone of the other template:
 
 git clone https://github.com/ashleve/lightning-hydra-template build/peers/clone
 git -C build/peers/clone checkout bddbc24
@@ -14,16 +14,20 @@ it does with them is its own code.
 
 import argparse
 import json
-import os
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
+from digit_classifier.engine.distributed.launch import launch
+from digit_classifier.models.mlp import MLP
+from lightning.pytorch.callbacks import Callback
+from training import PICTURES, TINY, HandWrittenLoop, PicturesDataModule, compose_train, measured_environment
 
-TRAINING = Path(__file__).parent / "training"
 NUM_TRAIN, NUM_VAL, NUM_TEST, BATCH_SIZE = 55_000, 5_000, 10_000, 128
 
 
@@ -61,44 +65,76 @@ def write_mnist(folder: Path) -> None:
 
 
 def command(name: str, options: argparse.Namespace, scratch: Path) -> list[str]:
-    """It trains one epoch more than is timed: an epoch ends where the next one begins."""
+    """Trains one epoch more than is timed, because an epoch ends where the next one begins."""
     num_epochs, times = options.epochs + 1, scratch / "seconds.json"
-    if name == "by hand":
-        return [sys.executable, str(TRAINING / "by_hand.py"), str(times), str(num_epochs)]
-    both = [
+    if name != "theirs":
+        function = {"by hand": "train_by_hand", "ours": "train_ours"}[name]
+        return [sys.executable, "-c", f"import peer; peer.{function}({str(times)!r}, {num_epochs})"]
+    return [
+        *(sys.executable, str(options.clone.resolve() / "src/train.py")),
         f"trainer.max_epochs={num_epochs}",
         "trainer=cpu",
         "logger=csv",
         f"data.batch_size={BATCH_SIZE}",
+        f"data.data_dir={scratch}",
+        f"data.train_val_test_split=[{NUM_TRAIN},{NUM_VAL},{NUM_TEST}]",
         f"paths.log_dir={scratch}",
-        "+callbacks.clock._target_=clock.Clock",
+        "~model.net",
+        "+model.net._target_=peer.tiny_network",
+        "+callbacks.clock._target_=peer.Clock",
         f"+callbacks.clock.file={times}",
         "test=false",  # theirs fails there: it does not load the checkpoint that it wrote
     ]
-    if name == "theirs":
-        network = ["~model.net", "+model.net._target_=clock.tiny_network"]
-        return [
-            *(sys.executable, str(options.clone.resolve() / "src/train.py"), *both, *network),
-            *(f"data.data_dir={scratch}", f"data.train_val_test_split=[{NUM_TRAIN},{NUM_VAL},{NUM_TEST}]"),
-        ]
-    network = ["model=mlp", "model.net.widths=[64,128,64]", "model.net.dropout=0"]
-    data = [
-        "data=pictures",
-        "data._target_=digit_classifier.data.pictures.PicturesDataModule",  # make peers puts it there
-        f"data.num_samples={NUM_TRAIN}",
-        f"data.num_val={NUM_VAL}",
-    ]
-    return [sys.executable, "-m", "digit_classifier", "train", "--config-dir", str(TRAINING), *both, *network, *data]
+
+
+def our_config(num_epochs: int) -> dict:
+    sizes = [f"data.num_samples={NUM_TRAIN}", f"data.num_val={NUM_VAL}", f"data.batch_size={BATCH_SIZE}"]
+    run = [f"trainer.max_epochs={num_epochs}", "trainer=cpu", "logger=csv", "test=false", "paths.output_dir=."]
+    return compose_train([*PICTURES, *sizes, *TINY, *run])
+
+
+def train_ours(file: str, num_epochs: int) -> None:
+    config = our_config(num_epochs)
+    clock = {"_target_": "peer.Clock", "file": file}
+    launch(run_ours, {**config, "callbacks": {**config["callbacks"], "clock": clock}})
+
+
+def run_ours(config: dict, *plan: object) -> None:
+    from digit_classifier import train
+
+    train.run(config, *plan)
+
+
+def train_by_hand(file: str, num_epochs: int) -> None:
+    loop, clock = HandWrittenLoop(our_config(num_epochs)), Clock(file)
+    for epoch in range(num_epochs):
+        clock.tick()
+        loop.epoch(epoch)
+
+
+class Clock(Callback):
+    """Writes the seconds of each epoch but the last: an epoch lasts until the next one begins."""
+
+    def __init__(self, file: str) -> None:
+        self.file, self.starts = Path(file), []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.tick()
+
+    def tick(self) -> None:
+        self.starts.append(time.perf_counter())
+        self.file.write_text(json.dumps(np.diff(self.starts).tolist()), encoding="utf-8")
+
+
+def tiny_network() -> MLP:
+    """Returns the network of `TINY` for pictures `(N, 1, 28, 28)`."""
+    spec = PicturesDataModule(num_samples=128, num_val=10, side=28, batch_size=128, seed=42).spec
+    return MLP(spec, [64, 128, 64], 0.0)
 
 
 def epochs_of(words: list[str], scratch: Path) -> list[float]:
-    environment = {
-        "PYTHONPATH": str(TRAINING),
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    }
     process = subprocess.run(
-        words, cwd=scratch, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words, cwd=scratch, env=measured_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if process.returncode:
         sys.exit(f"error: {' '.join(words)} failed:\n{process.stdout}")

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import digit_classifier
 import numpy as np
-from hydra import compose, initialize_config_module
+from digit_classifier.engine.config import CONFIG_DIRS
+from digit_classifier.engine.config.command_line import compose, register_with_hydra
+from hydra import initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
@@ -33,6 +34,7 @@ PACKAGE = digit_classifier.__name__
 
 def main() -> None:
     options = sys.argv[1:]
+    register_with_hydra()
     found: dict[str, list[float]] = {}
     for seed in SEEDS:
         of_seed = [*options, f"seed={seed}", f"data.split_seed={seed}"]
@@ -55,10 +57,9 @@ def trained(options: list[str]) -> float:
 
 
 def baselines(options: list[str], seed: int) -> dict[str, float]:
-    with initialize_config_module(f"{PACKAGE}.configs", version_base="1.3"):
-        config = compose("train", options)
-    section = OmegaConf.to_container(config.data, resolve=True)
-    data = instantiate(section, _convert_="all")
+    with initialize_config_dir(str(CONFIG_DIRS[0]), version_base="1.3"):
+        config = compose("train", [*options, "paths.output_dir=."])
+    data = instantiate(config["data"], _convert_="all")
     inputs = {name: part.inputs.flatten(1).numpy() for name, part in data.samples.items()}
     labels = {name: part.labels.numpy() for name, part in data.samples.items()}
     known = np.concatenate([inputs["train"], inputs["val"]]), np.concatenate([labels["train"], labels["val"]])

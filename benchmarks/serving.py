@@ -1,6 +1,6 @@
 """Requests a second and latency of a project's server, beside a bare handler, MLServer and LitServe.
 
-In an environment of the generated project, where Debian's wrk is installed (make tools peers):
+In an environment of the generated project, where Debian's wrk is installed (make tools; make session NAME=peers):
 
 python benchmarks/serving.py artifacts/digit_classifier/1 --peers build/peers
 python benchmarks/serving.py artifacts/digit_classifier/1 --batching     # beside itself without batches, and the bare
@@ -57,8 +57,8 @@ def main() -> None:
                         ask(address, clients, 1, script)  # warm
                         found[name, clients].append(ask(address, clients, options.seconds, script))
                         rate, p99 = found[name, clients][-1]
-                        told = f"{name:>11}, {clients:2} clients: {rate:8,.0f} a second, p99 {p99:7.2f} ms"
-                        print(f"round {number + 1}/{options.rounds}  {told}", flush=True)
+                        line = f"{name:>11}, {clients:2} clients: {rate:8,.0f} a second, p99 {p99:7.2f} ms"
+                        print(f"round {number + 1}/{options.rounds}  {line}", flush=True)
     print_table(names, found)
 
 
@@ -113,12 +113,12 @@ def ask(address: str, clients: int, seconds: int, script: Path) -> tuple[float, 
         str(script),
         address,
     ]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in told or "Socket errors" in told:
-        sys.exit(f"error: {address} did not answer all requests:\n{told}")
-    number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", told).groups()
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in output or "Socket errors" in output:
+        sys.exit(f"error: {address} did not answer all requests:\n{output}")
+    number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", output).groups()
     factor = {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", told)[1]), float(number) * factor
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1]), float(number) * factor
 
 
 @contextmanager

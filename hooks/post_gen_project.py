@@ -32,12 +32,18 @@ UNWANTED = {
         "src/*/data/digits.py",
         "src/*/engine/data/image_folder.py",
         "src/*/engine/data/image_listing.py",
-        "src/*/engine/data/pixel_statistics.py",
         "src/*/engine/data/image_scan.py",
         "src/*/models/cnn.py",
         "src/*/models/mlp.py",
         "src/*/engine/serving/page.html",
         "src/*/engine/inference/images.py",
+    ],
+    ("search", False): [
+        "src/*/engine/search",
+        "src/*/engine/configs/search",
+        "src/*/engine/configs/search.yaml",
+        "src/*/engine/configs/hydra/search.yaml",
+        "docs/search.md",
     ],
     ("serving", False): [
         "src/*/engine/serving",
@@ -73,6 +79,9 @@ def remove_unwanted(answers: dict) -> None:
         if answers[question] == answer:
             for path in [path for pattern in patterns for path in Path().glob(pattern)]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for hashes in Path().glob("src/*/engine/engine.sha256"):
+        lines = hashes.read_bytes().splitlines(keepends=True)
+        hashes.write_bytes(b"".join(line for line in lines if (hashes.parent / line.split()[1].decode()).is_file()))
     deploy = Path("deploy")
     if deploy.is_dir() and not any(deploy.iterdir()):
         deploy.rmdir()

@@ -2,7 +2,7 @@
 
 import ast
 import configparser
-import itertools
+import functools
 import json
 import os
 import subprocess
@@ -42,15 +42,6 @@ ANSWERS = {
 DEFAULTS = {key: answers[0] for key, answers in ANSWERS.items()}
 
 
-# Those that take turns (tests/test_bake.py) while all others are crossed with one another.
-TURNING = ("vision", "tracking", "ci")
-CROSSED = {question: answers for question, answers in ANSWERS.items() if question not in TURNING}
-
-
-def combinations() -> list[dict[str, object]]:
-    return [dict(zip(CROSSED, chosen, strict=True)) for chosen in itertools.product(*CROSSED.values())]
-
-
 def bake_into(folder: Path, **answers: object) -> Path:
     return Path(cookiecutter(str(TEMPLATE), no_input=True, output_dir=str(folder), extra_context=answers))
 
@@ -61,7 +52,7 @@ def bake(tmp_path: Path) -> Bake:
 
 
 def files_of(project: Path) -> set[str]:
-    """Paths relative to the project, without git's own."""
+    """Returns all paths relative to the project, except those of git."""
     return {
         path.relative_to(project).as_posix()
         for path in project.rglob("*")
@@ -70,9 +61,13 @@ def files_of(project: Path) -> set[str]:
 
 
 def parse(path: Path) -> None:
-    """As far as the kind of file can be read by a machine."""
-    text = path.read_text(encoding="utf-8")
-    match path.suffix:
+    """Raises an error where the syntax of a file is wrong, for the kinds of file that have one."""
+    parse_text(path.suffix, path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def parse_text(suffix: str, text: str) -> None:
+    match suffix:
         case ".py":
             ast.parse(text)
         case ".toml":
@@ -92,7 +87,7 @@ def ruff(*arguments: str, cwd: Path) -> None:
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
-    """Runs to the end, showing what is printed when it fails; knows nothing of the make that runs the tests."""
+    """Returns the output of a command, which must succeed; variables of the surrounding `make` are removed."""
     clean = {name: value for name, value in os.environ.items() if name not in ("ARGS", "MAKEFLAGS", "MAKEOVERRIDES")}
     process = subprocess.run(
         command, cwd=cwd, env=clean | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

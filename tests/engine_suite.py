@@ -22,6 +22,7 @@ WITHOUT = {
         "unit/test_pictures.py",
         "unit/test_tuning.py",
     ],
+    ("search", False): ["e2e/test_search.py", "unit/test_study.py"],
     ("serving", False): [
         "e2e/test_serve.py",
         "e2e/test_serving.py",

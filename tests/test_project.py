@@ -1,4 +1,7 @@
-"""The generated project's own tests, lint and types, in an environment that its own Makefile made."""
+"""Tests that run in generated projects: those that ship with it and those of the engine, its lint and its types.
+
+The environment is the one that the project's own Makefile makes.
+"""
 
 import os
 import re
@@ -8,47 +11,50 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import LONG, OTHERWISE, SHORT, TEMPLATE, bake_into, files_of, run
+from conftest import DEFAULTS, LONG, OTHERWISE, SHORT, TEMPLATE, bake_into, files_of, run
+from engine_suite import INSTALLED, install
 
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
+MAKER_PACKAGES = ("pytest-xdist==3.8.0", "selenium==4.51.0", "pyarrow==26.0.1")
 
-IN_PROJECT = ("dp", "serving")
-# Of the project's own tests.
-OF_MINUTES = tuple(f"tests/e2e/test_{name}.py" for name in ("benchmark", "formats", "search"))
+# End-to-end tests that take minutes, and those that `make test` runs.
+LONG_E2E = ("benchmark", "formats", "search")
+SHORT_E2E = ("broken", "commands", "dp", "killed", "own_pictures", "predict", "refusals", "runs", "serve", "serving")
 SKIPS = {
     "there is no GPU here",
-    "EXECUTORCH_PYTHON is not set (make executorch makes it)",
-    "SCHEMATHESIS is not set (make schemathesis makes it)",
+    "EXECUTORCH_PYTHON is not set (make session NAME=executorch)",
+    "SCHEMATHESIS is not set (make session NAME=schemathesis)",
     "Chromium is not installed (make tools)",
     "nginx is not installed (make tools)",
     "g++ is not installed",
 }
 
 
+def e2e(*names: str) -> list[str]:
+    return [f"{INSTALLED}/e2e/test_{name}.py" for name in names]
+
+
+def with_engine_tests(folder: Path, **answers: object) -> Path:
+    """A project with the tests of the engine in it."""
+    project = bake_into(folder, **answers)
+    install(project, {**DEFAULTS, "package_name": "digit_classifier", **answers})
+    return project
+
+
 @pytest.fixture(scope="session")
 def default_project() -> Path:
-    """Baked with the default answers and set up by `make setup`."""
-    project, kept = HOME / "digit-classifier", HOME / "kept-venv"
+    """Generated with the default answers and set up by `make setup`; its environment outlives the session."""
+    project, saved = HOME / "digit-classifier", HOME / "saved-venv"
     if (project / ".venv").exists():
-        shutil.rmtree(kept, ignore_errors=True)
-        (project / ".venv").rename(kept)
+        shutil.rmtree(saved, ignore_errors=True)
+        (project / ".venv").rename(saved)
     shutil.rmtree(project, ignore_errors=True)
     bake_into(HOME)
-    if kept.exists():
-        kept.rename(project / ".venv")
+    if saved.exists():
+        saved.rename(project / ".venv")
     run("make", "setup", f"PYTHON={sys.executable}", cwd=project)
-    run(
-        ".venv/bin/python",
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "pytest-xdist==3.8.0",
-        "selenium==4.51.0",
-        "pyarrow==26.0.1",
-        cwd=project,
-    )
+    run(".venv/bin/python", "-m", "pip", "install", "--quiet", *MAKER_PACKAGES, cwd=project)
     return project
 
 
@@ -58,85 +64,75 @@ def python(default_project: Path) -> str:
 
 
 @pytest.fixture(scope="session")
+def engine_project(default_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the default answers, with the tests of the engine; it borrows the environment of the default project."""
+    return with_engine_tests(tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="session")
 def other_project(default_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For tables, without a server, and with a package name of 40 letters; it borrows the default one's environment."""
-    return bake_into(tmp_path_factory.mktemp("other"), **OTHERWISE)
+    """For tables, without a server, and with a package name of 40 letters; it borrows the environment too."""
+    return with_engine_tests(tmp_path_factory.mktemp("other"), **OTHERWISE)
 
 
 def run_suite(python: str, project: Path, *tests: str) -> None:
-    """Two at a time: most of a test is the start of a process."""
-    before = files_of(project / "src") | files_of(project / "tests")
+    """Runs tests in a project; most of a test is the start of a process, so two run at once."""
+    before = files_of(project)
     command = (python, "-m", "pytest", "-q", "-n", "2", "-rs", "--durations=10", *tests)
     printed = run(*command, cwd=project, PYTHONPATH=str(project / "src"))
     print(printed)
     assert re.search(r"\d+ passed", printed)
-    assert set(re.findall(r"^SKIPPED .*: (.*)$", printed, re.MULTILINE)) <= SKIPS
-    after = files_of(project / "src") | files_of(project / "tests")
-    assert {path for path in after - before if "__pycache__" not in path} == set()
+    for reason in re.findall(r"^SKIPPED .*?: (?:not run: )?(.*)$", printed, re.MULTILINE):
+        assert reason in SKIPS or "does not take" in reason or "needs other data" in reason, reason
+    added = {path for path in files_of(project) - before if "cache" not in path}
+    assert not added, "tests leave something in the project"
 
 
-def test_default_project_passes_its_own_tests(python: str, default_project: Path, tmp_path: Path) -> None:
-    run_suite(python, default_project, *(f"--ignore={path}" for path in OF_MINUTES))
+def test_shipped_tests_pass_in_the_default_project(python: str, default_project: Path, tmp_path: Path) -> None:
+    """Git ignores all that they and the environment write."""
+    run_suite(python, default_project, "tests", "--dist=loadfile")
     run("git", "add", "--all", cwd=default_project)
     known = set(run("git", "diff", "--cached", "--name-only", cwd=default_project).splitlines())
-    assert known == files_of(bake_into(tmp_path)), "what the commands wrote is ignored by git"
+    assert known == files_of(bake_into(tmp_path))
 
 
-@pytest.fixture(scope="session")
-def examined_project(default_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the tests in it that only its makers need; it borrows the environment of the default one."""
-    project = bake_into(tmp_path_factory.mktemp("examined"))
-    shutil.copytree(TEMPLATE / "tests/in_project", project / "tests/in_project")
-    return project
+def test_shipped_tests_pass_in_a_project_of_other_answers(python: str, other_project: Path) -> None:
+    run_suite(python, other_project, "tests", "--dist=loadfile")
 
 
-def test_default_project_keeps_its_promises(python: str, examined_project: Path) -> None:
-    run_suite(python, examined_project, *(f"tests/in_project/test_{name}.py" for name in IN_PROJECT))
+def test_engine_passes_its_tests(python: str, engine_project: Path) -> None:
+    run_suite(python, engine_project, f"{INSTALLED}/unit", f"{INSTALLED}/integration", *e2e(*SHORT_E2E))
 
 
-@pytest.mark.story
-def test_default_project_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
-    run_suite(
-        python,
-        examined_project,
-        *(f"tests/in_project/test_{name}.py" for name in ("slow", "faults", "export", "option_pairs")),
-    )
-    run_suite(python, examined_project, "tests/in_project/test_ranks.py", *OF_MINUTES)
-    killed = (f"tests/e2e/test_{name}.py" for name in ("broken", "killed", "search"))
-    run_suite(python, examined_project, "tests/in_project/test_ranks.py", *killed, "-m", "slow")
+def test_engine_of_other_answers_passes_the_tests_that_differ(python: str, other_project: Path) -> None:
+    """Those that no answer changes run in the default project."""
+    unit = [f"{INSTALLED}/unit/test_{name}.py" for name in ("checkpoints", "models", "options", "regressor", "table")]
+    run_suite(python, other_project, *unit, f"{INSTALLED}/integration/test_pairs.py", *e2e("own_table"))
 
 
 @pytest.mark.story
-def test_exports_keep_their_promises_case_by_case(python: str, examined_project: Path) -> None:
-    run_suite(python, examined_project, "tests/in_project/test_export.py", "-m", "slow")
-    run_suite(python, examined_project, "tests/in_project/test_edge.py")
+def test_engine_passes_its_long_tests(python: str, engine_project: Path) -> None:
+    run_suite(python, engine_project, *e2e(*LONG_E2E, "edge", "export", "faults", "fine_tuning", "ranks", "slow"))
+    run_suite(python, engine_project, *e2e("broken", "export", "killed", "ranks", "search", "serving"), "-m", "slow")
 
 
 @pytest.mark.story
-def test_server_keeps_its_promises_case_by_case(python: str, examined_project: Path) -> None:
-    run_suite(python, examined_project, "tests/in_project/test_serving.py", "-m", "slow")
-
-
-def test_project_with_other_answers_passes_its_own_tests(python: str, other_project: Path) -> None:
-    """But for those that no answer changes; of the commands, those that use the whole of a checkpoint and a bundle."""
-    unit = (f"tests/unit/test_{name}.py" for name in ("checkpoints", "models", "options", "regressor", "table"))
-    others = ("tests/integration/test_configs.py", "tests/integration/test_pairs.py", "tests/e2e/test_own_table.py")
-    run_suite(python, other_project, *unit, *others)
-    commands = "bundle_is_complete or need_only_the_checkpoint"
-    run_suite(python, other_project, "tests/e2e/test_commands.py", "-k", commands)
-
-
-@pytest.mark.story
-def test_project_for_tables_passes_its_own_tests(python: str, tmp_path: Path) -> None:
-    run_suite(python, bake_into(tmp_path, data_kind="tables"))
+def test_engine_of_a_project_for_tables_passes_its_tests(python: str, tmp_path: Path) -> None:
+    project = with_engine_tests(tmp_path, data_kind="tables")
+    run_suite(python, project, f"{INSTALLED}/unit", f"{INSTALLED}/integration", *e2e("commands", "own_table", "search"))
 
 
 @pytest.mark.story
 @pytest.mark.parametrize("kind", ["images", "tables"])
 def test_guides_and_stories_are_done_word_for_word(python: str, tmp_path: Path, kind: str) -> None:
-    project = bake_into(tmp_path, data_kind=kind)
-    shutil.copytree(TEMPLATE / "tests/in_project", project / "tests/in_project")
-    run_suite(python, project, *(f"tests/in_project/test_{name}.py" for name in ("guides", "option_pairs", "stories")))
+    project = with_engine_tests(tmp_path, data_kind=kind)
+    run_suite(python, project, *e2e("guides", "option_pairs", "stories"))
+
+
+@pytest.mark.parametrize("cluster", [pytest.param("slurm", marks=pytest.mark.story), "kubernetes"])
+def test_job_files_do_what_they_say(python: str, tmp_path: Path, cluster: str) -> None:
+    project = with_engine_tests(tmp_path, cluster=cluster)
+    run_suite(python, project, *e2e("cluster"), f"{INSTALLED}/integration/test_deploy.py")
 
 
 @pytest.mark.parametrize(
@@ -145,15 +141,15 @@ def test_guides_and_stories_are_done_word_for_word(python: str, tmp_path: Path, 
     ids=["2 letters", "40 letters", "default", "tables"],
 )
 def test_types_are_clean(python: str, tmp_path: Path, package: str, kind: str) -> None:
-    project = bake_into(tmp_path, package_name=package, data_kind=kind)
-    assert "Success: no issues found" in run(python, "-m", "mypy", "--cache-dir", str(HOME / "mypy"), cwd=project)
-
-
-@pytest.mark.parametrize("cluster", [pytest.param("slurm", marks=pytest.mark.story), "kubernetes"])
-def test_job_files_do_what_they_say(python: str, tmp_path: Path, cluster: str) -> None:
-    run_suite(
-        python, bake_into(tmp_path, cluster=cluster), "tests/e2e/test_cluster.py", "tests/integration/test_deploy.py"
-    )
+    """Those of the owner's part by the project's configuration, those of the engine strictly too."""
+    project = with_engine_tests(tmp_path, package_name=package, data_kind=kind)
+    command = (python, "-m", "mypy", "--cache-dir")
+    checked = run(*command, str(HOME / "mypy"), "--config-file", f"{INSTALLED}/mypy.ini", cwd=project)
+    assert "Success: no issues found" in checked
+    own = run(*command, str(HOME / "mypy-own"), cwd=project)
+    num_engine = len(list((project / "src").glob("*/engine/**/*.py")))
+    num_own = len(list((project / "src").rglob("*.py"))) - num_engine
+    assert f"Success: no issues found in {num_own} source files" in own
 
 
 def test_fresh_project_passes_pre_commit_and_stays_as_it_is(python: str, tmp_path: Path) -> None:
@@ -169,7 +165,7 @@ def test_fresh_project_passes_pre_commit_and_stays_as_it_is(python: str, tmp_pat
 
 
 def ci_commands(project: Path) -> list[str]:
-    """Of the job that tests; that of the audit needs a database that is not here."""
+    """The commands of the job that tests; that of the audit needs a database that is not here."""
     jobs = (project / ".github/workflows/ci.yml").read_text(encoding="utf-8").split("\n  audit:\n")
     assert len(jobs) == 2
     return re.findall(r"- run: (.*)", jobs[0])

@@ -8,7 +8,7 @@ import importlib
 import sys
 
 package = sys.argv.pop(1)
-served = importlib.import_module(f"{package}.serving.http.served")
+served = importlib.import_module(f"{package}.engine.serving.served")
 
 
 class Alone:
@@ -22,7 +22,6 @@ class Alone:
 
 
 served.Batcher = Alone
-sys.argv[0] = f"{package}.serve"
 
 if __name__ == "__main__":
-    importlib.import_module(f"{package}.serve").main()
+    importlib.import_module(f"{package}.engine.serving.serve").main()

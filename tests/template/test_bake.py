@@ -1,5 +1,6 @@
-"""Every combination of answers gives a whole, clean project."""
+"""Every pair of answers is generated, and each answer alone: the project is complete, clean and free of leftovers."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -10,194 +11,205 @@ from pathlib import Path
 import pytest
 from conftest import (
     ANSWERS,
-    CROSSED,
     DEFAULTS,
     LONG,
+    OTHERWISE,
     PROJECT,
     SHORT,
     TEMPLATE,
-    TURNING,
     Bake,
-    combinations,
+    bake_into,
     files_of,
     parse,
     ruff,
 )
+from engine_suite import INSTALLED, install
+from source import PACKAGE, dependencies, imports, is_defined, targets, unwanted
 
-NUM_COMBINATIONS = 288
-# The design asked for 80 and 3,000: docs/benchmarks.md says by how much that was missed.
-MAX_FILES, MAX_LINES = 240, 10020
-OF_A_KIND = {
-    "images": (
-        *(f"{{}}/configs/{name}.yaml" for name in ("data/digits", "data/image_folder", "model/cnn")),
-        *(f"{{}}/data/{name}.py" for name in ("augment", "digits", "image_folder", "listing", "pixels", "scan")),
-        *(f"{{}}/{name}.py" for name in ("models/cnn", "models/mlp", "serving/pictures")),
-        *(f"tests/unit/test_{name}.py" for name in ("digits", "image_folder", "networks", "pictures", "tuning")),
-        "tests/e2e/test_own_pictures.py",
-        "tests/e2e/test_fine_tuning.py",
-    ),
-    "tables": (
-        *(
-            f"{{}}/configs/{name}.yaml"
-            for name in ("data/table", "task/classification", "task/multilabel", "task/regression")
-        ),
-        *(f"{{}}/data/{name}.py" for name in ("columns", "rows", "table")),
-        *(f"{{}}/{name}.py" for name in ("models/regressor", "models/tabular", "serving/tables")),
-        *(f"tests/unit/test_{name}.py" for name in ("regressor", "table")),
-        "tests/e2e/test_own_table.py",
-    ),
-}
-SERVING_DEPLOYED = (
-    "Dockerfile",
-    "Dockerfile.dockerignore",
-    "compose.yaml",
-    "nginx.conf",
-    "prometheus.yml",
-    "requirements.txt",
-)
-VISION = ("configs/data/torchvision.yaml", "configs/model/timm.yaml", "data/downloaded.py", "models/timm_net.py")
-VISION_TESTS = ("downloads", "e2e/test_vision", "unit/test_downloaded", "unit/test_timm")
-CLUSTERS = {"slurm": "sbatch deploy/slurm.sh", "kubernetes": "kubectl apply -f deploy/trainjob.yaml"}
+Answers = dict[str, object]
+FACTORS = {**ANSWERS, "package_name": ["digit_classifier", SHORT, LONG]}
+JOB_COMMANDS = {"slurm": "sbatch deploy/slurm.sh", "kubernetes": "kubectl apply -f deploy/trainjob.yaml"}
+FIRST_LINES = {"MIT": "MIT License", "BSD-3-Clause": "BSD 3-Clause License", "Apache-2.0": "Apache License"}
 
 
-def test_combinations_are_counted() -> None:
-    assert len(combinations()) == NUM_COMBINATIONS
+def is_possible(answers: Answers) -> bool:
+    return not (answers.get("vision") and answers.get("data_kind") == "tables")
 
 
-NAMES = {"2 letters": SHORT, "40 letters": LONG, "default": "digit_classifier"}
+def pairs_of(answers: Answers) -> set[frozenset[tuple[str, object]]]:
+    return {frozenset(pair) for pair in itertools.combinations(answers.items(), 2)}
 
 
-def places(answers: dict[str, object]) -> dict[str, int]:
-    return {question: ANSWERS[question].index(answer) for question, answer in answers.items()}
+def all_pairs() -> set[frozenset[tuple[str, object]]]:
+    """Every two answers to different questions that can be given together."""
+    questions = itertools.combinations(FACTORS, 2)
+    pairs = (
+        {first: one, second: other}
+        for first, second in questions
+        for one, other in itertools.product(FACTORS[first], FACTORS[second])
+    )
+    return {frozenset(pair.items()) for pair in pairs if is_possible(pair)}
 
 
-def named() -> Iterator[tuple[str, dict[str, object]]]:
-    """Half of the combinations, each with one name: those whose places have an even sum.
-
-    Whatever the answers to all questions but one, some answer to that one makes the sum even: so all combinations of
-    six of the seven questions are tried. The names, and the questions that are not crossed, take turns over licences
-    and floors of Python, which change a line of `pyproject.toml` each: their turns of four, three and two meet.
-    """
-    for answers in combinations():
-        place = places(answers)
-        if sum(place.values()) % 2 == 0:
-            turn = place["license"] + place["python_version"]
-            vision = answers["data_kind"] == "images" and turn % 2 == 1
-            tracking = ANSWERS["tracking"][(place["license"] + place["cluster"] + 2 * place["data_kind"]) % 4]
-            ci = ANSWERS["ci"][(place["license"] // 2 + place["python_version"]) % 2]
-            yield list(NAMES)[turn % len(NAMES)], {**answers, "vision": vision, "tracking": tracking, "ci": ci}
+def covering() -> list[Answers]:
+    """Few combinations that contain all pairs: each begins with a missing pair and takes in as many more as it can."""
+    missing, found = all_pairs(), []
+    while missing:
+        answers: Answers = dict(min(missing, key=lambda pair: sorted(map(str, pair))))
+        for question in sorted(FACTORS.keys() - answers.keys(), key=lambda name: -len(FACTORS[name])):
+            candidates = [{**answers, question: answer} for answer in FACTORS[question]]
+            possible = [candidate for candidate in candidates if is_possible(candidate)]
+            answers = max(possible, key=lambda candidate: len(pairs_of(candidate) & missing))
+        missing -= pairs_of(answers)
+        found.append({question: answers[question] for question in FACTORS})
+    return found
 
 
-@pytest.mark.parametrize("left_out", CROSSED)
-def test_all_combinations_of_all_crossed_questions_but_one_are_tried(left_out: str) -> None:
-    met = {tuple(answers[question] for question in CROSSED if question != left_out) for _, answers in named()}
-    assert len(met) == NUM_COMBINATIONS // len(CROSSED[left_out])
+def alone() -> Iterator[Answers]:
+    """The defaults, and each other answer beside the defaults of all other questions."""
+    yield {}
+    for question, answers in FACTORS.items():
+        for answer in answers[1:]:
+            yield {question: answer}
 
 
-@pytest.mark.parametrize("turning", TURNING)
-@pytest.mark.parametrize("question", CROSSED)
-def test_questions_that_take_turns_meet_each_answer_of_every_other(question: str, turning: str) -> None:
-    met = {(answers[turning], answers[question]) for _, answers in named()}
-    impossible = (turning, question) == ("vision", "data_kind")
-    assert len(met) == len(ANSWERS[turning]) * len(CROSSED[question]) - impossible
+def test_pairs_are_covered_by_few_combinations() -> None:
+    combinations = covering()
+    print(f"{len(combinations)} combinations cover {len(all_pairs())} pairs")
+    assert set().union(*map(pairs_of, combinations)) >= all_pairs()
+    assert all(map(is_possible, combinations))
+    assert len(combinations) <= 30
 
 
-def test_every_name_meets_all_answers_that_change_code() -> None:
-    """The others change a licence, a number, an option file or a folder that is hidden."""
-    changing = ("data_kind", "vision", "serving", "cluster")
-    met = {(name, *(answers[question] for question in changing)) for name, answers in named()}
-    kinds = 3  # tables, and images with and without `vision`
-    assert len(met) == len(NAMES) * kinds * len(ANSWERS["serving"]) * len(ANSWERS["cluster"])
-
-
-@pytest.mark.parametrize(
-    ("name", "answers"),
-    [*named(), *((name, {}) for name in NAMES)],
-    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())) or "defaults",
-)
-def test_combination_gives_a_whole_and_clean_project(bake: Bake, name: str, answers: dict[str, object]) -> None:
-    package = NAMES[name]
-    answers = DEFAULTS | answers
-    project = bake(package_name=package, **answers)
-    assert files_of(project) == expected_files(package, answers)
+@pytest.mark.parametrize("given", [*alone(), *covering()], ids=lambda given: "-".join(map(str, given.values())))
+def test_project_is_complete_and_clean(bake: Bake, given: Answers) -> None:
+    answers = {**DEFAULTS, "package_name": FACTORS["package_name"][0], **given}
+    package = str(answers["package_name"])
+    project = bake(**answers)
+    assert files_of(project) == expected_files(answers)
     assert (project / ".git").is_dir() == answers["git_init"]
-    check_clusters(project, str(answers["cluster"]))
-    for path in sorted(files_of(project)):
-        check_text(project / path)
-    pyproject = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
-    assert pyproject["project"]["requires-python"] == f">={answers['python_version']},<3.14"
-    if answers["license"] != "Proprietary":
-        assert pyproject["project"]["license"] == answers["license"]
-        first = {"MIT": "MIT License", "BSD-3-Clause": "BSD 3-Clause License", "Apache-2.0": "Apache License"}
-        assert first[str(answers["license"])] in (project / "LICENSE").read_text(encoding="utf-8").splitlines()[0]
+    engine = project / "src" / package / "engine"
+    for path in sorted(project / path for path in files_of(project)):
+        if engine not in path.parents:
+            check_text(path)
+    check_license_and_python(project, answers)
+    check_job_files_are_named(project, str(answers["cluster"]))
+    check_engine_is_as_in_the_template(engine)
+    check_imports(project / "src" / package)
+    check_targets(project / "src" / package)
+    check_dependencies(project, project / "src" / package)
     ruff("check", cwd=project)
     ruff("format", "--check", cwd=project)
 
 
-def expected_files(package: str, answers: dict[str, object]) -> set[str]:
-    files = {path.replace("{{cookiecutter.package_name}}", package) for path in files_of(PROJECT)}
-    files = {path for path in files if "__pycache__" not in path}
-    files |= {".cruft.json"} if (TEMPLATE / ".git").exists() else set()
-    source, serving = f"src/{package}", answers["serving"]
-    wanted = {
-        **{path.format(source): answers["data_kind"] == kind for kind, paths in OF_A_KIND.items() for path in paths},
-        "LICENSE": answers["license"] != "Proprietary",
-        "deploy/slurm.sh": answers["cluster"] == "slurm",
-        "deploy/trainjob.yaml": answers["cluster"] == "kubernetes",
-        "tests/e2e/test_cluster.py": answers["cluster"] != "none",
-        **{path: serving and answers["cluster"] == "kubernetes" for path in files if "deploy/kubernetes/" in path},
-        **{f"deploy/{name}": serving for name in SERVING_DEPLOYED},
-        **{path: serving for path in files if f"{source}/serving/http/" in path and not path.endswith(".html")},
-        f"{source}/serving/http/page.html": serving and answers["data_kind"] == "images",
-        f"{source}/serving/http/form.html": serving and answers["data_kind"] == "tables",
-        **{f"{source}/{name}": serving for name in ("serve.py", "configs/serve.yaml")},
-        **{
-            f"tests/{name}.py": serving
-            for name in (
-                "server",
-                "e2e/test_serve",
-                "integration/test_deploy",
-                "unit/test_batching",
-                "unit/test_protocol",
-            )
-        },
-        "docs/serving.md": serving,
-        **{f"{source}/configs/logger/{name}.yaml": answers["tracking"] == name for name in ANSWERS["tracking"][1:]},
-        **{f"tests/e2e/test_{name}.py": answers["tracking"] == name for name in ANSWERS["tracking"][1:]},
-        ".github/workflows/ci.yml": answers["ci"] == "github",
-        ".github/dependabot.yml": answers["ci"] == "github",
-        **{f"{source}/{name}": answers["vision"] for name in VISION},
-        **{f"tests/{name}.py": answers["vision"] for name in VISION_TESTS},
+def expected_files(answers: Answers) -> set[str]:
+    """Those of the template but for the patterns that `UNWANTED` names: the table itself is what is claimed."""
+    removed = {path for pattern in unwanted(answers) for path in PROJECT.glob(pattern)}
+    kept = {
+        path.relative_to(PROJECT).as_posix().replace(PACKAGE.name, str(answers["package_name"]))
+        for path in PROJECT.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not removed & {path, *path.parents}
     }
-    assert wanted.keys() <= files
-    return {path for path in files if wanted.get(path, True)}
-
-
-def check_clusters(project: Path, chosen: str) -> None:
-    """Job files are named where they are."""
-    for name, words in CLUSTERS.items():
-        texts = [(project / path).read_text(encoding="utf-8") for path in ("README.md", "docs/strategies.md")]
-        assert [words in text for text in texts] == [name == chosen] * 2, name
+    return kept | ({".cruft.json"} if (TEMPLATE / ".git").exists() else set())
 
 
 def check_text(path: Path) -> None:
-    """Nothing of the template is left in the file, and a machine can read it."""
+    """Nothing of the template is left in the file, and its syntax is right."""
     text = path.read_text(encoding="utf-8")
     assert "cookiecutter" not in text or path.name == ".cruft.json", path
-    assert not re.search(r"(?<!\$)\{\{|\{%|%\}", text), path  # but for what GitHub fills in
+    assert not re.search(r"(?<!\$)\{\{|\{%|%\}", text), path  # GitHub fills in `${{`
     assert text.endswith("\n") or not text, path
     assert not re.search(r"[ \t]+$", text, re.MULTILINE), f"{path} has spaces at the end of a line"
     parse(path)
 
 
-def test_project_is_lean(bake: Bake) -> None:
+def check_license_and_python(project: Path, answers: Answers) -> None:
+    pyproject = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert pyproject["requires-python"] == f">={answers['python_version']},<3.14"
+    if answers["license"] != "Proprietary":
+        assert pyproject["license"] == answers["license"]
+        first_line = (project / "LICENSE").read_text(encoding="utf-8").splitlines()[0]
+        assert FIRST_LINES[str(answers["license"])] in first_line
+
+
+def check_job_files_are_named(project: Path, cluster: str) -> None:
+    """Documentation names the job file of the chosen cluster, and no other."""
+    for name, words in {
+        "slurm": "sbatch deploy/slurm.sh",
+        "kubernetes": "kubectl apply -f deploy/trainjob.yaml",
+    }.items():
+        for path in ("README.md", "docs/strategies.md"):
+            assert (words in (project / path).read_text(encoding="utf-8")) == (name == cluster), (path, name)
+
+
+def check_engine_is_as_in_the_template(engine: Path) -> None:
+    """Its text is the same in every project; only what was not chosen is absent."""
+    for path in engine.rglob("*"):
+        source = PACKAGE / "engine" / path.relative_to(engine)
+        assert path.is_dir() or not source.exists() or path.read_bytes() == source.read_bytes(), path
+
+
+def check_imports(package: Path) -> None:
+    """Every relative import finds its module and the name in it."""
+    for path in package.rglob("*.py"):
+        for found in imports(path, package):
+            assert found.third_party or is_defined(package, found.module, found.name), f"{path}:{found.line} {found}"
+
+
+def check_targets(package: Path) -> None:
+    """Every class or function of the project that an option file names exists."""
+    for path in package.rglob("*.yaml"):
+        for target in targets(path, package.name):
+            module, _, name = target.rpartition(".")
+            assert is_defined(package, tuple(module.split(".")), name), f"{path} names {target}"
+
+
+def check_dependencies(project: Path, package: Path) -> None:
+    """What is imported is a dependency, and what is a dependency is imported or named in an option file."""
+    required = dependencies(project / "pyproject.toml")
+    used = {found.module[0] for path in package.rglob("*.py") for found in imports(path, package) if found.third_party}
+    used -= sys.stdlib_module_names | {package.name}
+    imported = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in used}
+    assert imported <= required | OPTIONAL, f"imported but not required: {imported - required - OPTIONAL}"
+    named = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.yaml"))
+    unused = {name for name in required - imported - INDIRECT if name not in named.lower()}
+    assert not unused, f"required but not imported: {unused}"
+
+
+# The distributions of modules that have another name, or that come with what is required anyway.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "anyio": "fastapi",
+    "google": "onnx",
+    "hydra": "hydra-core",
+    "lightning_utilities": "lightning",
+    "omegaconf": "hydra-core",
+    "prometheus_client": "prometheus-client",
+    "sklearn": "scikit-learn",
+    "starlette": "fastapi",
+    "yaml": "hydra-core",
+}
+# Installed by those who want what needs it; the sentence of a refusal says so.
+OPTIONAL = {"pyarrow"}
+# Required by others: torch.onnx imports onnxscript.
+INDIRECT = {"onnxscript"}
+
+
+@pytest.mark.parametrize("answers", [{}, OTHERWISE], ids=["default", "other answers"])
+def test_engine_tests_are_python_once_they_are_rendered(bake: Bake, answers: Answers) -> None:
+    project = bake(**answers)
+    install(project, {**DEFAULTS, "package_name": "digit_classifier", **answers})
+    for path in (project / INSTALLED).rglob("*.py"):
+        assert "cookiecutter." not in path.read_text(encoding="utf-8"), path
+        parse(path)
+
+
+@pytest.mark.xfail(strict=True, reason="the imports of the moved tests are not sorted yet")
+def test_engine_tests_are_clean_once_they_are_rendered(bake: Bake) -> None:
     project = bake()
-    files = files_of(project)
-    texts = [path.read_text(encoding="utf-8") for path in (project / "src").rglob("*.py")]
-    lines = sum(bool(line.strip()) for text in texts for line in text.splitlines())  # the formatter adds empty ones
-    print(f"{len(files)} files, {lines} lines of Python under src/")
-    assert len(files) <= MAX_FILES
-    assert lines <= MAX_LINES
+    install(project, {**DEFAULTS, "package_name": "digit_classifier"})
+    ruff("check", INSTALLED, cwd=project)
+    ruff("format", "--check", INSTALLED, cwd=project)
 
 
 def test_defaults_are_the_digit_classifier(bake: Bake) -> None:
@@ -209,8 +221,8 @@ def test_defaults_are_the_digit_classifier(bake: Bake) -> None:
 def test_commands_of_the_readme_are_those_of_the_makefile(bake: Bake) -> None:
     project = bake()
     readme, makefile = ((project / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
-    targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE)) - {"help"}
-    assert set(re.findall(r"^\| `make ([a-z]+)` \|", readme, re.MULTILINE)) == targets
+    make_targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE)) - {"help"}
+    assert set(re.findall(r"^\| `make ([a-z]+)` \|", readme, re.MULTILINE)) == make_targets
     recipes = re.sub(r"\$\(BIN\)", ".venv/bin", makefile).replace("$(PACKAGE)", "digit_classifier")
     for plain in re.findall(r"`(\.venv/bin/[^`]*)`", readme):
         assert plain.replace("--quiet ", "") in recipes.replace("--quiet ", "").replace(" $(ARGS)", ""), plain
@@ -220,3 +232,57 @@ def test_project_is_usable_without_hooks(tmp_path: Path) -> None:
     command = [Path(sys.executable).parent / "cookiecutter", TEMPLATE, "--no-input", "--accept-hooks", "no"]
     subprocess.run([*command, "--output-dir", tmp_path], check=True, capture_output=True)
     ruff("check", cwd=tmp_path / "digit-classifier")
+
+
+def count_lines(*paths: Path) -> int:
+    """Non-empty lines: the formatter adds empty ones."""
+    return sum(bool(line.strip()) for path in paths for line in path.read_text(encoding="utf-8").splitlines())
+
+
+# What the design allows, and what there is where that does not hold yet: neither may be raised.
+BOUNDS = {
+    "owner's lines": 700,
+    "owner's files": 50,
+    "engine's lines": 7500,
+    "engine's lines without serving and search": 5500,
+    "lines of shipped tests": 600,
+    "files": 175,
+}
+EXCEEDED = {"engine's lines": 9849, "engine's lines without serving and search": 8662, "files": 215}
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    project = bake_into(tmp_path_factory.mktemp("default"))
+    without = {question: False for question in ("serving", "search") if question in ANSWERS}
+    lean = bake_into(tmp_path_factory.mktemp("lean"), **without)
+    package = project / "src/digit_classifier"
+    engine, own = package / "engine", [path for path in package.rglob("*") if path.is_file()]
+    own = [path for path in own if engine not in path.parents]
+    return {
+        "owner's lines": count_lines(*(path for path in own if path.suffix == ".py")),
+        "owner's files": len(own),
+        "engine's lines": count_lines(*engine.rglob("*.py")),
+        "engine's lines without serving and search": count_lines(*(lean / "src").glob("*/engine/**/*.py")),
+        "lines of shipped tests": count_lines(*(project / "tests").rglob("*.py")),
+        "files": len(files_of(project)),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=f"{EXCEEDED[name]} lines"))
+        if name in EXCEEDED
+        else name
+        for name in BOUNDS
+    ],
+)
+def test_size_is_within_its_bound(sizes: dict[str, int], name: str) -> None:
+    print(f"{name}: {sizes[name]}")
+    assert sizes[name] <= BOUNDS[name]
+
+
+@pytest.mark.parametrize("name", EXCEEDED or [pytest.param("", marks=pytest.mark.skip("every bound holds"))])
+def test_size_beyond_its_bound_does_not_grow(sizes: dict[str, int], name: str) -> None:
+    assert sizes[name] <= EXCEEDED[name]

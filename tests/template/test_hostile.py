@@ -1,4 +1,4 @@
-"""OutputLayer drawn at random: all that can be printed is accepted, and what is refused is refused in one sentence."""
+"""Answers drawn at random: all that can be printed is accepted, and a refusal is one sentence."""
 
 import os
 import re
@@ -60,7 +60,7 @@ def check(project: Path, answers: dict[str, str]) -> None:
 
 
 def baked(**answers: str) -> str:
-    """Generates and checks a project; returns the sentence by which it was refused, or nothing."""
+    """Generates and checks a project; returns the sentence of a refusal, or an empty text."""
     with tempfile.TemporaryDirectory() as folder:
         outside, out = Path(folder, "outside"), Path(folder, "outside/out")
         out.mkdir(parents=True)

@@ -1,59 +1,49 @@
 """Rules that hold for the template as it lies, before anything is generated."""
 
 import ast
-import importlib.util
 import itertools
 import re
 import subprocess
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from conftest import PROJECT, QUESTIONS, TEMPLATE, bake_into, ruff
+from source import hook, parsed
 
 SOURCE = PROJECT / "src"
+MAX_TARGETS = 14
 PYTHON = sorted(SOURCE.rglob("*.py"))
 OPTION_FILES = sorted(SOURCE.rglob("configs/*/*.yaml"))
-ASK_NOT = {"base", "common", "components", "helpers", "misc", "utils"}
+VAGUE_NAMES = {"base", "common", "components", "helpers", "misc", "utils"}
 
 
 def tracked() -> list[Path]:
-    """What git knows of this checkout, and new files that it does not ignore."""
+    """Returns the files that git tracks in this checkout, and new ones that it does not ignore."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=TEMPLATE, capture_output=True, text=True, check=True).stdout.split("\0")
     return [TEMPLATE / name for name in names if name and (TEMPLATE / name).is_file()]
 
 
-def hook(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, TEMPLATE / f"hooks/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_source_is_plain_python_in_short_functions() -> None:
+    for path in PYTHON:
+        tree = parsed(path.read_text(encoding="utf-8"))
+        assert path.stem not in VAGUE_NAMES, path
+        assert ast.get_docstring(tree), f"{path} has no docstring"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert not (node.module or "").startswith("digit_classifier"), path
 
 
-@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_source_is_plain_python_in_short_pieces(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert not re.search(r"\{\{ ?cookiecutter|\{%", text)
-    tree = ast.parse(text)
-    assert len(text.splitlines()) <= (120 if path.name == "train.py" else 200)
-    assert path.stem not in ASK_NOT
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            assert isinstance(node, ast.ClassDef) or node.end_lineno - node.lineno < 50, node.name
-        if isinstance(node, ast.ImportFrom) and node.level == 0:
-            assert not (node.module or "").startswith("digit_classifier")
-    assert ast.get_docstring(tree), "a module says what it is for"
-
-
-@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.relative_to(SOURCE).as_posix())
-def test_public_functions_are_typed(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef):
-            assert node.returns is not None, node.name
-            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            assert all(a.annotation for a in arguments if a.arg not in ("self", "cls")), node.name
+def test_functions_are_typed() -> None:
+    for path in PYTHON:
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                typed = all(argument.annotation for argument in arguments if argument.arg not in ("self", "cls"))
+                assert typed and node.returns is not None, f"{path}: {node.name}"  # noqa: PT018
 
 
 def test_option_files_are_short() -> None:
@@ -75,11 +65,12 @@ def test_template_and_project_have_the_same_lint(tmp_path: Path) -> None:
 
 
 def test_file_names_are_legal_on_windows() -> None:
+    devices = hook("pre_gen_project").WINDOWS_DEVICES
     for path in tracked():
         for part in path.relative_to(TEMPLATE).parts:
             assert not re.search(r'[<>:"\\|?*]', part), path
             assert not part.endswith((".", " ")), path
-            assert part.split(".")[0].lower() not in hook("pre_gen_project").WINDOWS_DEVICES, path
+            assert part.split(".")[0].lower() not in devices, path
 
 
 def test_unwanted_table_names_real_questions_answers_and_files() -> None:
@@ -176,34 +167,50 @@ def test_workflow_runs_commands_of_the_makefile_and_actions_of_a_known_commit() 
     targets = re.findall(r"^([a-z-]+):.*## ", (TEMPLATE / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     audit = {"python -m pip install pip-audit==2.10.1", "make bake ARGS=--no-input"}
     audit.add("pip-audit --requirement build/digit-classifier/constraints.txt --no-deps --disable-pip")
-    assert set(re.findall(r"- run: (.*)", text)) <= {*(f"make {target}" for target in targets), ".ci/run", *audit}
+    commands = {*(f"make {target}" for target in targets), "make session NAME=latest", ".ci/run", *audit}
+    assert set(re.findall(r"- run: (.*)", text)) <= commands
     for workflow in (text, (PROJECT / ".github/workflows/ci.yml").read_text(encoding="utf-8")):
         assert all(
             re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", use) for use in re.findall(r"- uses: (.*)", workflow)
         )
 
 
+def test_makefile_is_short_and_its_sessions_name_tests_that_exist() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (TEMPLATE / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(targets) <= MAX_TARGETS
+    for path in re.findall(r"(?:e2e|unit|integration)/test_\w+\.py", (TEMPLATE / "tools/sessions.py").read_text()):
+        assert (TEMPLATE / "tests/engine" / path).is_file(), path
+
+
+def test_every_end_to_end_test_of_the_engine_is_run() -> None:
+    runners = "".join(
+        (TEMPLATE / path).read_text(encoding="utf-8") for path in ("tests/test_project.py", "tools/sessions.py")
+    )
+    for path in (TEMPLATE / "tests/engine/e2e").glob("test_*.py"):
+        assert f'"{path.stem.removeprefix("test_")}"' in runners or path.name in runners, path
+
+
 # Tests that show what a file of code would do, and that write files as others publish them.
-SHOWS_IT = {"test_checkpoints.py", "test_timm.py", "downloads.py"}
-MADE_OF_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+WITH_CODE_IN_FILES = {"test_checkpoints.py", "test_timm.py", "downloads.py"}
+MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 
 def dangers(tree: ast.AST) -> list[str]:
-    """What would run code that came as data or as text."""
+    """Returns the calls and imports that would run code that came as data or as text."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            found += [name for name in names if name.split(".")[0] in MADE_OF_CODE]
+            found += [name for name in names if name.split(".")[0] in MODULES_THAT_RUN_CODE]
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
         if name in ("eval", "exec", "compile", "os.system", "os.popen", "__import__"):
             found.append(name)
         for keyword in node.keywords:
-            said = f"{keyword.arg}={ast.unparse(keyword.value)}"
-            if said in ("shell=True", "weights_only=False", "allow_pickle=True"):
-                found.append(said)
+            argument = f"{keyword.arg}={ast.unparse(keyword.value)}"
+            if argument in ("shell=True", "weights_only=False", "allow_pickle=True"):
+                found.append(argument)
         if name == "torch.load" and not any(keyword.arg == "weights_only" for keyword in node.keywords):
             found.append("torch.load without weights_only")
         if name == "yaml.load":
@@ -212,7 +219,7 @@ def dangers(tree: ast.AST) -> list[str]:
 
 
 def test_nothing_runs_code_that_came_as_data() -> None:
-    paths = [path for path in tracked() if path.suffix == ".py" and path.name not in SHOWS_IT]
+    paths = [path for path in tracked() if path.suffix == ".py" and path.name not in WITH_CODE_IN_FILES]
     assert len(paths) > 150
     for path in paths:
         text = path.read_text(encoding="utf-8")

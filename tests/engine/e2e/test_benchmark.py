@@ -1,71 +1,77 @@
-"""`benchmark`: real runs of the strategies beside the loop written by hand."""
+"""`benchmark`: ordinary runs of the strategies side by side."""
 
 import json
 import re
 from pathlib import Path
 
+import pytest
 from conftest import assert_ends_by_interruption, run_command, started, wait_for
 
-from {{ cookiecutter.package_name }}.engine.benchmark.strategies import Key, fastest, once, rows_of
+from {{ cookiecutter.package_name }}.engine.benchmark.training import BASELINE, Case, to_rows
 
-QUICK = ("trainer=cpu", "model=mlp", "num_rounds=2", "num_steps=20")
+SHORT = ("trainer=cpu", "model=mlp", "trainer.max_epochs=2")
 
 
-def test_every_strategy_is_measured_beside_its_loop(tmp_path: Path) -> None:
-    done = run_command("benchmark", *QUICK, cwd=tmp_path)
+def test_strategies_are_measured_side_by_side(tmp_path: Path) -> None:
+    options = ("strategies=[dp,ddp]", "devices=[1,2]", "num_rounds=1", "seed=7")
+    done = run_command("benchmark", *options, *SHORT, cwd=tmp_path)
     (run_dir,) = (tmp_path / "logs/benchmark/runs").iterdir()
     assert {path.name for path in run_dir.iterdir()} == {".hydra", "benchmark.json", "benchmark.log", "benchmark.png"}
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["benchmark"], "the measured runs are left"
     measured = json.loads((run_dir / "benchmark.json").read_text(encoding="utf-8"))
-    rows = {(row["case"], row["num_devices"]): row for row in measured["rows"]}
-    assert list(rows) == [("loop", 1), ("single", 1), ("ddp loop", 2), ("ddp", 2)]
-    for row in rows.values():
-        assert 0 < row["epoch_seconds"]["min"] <= row["epoch_seconds"]["median"] <= row["epoch_seconds"]["max"]
-        assert row["samples_per_second"] > 0
-        assert row["peak_memory_bytes"] > 0
-    assert rows["single", 1]["speedup"] == 1
-    assert rows["ddp", 2]["efficiency"] == rows["ddp", 2]["speedup"] / 2
-    ratios = {("single", 1): ["ratio_to_loop"], ("ddp", 2): ["ratio_to_loop", "ratio_to_ddp_loop"]}
-    for case, names in ratios.items():
-        assert rows[case]["epoch_seconds_waiting_for_data"] > 0
-        for name in names:
-            low, high = rows[case][f"{name}_range"]
-            assert 0 < low <= high
-            assert rows[case][name] > 0
-    assert list(measured["not_measured"]) == ["strategy=dp on 2"]
+    single, ddp = measured["rows"]
+    assert (single["strategy"], single["num_devices"], ddp["strategy"], ddp["num_devices"]) == ("single", 1, "ddp", 2)
+    assert single["speedup"] == single["efficiency"] == 1
+    assert ddp["efficiency"] == ddp["speedup"] / 2
+    for row in (single, ddp):
+        assert row["epoch_seconds"] > 0
+        low, high = row["samples_per_second_range"]
+        assert 0 < low <= row["samples_per_second"] <= high
+        assert row["peak_memory_mib"] > 100
+    reasons = measured["not_measured"]
+    assert list(reasons) == ["strategy=dp on 1", "strategy=ddp on 1", "strategy=dp on 2"]
+    assert reasons["strategy=ddp on 1"] == "on one device it is strategy=single."
     assert "not measured: strategy=dp on 2: strategy=dp spreads a batch over GPUs" in done.stdout
     assert measured["machine"]["num_cores"] >= 1
     assert measured["versions"]["torch"]
-    assert re.search(r"\.train strategy=\S+.* trainer=cpu model=mlp$", done.stdout, re.MULTILINE)
+    next_command = r" train strategy=\S+ trainer.devices=\d seed=7 trainer=cpu model=mlp trainer.max_epochs=2$"
+    assert re.search(next_command, done.stdout, re.MULTILINE)
     assert (run_dir / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_rows_are_the_figures_of_the_turns() -> None:
-    def turns(*seconds: float) -> list[dict[str, float]]:
-        return [{"seconds": figure, "waited": 0.5, "memory": 1.0} for figure in seconds]
+def test_rows_are_the_figures_of_the_rounds() -> None:
+    def runs(*epochs: float) -> list[dict[str, object]]:
+        return [
+            {"epoch_seconds": [99.0, seconds], "steps_per_epoch": 10, "peak_memory_mib": seconds} for seconds in epochs
+        ]
 
-    measured = {
-        Key("loop", 1): turns(2.0, 4.0, 2.0),
-        Key("single", 1): turns(4.0, 5.0, 8.0),
-        Key("ddp loop", 2): turns(1.0, 1.0, 1.0),
-        Key("ddp", 2): turns(2.0, 2.0, 4.0),
-    }
-    rows = {row["case"]: row for row in rows_of(measured, num_samples=100, num_epochs=2)}
-    assert rows["single"]["samples_per_second"] == 25
-    assert rows["single"]["epoch_seconds"] == {"min": 2.0, "median": 2.5, "max": 4.0}
-    assert rows["single"]["ratio_to_loop"] == 0.5
-    assert rows["single"]["ratio_to_loop_range"] == [0.25, 0.8]
-    assert rows["ddp"]["speedup"] == 2
-    assert rows["ddp"]["efficiency"] == 1
-    assert rows["ddp"]["ratio_to_ddp_loop"] == 0.5
-    assert rows["ddp"]["epoch_seconds_waiting_for_data"] == 0.25
-    assert "ratio_to_loop" not in rows["loop"]
-    assert fastest(list(rows.values())) == "ddp trainer.devices=2"
-    again = [*rows.values(), {**rows["single"], "speedup": 7}]
-    assert [row["case"] for row in once(again, with_single=True)] == ["loop", "single", "ddp loop", "ddp"]
-    assert [row["case"] for row in once(again, with_single=False)] == ["loop", "ddp loop", "ddp"]
+    single, ddp = to_rows({BASELINE: runs(4.0, 5.0, 8.0), Case("ddp", 2): runs(2.0, 5.0, 2.0)}, batch_size=5)
+    assert single["epoch_seconds"] == 5
+    assert single["samples_per_second"] == 10
+    assert ddp["samples_per_second_range"] == [10, 25]
+    assert ddp["peak_memory_mib"] == 5
+    assert ddp["speedup"] == 2
+    assert ddp["speedup_range"] == [1, 4]
+    assert ddp["efficiency"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["trainer.max_epochs=1"], "trainer.max_epochs=2 or more is needed"),
+        (["model.optimizer.lr=-1"], "model.scheduler refuses a value"),
+    ],
+)
+def test_training_that_cannot_be_measured_is_refused(options: list[str], sentence: str, tmp_path: Path) -> None:
+    refused = run_command("benchmark", "strategies=[single]", *SHORT, *options, cwd=tmp_path, check=False)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert sentence in line
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_interruption_ends_all_processes(tmp_path: Path) -> None:
-    with started("benchmark", *QUICK[:2], "num_rounds=1000", cwd=tmp_path) as process:
+    with started("benchmark", *SHORT, "num_rounds=1000", cwd=tmp_path) as process:
         wait_for(process, "measuring")
         assert_ends_by_interruption(process)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from digit_classifier.data.digits import DigitsDataModule
 from digit_classifier.engine.data.samples import Batch
-from digit_classifier.engine.distributed.dp import DataParallelStrategy
+from digit_classifier.engine.distributed.strategies import DataParallelStrategy
 from digit_classifier.models.classifier import Classifier
 from digit_classifier.models.mlp import MLP
 from lightning.pytorch.callbacks import LambdaCallback

@@ -104,7 +104,7 @@ np.savez(answers, logits=logits, probabilities=probabilities)
 """
 
 
-@pytest.mark.skipif(EXECUTORCH is None, reason="not run: EXECUTORCH_PYTHON is not set (make executorch makes it)")
+@pytest.mark.skipif(EXECUTORCH is None, reason="not run: EXECUTORCH_PYTHON is not set (make session NAME=executorch)")
 def test_executorch_gives_the_golden_answers(exported: Path) -> None:
     install, lower = commands_of("## ExecuTorch")
     # The environment is there already, with what the page installs.

@@ -1,4 +1,4 @@
-"""`benchmark bundle=`: its figures, and the bundle that keeps them."""
+"""`benchmark bundle=`: the figures, and the bundle that they are added to."""
 
 import getpass
 import json
@@ -14,15 +14,15 @@ from conftest import assert_ends_by_interruption, run_command, started, wait_for
 from {{ cookiecutter.package_name }}.engine.export.bundle import add_to
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.inference.runtime import find_bundle, read_manifest
-from {{ cookiecutter.package_name }}.engine.benchmark.formats import rows_of
+from {{ cookiecutter.package_name }}.engine.benchmark.bundles import EAGER, to_rows
 from {{ cookiecutter.package_name }}.engine.export.verify import verify
 
-QUICK = ("seconds=0.01", "num_rounds=2")
+SHORT = ("seconds=0.01", "num_rounds=2")
 
 
 @pytest.fixture
 def copied(bundle: Path, tmp_path: Path) -> Path:
-    """A bundle of its own in `artifacts/`, to be changed."""
+    """Returns a copy of the bundle in `artifacts/`, which a test may change."""
     shutil.copytree(bundle.parents[1], tmp_path / "artifacts", ignore=shutil.ignore_patterns("[2-9]"))
     return tmp_path / "artifacts" / bundle.parent.name / bundle.name
 
@@ -34,7 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_figures_go_into_the_run_and_into_the_bundle(copied: Path, tmp_path: Path) -> None:
     before = read_manifest(copied)
     for options, formats in ((["trust=true"], ["eager", "onnx", "torchscript"]), ([], ["eager", "onnx"])):
-        done = run_command("benchmark", "bundle=latest", *QUICK, *options, cwd=tmp_path)
+        done = run_command("benchmark", "bundle=latest", *SHORT, *options, cwd=tmp_path)
         assert ("left out    model.pt: code, which runs only with trust=true" in done.stdout) == (options == [])
         measured: dict[str, Any] = json.loads((copied / "benchmark.json").read_text(encoding="utf-8"))
         names = [(row["format"], row["batch_size"]) for row in measured["rows"]]
@@ -48,7 +48,7 @@ def test_figures_go_into_the_run_and_into_the_bundle(copied: Path, tmp_path: Pat
         assert measured["num_threads"] == 1
     verify(copied)
     card = (copied / "README.md").read_text(encoding="utf-8")
-    assert card.count("## Speed") == card.count("| onnx | 64 |") == 1, "it was written again, not added to"
+    assert card.count("## Speed") == card.count("| onnx | 64 |") == 1, "the card was not written anew"
     assert "torchscript |" not in card
     assert card.count("(benchmark.png)") == 1
     after = read_manifest(copied)
@@ -60,8 +60,8 @@ def test_figures_go_into_the_run_and_into_the_bundle(copied: Path, tmp_path: Pat
     assert sorted(path.name for path in copied.parent.iterdir()) == ["1", "config.pbtxt"]
 
 
-def test_figures_tell_of_the_processor_and_of_nobody(copied: Path, tmp_path: Path) -> None:
-    run_command("benchmark", "bundle=latest", *QUICK, "batch_sizes=[3]", "num_threads=2", cwd=tmp_path)
+def test_figures_name_the_processor_and_nobody(copied: Path, tmp_path: Path) -> None:
+    run_command("benchmark", "bundle=latest", *SHORT, "batch_sizes=[3]", "num_threads=2", cwd=tmp_path)
     text = (copied / "benchmark.json").read_text(encoding="utf-8")
     measured = json.loads(text)
     assert measured["machine"].keys() == {"processor", "num_cores", "system"}
@@ -73,7 +73,8 @@ def test_figures_tell_of_the_processor_and_of_nobody(copied: Path, tmp_path: Pat
 
 def test_rows_are_the_figures_of_the_calls() -> None:
     eager, fast = [[0.004, 0.004, 0.010], [0.008, 0.008, 0.008]], [[0.001, 0.001, 0.001], [0.004, 0.004, 0.004]]
-    base, row = rows_of({"eager": eager, "onnx": fast}, batch_size=10)
+    base, row = to_rows({EAGER: eager, "onnx": fast}, batch_size=10)
+    assert base["format"] == "eager"
     assert base["p50_ms"] == pytest.approx(8.0)
     assert base["p95_ms"] == pytest.approx(9.5)
     assert base["speedup_range"] == [1, 1]
@@ -109,7 +110,7 @@ def test_bundle_that_cannot_be_measured_is_refused_and_untouched(
 ) -> None:
     spoil(copied)
     before = contents(tmp_path)
-    refused = run_command("benchmark", "bundle=latest", *QUICK, *options, cwd=tmp_path, check=False)
+    refused = run_command("benchmark", "bundle=latest", *SHORT, *options, cwd=tmp_path, check=False)
     assert refused.returncode == exit_code, refused.stderr
     (line,) = refused.stderr.splitlines()
     assert line.startswith("error: ")
@@ -118,10 +119,10 @@ def test_bundle_that_cannot_be_measured_is_refused_and_untouched(
 
 
 def test_file_that_no_runtime_takes_is_named(copied: Path, tmp_path: Path) -> None:
-    """Its hash is right, so only to run it tells."""
+    """Its hash is right, so the mistake shows only when it runs."""
     (copied / "model.onnx").write_bytes(b"no model")
     add_to(copied, read_manifest(copied), lambda made: shutil.copy(copied / "model.onnx", made) and None)
-    refused = run_command("benchmark", "bundle=latest", *QUICK, cwd=tmp_path, check=False)
+    refused = run_command("benchmark", "bundle=latest", *SHORT, cwd=tmp_path, check=False)
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
     assert line.startswith("error: model.onnx cannot be timed: ")

@@ -9,7 +9,7 @@ import pytest
 from digit_classifier.engine.config import CONFIG_DIRS
 from digit_classifier.engine.config.instantiation import build as built
 from digit_classifier.engine.config.validation import read_options
-from digit_classifier.engine.distributed.launch import batch_split, devices_of, refuse_mistakes
+from digit_classifier.engine.distributed.plan import make_plan
 from digit_classifier.engine.errors import UserError
 from digit_classifier.engine.training import build
 from digit_classifier.engine.training.options import TrainOptions
@@ -32,13 +32,12 @@ def refusal_of(pair: tuple[str, str], folder: Path, pictures: Path) -> str:
         if "trainer=gpu" in pair:
             config["trainer"]["accelerator"] = "cpu"  # no such device here: all but its name is tried
         read_options(config, TrainOptions)
-        refuse_mistakes(config)
-        devices = devices_of(config)
+        plan = make_plan(config)
         datamodule = built(config["data"], "data")
         model = build.build_for_training(config["model"], datamodule.spec, 1.0)
         loggers = build.build_loggers(config["logger"], folder)
-        callbacks = build.build_callbacks(config, loggers, {}, batch_split(config["data"], devices))
-        build.build_trainer(config, devices, callbacks, loggers)
+        callbacks = build.build_callbacks(config, loggers, {}, plan.split)
+        build.build_trainer(config, plan, callbacks, loggers)
         assert model.spec == datamodule.spec
     except UserError as refusal:
         return str(refusal)

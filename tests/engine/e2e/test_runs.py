@@ -1,6 +1,7 @@
 """What is left of runs: their page, the table, a comparison, and what `doctor` says of this machine."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,12 +76,32 @@ def test_doctor_says_what_there_is_and_what_to_type_next(tmp_path: Path) -> None
     command = [sys.executable, "-W", "error", "-m", package.__name__, "doctor"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
-    for what in ("Python", "torch", "GPUs", "disk", "shared memory", "strategy"):
+    for what in ("Python", "torch", "GPUs", "disk", "shared memory", "engine", "strategy"):
         assert any(f" {what} " in line for line in process.stdout.splitlines()), what
     assert f"next: python -m {package.__name__} train" in process.stdout
 
 
-@pytest.mark.parametrize("missing", ["optuna", "torch"])
+def test_doctor_notes_an_edited_engine_and_finds_no_fault_in_it(tmp_path: Path) -> None:
+    copy = tmp_path / "src" / package.__name__
+    shutil.copytree(Path(package.__file__).parent, copy)
+    with (copy / "engine/errors.py").open("a", encoding="utf-8") as file:
+        file.write("# an edit\n")
+    shutil.copy(Path(package.__file__).parents[2] / "pyproject.toml", tmp_path)
+    process = subprocess.run(
+        [sys.executable, "-m", package.__name__, "doctor"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    (line,) = (line for line in process.stdout.splitlines() if " engine " in line and "edited" in line)
+    assert line.startswith("note")
+    assert "errors.py (changed)" in line
+
+
+@pytest.mark.parametrize("missing", ["onnx", "torch"])
 def test_doctor_names_what_is_missing(missing: str, tmp_path: Path) -> None:
     code = (
         "import sys, importlib.metadata as metadata\n"

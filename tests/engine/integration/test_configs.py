@@ -20,9 +20,11 @@ from {{ cookiecutter.package_name }}.engine.training import build
 from {{ cookiecutter.package_name }}.engine.config.validation import read_options
 from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
 from {{ cookiecutter.package_name }}.engine.workflows.exporting import Options as ExportOptions
-from {{ cookiecutter.package_name }}.engine.distributed.launch import devices_of
+from {{ cookiecutter.package_name }}.engine.distributed.plan import make_plan
 from {{ cookiecutter.package_name }}.engine.training.options import TrainOptions
+{% if cookiecutter.search %}
 from {{ cookiecutter.package_name }}.engine.search.space import distributions, options, samples
+{% endif %}
 
 OPTION_FILES = [path for folder in CONFIG_DIRS for path in folder.glob("*/*.yaml")]
 COMMANDS = sorted(path.stem for folder in CONFIG_DIRS for path in folder.glob("*.yaml"))
@@ -63,7 +65,7 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
     model = build.build_model(config["model"], datamodule.spec)
     loggers = build.build_loggers(config["logger"], tmp_path)
     callbacks = build.build_callbacks(config, loggers, {})
-    assert isinstance(build.build_trainer(config, devices_of(config), callbacks, loggers), pl.Trainer)
+    assert isinstance(build.build_trainer(config, make_plan(config), callbacks, loggers), pl.Trainer)
     inputs, _ = next(iter(datamodule.test_dataloader()))
     with torch.inference_mode():
         assert model(inputs).shape == (len(inputs), datamodule.spec.num_outputs)
@@ -86,6 +88,7 @@ def test_commands_compose(command: str, tmp_path: Path) -> None:
     assert composed(command, tmp_path)["task_name"] == command
 
 
+{% if cookiecutter.search %}
 @pytest.mark.parametrize("space", sorted(path.stem for path in OPTION_FILES if path.parent.name == "search"))
 def test_space_of_a_search_names_options_that_exist(space: str, tmp_path: Path) -> None:
     section = composed("search", tmp_path, f"search={space}")["search"]
@@ -95,6 +98,7 @@ def test_space_of_a_search_names_options_that_exist(space: str, tmp_path: Path) 
     assert built(section["pruner"], "search.pruner") is not None
 
 
+{% endif %}
 def test_export_options_fit(tmp_path: Path) -> None:
     assert read_options(composed("export", tmp_path)["export"], ExportOptions).name == package.__name__
 

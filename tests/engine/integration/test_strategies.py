@@ -77,7 +77,7 @@ from PACKAGE.engine.spec import DataSpec
 from PACKAGE.models.classifier import Classifier
 from PACKAGE.engine.warning_filters import IGNORED_WARNINGS, ignore_warnings
 from PACKAGE.engine.distributed.devices import resolve_devices
-from PACKAGE.engine.distributed.launch import build_strategy
+from PACKAGE.engine.distributed.strategies import build_strategy, strategy_options
 
 OPTIONS = dict(name="ddp", find_unused_parameters=False, gradient_as_bucket_view=True, static_graph=False,
                bucket_cap_mb=25, compression="none", powersgd_rank=1, powersgd_start_step=2, max_restarts=0)
@@ -100,7 +100,7 @@ for size in (1, 5, 359, 360):
     torch.manual_seed(1)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     model = Classifier(spec, lambda spec: net, torch.optim.SGD)
-    strategy = build_strategy(OPTIONS, devices)
+    strategy = build_strategy(strategy_options(OPTIONS), devices)
     trainer = pl.Trainer(accelerator="cpu", devices=devices.for_trainer(), strategy=strategy, logger=False,
                          enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False)
     (figures,) = trainer.test(model, datamodule=Samples(size), verbose=False)

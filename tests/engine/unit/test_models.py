@@ -16,7 +16,7 @@ from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
 from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.distributed.dp import DataParallelStrategy
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import DataParallelStrategy
 from {{ cookiecutter.package_name }}.engine.distributed.samplers import EvaluationBatchSampler, TrainingBatchSampler
 
 

@@ -13,12 +13,8 @@ from {{ cookiecutter.package_name }}.engine.config.validation import check, read
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine import rendezvous as ranks
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices, resolve_devices
-from {{ cookiecutter.package_name }}.engine.distributed.dp import OneDeviceStrategy
-from {{ cookiecutter.package_name }}.engine.distributed.launch import (
-    build_strategy,
-    evaluation_steps,
-    trainer_section,
-)
+from {{ cookiecutter.package_name }}.engine.distributed.plan import evaluation_steps, trainer_section
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import OneDeviceStrategy, build_strategy, strategy_options
 from {{ cookiecutter.package_name }}.engine.training.options import TrainOptions as Options
 
 DATA = f"{package.__name__}.{{ "engine.data.table.TableDataModule" if cookiecutter.data_kind == "tables" else "data.digits.DigitsDataModule" }}"
@@ -205,12 +201,12 @@ def test_learning_rate_grows_with_the_batch_by_its_rule(rule: str, factor: float
 def test_fsdp_is_built_for_several_gpus_and_plain_for_one() -> None:
     """Built, not run: fsdp is not measured."""
     section = {"name": "fsdp", "min_num_weights": 1000, "cpu_offload": False, "max_restarts": 0}
-    strategy = build_strategy(section, Devices("gpu", (0, 1)))
+    strategy = build_strategy(strategy_options(section), Devices("gpu", (0, 1)))
     assert isinstance(strategy, FSDPStrategy)
     assert strategy._state_dict_type == "full", "a checkpoint holds the whole model"
-    assert isinstance(build_strategy(section, Devices("cpu", (0,))), OneDeviceStrategy)
+    assert isinstance(build_strategy(strategy_options(section), Devices("cpu", (0,))), OneDeviceStrategy)
     with pytest.raises(UserError, match=r"'strategy.min_weights' is no option; did you mean 'strategy.min_num_weights'"):
-        build_strategy(section | {"min_weights": 1}, Devices("cpu", (0,)))
+        strategy_options(section | {"min_weights": 1})
 
 
 @pytest.mark.parametrize("name", ["limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches"])

@@ -19,7 +19,7 @@ from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
 from {{ cookiecutter.package_name }}.engine.training.timm_network import TimmNet
 from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.distributed.ddp import has_changing_buffers
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
 
 SPEC = make_spec((3, 32, 32), num_labels=5)
 

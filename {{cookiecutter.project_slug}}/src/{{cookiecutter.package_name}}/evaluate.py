@@ -14,9 +14,9 @@ def main(config: commands.Config) -> None:
     commands.Evaluation.launch(run, config)
 
 
-def run(config: commands.Config) -> dict[str, float]:
+def run(config: commands.Config, plan: commands.Plan) -> dict[str, float]:
     """Evaluates in one process; each sample counts once, under every strategy."""
-    evaluation = commands.Evaluation.build(config)
+    evaluation = commands.Evaluation.build(config, plan)
     metrics: dict[str, float] = {}
     for figures in evaluation.trainer.test(evaluation.model, datamodule=evaluation.datamodule, verbose=False):
         metrics.update(figures)

@@ -17,9 +17,9 @@ def main(config: commands.Config) -> None:
     commands.Training.launch(run, config)
 
 
-def run(config: commands.Config) -> dict[str, float]:
+def run(config: commands.Config, plan: commands.Plan) -> dict[str, float]:
     """Trains in one process; returns every figure by its logged name, such as `val/loss` or `test/acc`."""
-    training = commands.Training.build(config)
+    training = commands.Training.build(config, plan)
     trainer, model, datamodule = training.trainer, training.model, training.datamodule
     with training.recorded():
         trainer.fit(model, datamodule=datamodule, ckpt_path=training.ckpt_path, weights_only=True)

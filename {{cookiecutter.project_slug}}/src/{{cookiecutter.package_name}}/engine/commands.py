@@ -11,16 +11,18 @@ from .errors import nearest
 if TYPE_CHECKING:
     from .config.command_line import Config as Config
     from .config.command_line import command as command
+    from .distributed.plan import Plan as Plan
     from .workflows.evaluation import Evaluation as Evaluation
     from .workflows.exporting import export_bundle as export_bundle
     from .workflows.prediction import predict_files as predict_files
     from .workflows.training import Training as Training
 
-__all__ = ["Config", "Evaluation", "Training", "command", "export_bundle", "main", "predict_files"]
+__all__ = ["Config", "Evaluation", "Plan", "Training", "command", "export_bundle", "main", "predict_files"]
 
 _PLACES = {
     "Config": "config.command_line",
     "Evaluation": "workflows.evaluation",
+    "Plan": "distributed.plan",
     "Training": "workflows.training",
     "command": "config.command_line",
     "export_bundle": "workflows.exporting",
@@ -34,6 +36,7 @@ _ENGINE_COMMANDS = {
     "runs": "reporting.runs",
     "benchmark": "benchmark.benchmark",
     "doctor": "doctor",
+    "update": "update",
 }
 _ENGINE = Path(__file__).parent
 

@@ -1,4 +1,4 @@
-"""How what people read is written: paths, commands and progress at the terminal, JSON in files."""
+"""What people read at the terminal and in files: paths, commands, durations, progress, JSON."""
 
 import json
 import logging
@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDTH = 160  # where there is no terminal
+WIDTH = 160  # characters of a line, without a terminal
 
 
 def shown(path: Path) -> str:
-    """Relative to the working directory where it lies below it: shorter, and it can be copied into a command."""
+    """A path below the working directory is shown relative to it: shorter, and it can be copied into a command."""
     path = Path.cwd() / path
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def python() -> str:
-    """As it can be typed here: the environment's own, where that is not activated."""
+    """The name of the interpreter as it can be typed here: a path if its environment is not activated."""
     return shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
 
 
 def duration(seconds: float) -> str:
-    """As `1 h 02 min`, `3 min 20 s` or `12 s`."""
+    """Formats seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
     hours, minutes, rest = int(seconds) // 3600, int(seconds) // 60 % 60, int(seconds) % 60
     if hours:
         return f"{hours} h {minutes:02} min"
@@ -33,7 +33,7 @@ def duration(seconds: float) -> str:
 
 
 def wide_console() -> "Console":
-    """For tables of many columns: as wide as the terminal, and in a pipe or a file so wide that nothing is cut off."""
+    """A console for wide tables: as wide as the terminal; in a pipe or a file so wide that nothing is cut off."""
     from rich.console import Console
 
     console = Console()
@@ -45,7 +45,7 @@ def write_json(contents: object, path: Path) -> None:
 
 
 def bar(items: Sequence[Any], description: str) -> Iterable[Any]:
-    """The items, with a bar that shows on a terminal how far it has come."""
+    """Iterates over the items, with a progress bar if standard error is a terminal."""
     from rich import console, progress
 
     return progress.track(items, description, console=console.Console(stderr=True), disable=not sys.stderr.isatty())

@@ -7,6 +7,8 @@ It needs nothing but Python itself: what it looks for may be missing.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import re
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 PACKAGE = __name__.partition(".")[0]
+ENGINE = Path(__file__).resolve().parent
+PROJECT = ENGINE.parents[2]
+HASHES = "engine.sha256"
 GIB = 2**30
 SHOWN = ("torch", "lightning", "hydra-core", "torchmetrics", "onnx", "onnxruntime", "optuna")
 INSTALL = "pip install -c constraints.txt -e . --group dev"
@@ -29,7 +34,7 @@ LEAST_DISK, LEAST_SHARED = 5 * GIB, GIB  # for checkpoints, and for the batches 
 
 
 class Finding(NamedTuple):
-    """`remedy` is empty where nothing is amiss; what is `missing` must be mended before a training can begin."""
+    """One line of the report. `remedy` is empty if nothing is amiss; a training cannot begin if `missing` is true."""
 
     what: str
     found: str
@@ -39,7 +44,7 @@ class Finding(NamedTuple):
 
 def main() -> None:
     torch = import_torch()
-    findings = [*python(), *packages(), *gpus(torch), *storage(), git(), strategy(torch)]
+    findings = [*python(), *packages(), *gpus(torch), *storage(), git(), engine(), *template(), strategy(torch)]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "missing" if finding.missing else "note" if finding.remedy else "ok"
@@ -61,8 +66,8 @@ def import_torch() -> ModuleType | None:
 
 
 def project() -> tuple[str, list[str]]:
-    """The versions of Python, and the packages, that this project asks for: of its source, or as it was installed."""
-    source = Path(__file__).parents[3] / "pyproject.toml"
+    """Returns the versions of Python and the packages that the project asks for, in its source or as installed."""
+    source = PROJECT / "pyproject.toml"
     if source.is_file():
         section = tomllib.loads(source.read_text(encoding="utf-8"))["project"]
         return section["requires-python"], section["dependencies"]
@@ -77,7 +82,7 @@ def python() -> list[Finding]:
 
 
 def packages() -> list[Finding]:
-    """Some to be seen, and whatever is missing, too old or too new."""
+    """Lists the packages of `SHOWN`, and every package that is missing, too old or too new."""
     findings = []
     for requirement in project()[1]:
         name, bounds = re.findall(r"^([\w.-]+)(.*)$", requirement)[0]
@@ -99,19 +104,20 @@ def version(name: str) -> str | None:
 
 
 def fits(found: str, bounds: str) -> bool:
-    """Of bounds as `>=2.10,<3`."""
+    """Whether a version lies within bounds such as `>=2.10,<3`."""
     ordered = {">=": lambda a, b: a >= b, "<": lambda a, b: a < b}
     checks = re.findall(r"(>=|<)\s*([\d.]+)", bounds)
-    return all(ordered[sign](_numbers(found), _numbers(bound)) for sign, bound in checks)
+    return all(ordered[sign](release(found), release(bound)) for sign, bound in checks)
 
 
-def _numbers(version: str) -> list[int]:
+def release(version: str) -> list[int]:
+    """Returns the numbers of a version, which compare as versions do."""
     return [int(part) for part in re.findall(r"\d+", version.split("+")[0])]
 
 
 def gpus(torch: ModuleType | None) -> list[Finding]:
-    """What the driver sees, beside what torch does."""
-    driver = _said("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    """Compares the GPUs that the driver sees with those that torch sees."""
+    driver = output_lines("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     if torch is None:
         return [Finding("GPUs", "unknown: torch cannot be imported", INSTALL, missing=True)]
     if torch.backends.mps.is_available():
@@ -125,19 +131,19 @@ def gpus(torch: ModuleType | None) -> list[Finding]:
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     names = ", ".join(f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in found)
     findings = [Finding("GPUs", f"{len(found)}: {names}")]
-    findings.append(Finding("CUDA", f"{torch.version.cuda or torch.version.hip}; driver {_driver(driver)}"))
+    findings.append(Finding("CUDA", f"{torch.version.cuda or torch.version.hip}; driver {driver_version(driver)}"))
     nccl = torch.distributed.is_nccl_available()
     remedy = "" if nccl or len(found) == 1 else "strategy=ddp needs a torch with NCCL: the wheels for Linux have it"
     findings.append(Finding("NCCL", ".".join(map(str, torch.cuda.nccl.version())) if nccl else "none", remedy))
     return findings
 
 
-def _driver(lines: list[str]) -> str:
+def driver_version(lines: list[str]) -> str:
     return lines[0].rsplit(",", 1)[-1].strip() if lines else "unknown"
 
 
-def _said(*command: str) -> list[str]:
-    """The lines of a command that may not be there."""
+def output_lines(*command: str) -> list[str]:
+    """Returns the output of a command, and nothing if the command is not there or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -161,9 +167,65 @@ def storage() -> list[Finding]:
 
 
 def git() -> Finding:
-    lines = _said("git", "--version")
+    lines = output_lines("git", "--version")
     remedy = "" if lines else "install git: without it no run knows the commit that it came from"
     return Finding("git", lines[0].removeprefix("git version ") if lines else "not installed", remedy)
+
+
+def engine(folder: Path = ENGINE) -> Finding:
+    """Compares the engine with the hashes of its files. Editing it is the owner's right, and never an error."""
+    version = read_text(folder / "VERSION").strip() or "of unknown version"
+    edits = [f"{path} ({what})" for path, what in engine_edits(folder).items()]
+    if not edits:
+        return Finding("engine", f"{version}, as made")
+    shown = ", ".join(edits[:5]) + (f" and {len(edits) - 5} more" if len(edits) > 5 else "")
+    remedy = "an update replaces the engine: code of your own is safe outside of it"
+    return Finding("engine", f"{version}, edited: {shown}", remedy)
+
+
+def engine_edits(folder: Path) -> dict[str, str]:
+    """Returns the files that are not as made: path to `changed`, `added` or `missing`.
+
+    A folder that is absent as a whole is a feature that the owner removed, and no edit.
+    """
+    lines = re.findall(r"^([0-9a-f]{64})  (.+)$", read_text(folder / HASHES), re.MULTILINE)
+    made = {path: digest for digest, path in lines}
+    found = engine_hashes(folder)
+    folders = {parent for path in found for parent in Path(path).parents}
+    edits = {path: "missing" for path in made.keys() - found.keys() if Path(path).parent in folders}
+    edits |= {path: "changed" if path in made else "added" for path in found if made.get(path) != found[path]}
+    return dict(sorted(edits.items()))
+
+
+def engine_hashes(folder: Path) -> dict[str, str]:
+    """Returns the sha256 of each file of the engine. Line ends of Windows do not count: git makes them."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: hashlib.sha256(files[name].read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+        for name in sorted(files)
+        if name != HASHES and "__pycache__" not in name
+    }
+
+
+def read_text(path: Path) -> str:
+    """Returns the contents of a file, and an empty text if it is not there."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def template(project: Path = PROJECT, engine: Path = ENGINE) -> list[Finding]:
+    """Compares the engine's version with the one recorded, and with the template itself if it is on this machine."""
+    record = read_text(project / ".cruft.json")
+    if not record:
+        return []
+    try:
+        recorded = json.loads(record)
+        address, version = recorded["template"], recorded["context"]["cookiecutter"]["_template_version"]
+        local = json.loads(read_text(Path(address) / "cookiecutter.json") or "{}")
+    except (ValueError, KeyError, TypeError):
+        return [Finding("template", "unknown: .cruft.json is damaged", "take it from git again")]
+    newest = max(version, local.get("_template_version", version), key=release)
+    is_older = release(read_text(engine / "VERSION")) < release(newest)
+    return [Finding("template", f"{newest} at {address}", "the engine is older: make update" if is_older else "")]
 
 
 def strategy(torch: ModuleType | None) -> Finding:
@@ -178,7 +240,7 @@ def strategy(torch: ModuleType | None) -> Finding:
 
 
 def options(torch: ModuleType | None) -> str:
-    """Of `train` on this machine."""
+    """Returns the options of `train` that suit this machine."""
     return "strategy=ddp" if torch is not None and torch.cuda.device_count() > 1 else ""
 
 

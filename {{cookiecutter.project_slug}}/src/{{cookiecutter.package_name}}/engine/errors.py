@@ -1,4 +1,4 @@
-"""A user's mistake, or a fault of the world around a run, told in one sentence."""
+"""Errors that a command prints as one sentence: a user's mistake, or a fault of the data, the disk or the machine."""
 
 import difflib
 import errno
@@ -12,29 +12,29 @@ OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, 
 class UserError(Exception):
     """Names the value and the remedy; the command prints it and exits with `exit_code`, without a traceback.
 
-    An `Exception`, not a `SystemExit`, so that one refused job does not end a whole Hydra sweep.
+    An `Exception`, not a `SystemExit`, so that one refused job does not end a Hydra sweep.
     """
 
     exit_code = 2
 
 
 class Fault(UserError):
-    """What went wrong in a run that was right as it was typed: of its data, its disk, its numbers."""
+    """A fault that is no mistake on the command line: unreadable data, a full disk, a loss that is NaN."""
 
     exit_code = 1
 
 
 def of_files(error: OSError, place: Path) -> UserError | None:
-    """Of a disk that is full, and of files that this user may not read or write: no mistake of this code."""
+    """The sentence for a full disk, or a file that this user may not read or write; None for any other error."""
     if error.errno not in OF_FILES:
         return None
-    if error.filename is None:  # of what was being written
+    if error.filename is None:  # raised by a write to an open file
         return UserError(f"a file in {place} cannot be written: {error.strerror}; what was saved before it stays.")
     return UserError(f"{error.filename} cannot be read or written: {error.strerror}.")
 
 
 def nearest(word: str, known: Iterable[str], section: str = "") -> str:
-    """The end of a refusal: the likeliest of the known words, with the section before it, or all of them."""
+    """The end of an error sentence: the most similar known word, with the section before it, or all known words."""
     words = sorted(known)
     if not words:
         return "there are none to set."
@@ -45,16 +45,15 @@ def nearest(word: str, known: Iterable[str], section: str = "") -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message, and the line that raised it: a mistake in one's own network should be easy to find."""
+    """The message and the line of code that raised it, so that a mistake in one's own network is easy to find."""
     raised = traceback.extract_tb(error.__traceback__)[-1]
     return f"{' '.join(str(error).split())} ({Path(raised.filename).name}:{raised.lineno})"
 
 
 def lost_worker(error: Exception, num_workers: int = 0) -> Fault | None:
-    """None for another error; `num_workers` of the loader that raised it.
+    """The sentence for a DataLoader worker process that died; None for any other error.
 
-    One that is lost while it hands over a batch shows as a connection that ends. What a sample raised there does not:
-    torch raises that again as "Caught ...".
+    A worker that dies while it hands over a batch shows as a connection that ends, if the loader has workers at all.
     """
     is_handed_over = (
         num_workers > 0 and isinstance(error, ConnectionError | EOFError) and not is_raised_by_sample(error)

@@ -1,4 +1,4 @@
-"""Processes that `torchrun` or `srun` started: rank 0 reads the command line, the others do what it tells them.
+"""Ranks that `torchrun` or `srun` started: rank 0 reads the command line and sends each job to the other ranks.
 
 So Hydra runs once here too: there is one run directory, one log, and a sweep starts each job on all ranks.
 """
@@ -21,7 +21,7 @@ FOREVER = timedelta(days=365)  # whoever started the ranks ends them all when on
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands among those that `starter` started."""
+    """The place of this process among those that `starter` (`torchrun` or `srun`) started."""
 
     starter: str
     rank: int
@@ -34,7 +34,7 @@ class Ranks:
 
 
 def started() -> Ranks | None:
-    """None for a process that was started by hand, or by `python -m <package>...` in a batch script."""
+    """None for a process that was started by hand, or in a batch script without `srun`."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         world_size = int(env["WORLD_SIZE"])
@@ -45,14 +45,14 @@ def started() -> Ranks | None:
     return None
 
 
-def follows() -> bool:
+def is_follower() -> bool:
     """Whether rank 0 is another process."""
     ranks = started()
     return ranks is not None and ranks.rank > 0
 
 
 def job_name() -> str | None:
-    """Of a job that a cluster starts again under the same name: `TRAIN_RUN_NAME` says it, or SLURM by its numbers."""
+    """The name of a job that a cluster restarts under the same name: `TRAIN_RUN_NAME`, or the numbers of SLURM."""
     env = os.environ
     if "TRAIN_RUN_NAME" in env:
         return env["TRAIN_RUN_NAME"]
@@ -64,13 +64,13 @@ def job_name() -> str | None:
 
 
 def is_restart() -> bool:
-    """Whether these processes may take the place of others that were lost."""
+    """Whether these processes may replace others that were lost."""
     counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return "TRAIN_RUN_NAME" in os.environ or any(int(os.environ.get(name, 0)) > 0 for name in counts)
 
 
 def refuse_restarts_that_hang() -> None:
-    """Those of torchrun: its agents count for themselves, and ranks that share its store meet what lost ones left."""
+    """Refuses settings of torchrun under which restarted ranks find what lost ranks left in the store, and hang."""
     ranks, env = started(), os.environ
     if ranks is None or int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)) == 0 or ranks.starter != "torchrun":
         return
@@ -86,25 +86,25 @@ def refuse_restarts_that_hang() -> None:
         )
 
 
-def tell(config: dict[str, Any]) -> None:
-    """From rank 0 to all others: the next job."""
+def send_job(config: dict[str, Any]) -> None:
+    """Sends the next job from rank 0 to the other ranks."""
     number = _store().add(_key("jobs"), 1)
     _store().set(_key(f"job/{number}"), json.dumps(config))
 
 
 def dismiss() -> None:
-    """From rank 0 to all others: there is no further job. Waits until they have heard it: rank 0 may be the store."""
+    """Tells the other ranks that there is no further job; waits for their answer, because rank 0 may hold the store."""
     from torch.distributed import DistStoreError
 
     ranks = started()
     assert ranks is not None
-    tell({})
+    send_job({})
     with suppress(DistStoreError):  # a rank that was lost hears nothing
         _store().wait([_key(f"heard/{rank}") for rank in range(1, ranks.world_size)], timedelta(seconds=10))
 
 
-def job(number: int, patience: timedelta) -> dict[str, Any] | None:
-    """What rank 0 tells this rank to do as its job of this number, from 1 on; None when it is dismissed."""
+def receive_job(number: int, patience: timedelta) -> dict[str, Any] | None:
+    """Waits for the job of this number, counted from 1, from rank 0; None if there is no further job."""
     from torch.distributed import DistStoreError
 
     ranks = started()
@@ -120,7 +120,7 @@ def job(number: int, patience: timedelta) -> dict[str, Any] | None:
 
 
 def is_first_to_say(sentence: str) -> bool:
-    """True for one rank: what all would say is said once."""
+    """True for one rank alone, so that a sentence is printed once."""
     ranks = started()
     if ranks is None or ranks.world_size == 1:
         return True
@@ -136,7 +136,7 @@ def _key(name: str) -> str:
 
 @cache
 def _store() -> "TCPStore":
-    """The one that torch's process group will use too: torchrun's own, or one that rank 0 holds."""
+    """The store that torch's process group uses too: torchrun's own, or one that rank 0 holds."""
     from torch.distributed import TCPStore
 
     ranks = started()

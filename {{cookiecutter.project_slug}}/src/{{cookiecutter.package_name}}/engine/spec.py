@@ -1,4 +1,4 @@
-"""What a network, an exporter and a client must know about the data, in one frozen value."""
+"""What a network, an exporter and a client must know about the data."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,10 +21,10 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     description: str = ""  # a sentence for the model card
-    label_counts: tuple[int, ...] = ()  # of the training split, a number a label; () where nobody has counted
-    fingerprint: str = ""  # of the files that the training split was made of; "" where no split was made of files
-    columns: tuple[dict[str, Any], ...] = ()  # of a table, as `Column.to_dict` gives them
-    # Of regression: what the target is called, and its mean and deviation in the training split.
+    label_counts: tuple[int, ...] = ()  # training samples of each label; empty if unknown
+    fingerprint: str = ""  # of the files that the splits were made of; empty if they were not made of files
+    columns: tuple[dict[str, Any], ...] = ()  # the columns of a table, each from `Column.to_dict`
+    # For a regression: the name of the target, and its mean and deviation in the training split.
     target: str = ""
     target_mean: float = 0.0
     target_std: float = 1.0
@@ -35,7 +35,7 @@ class DataSpec:
 
     @property
     def num_outputs(self) -> int:
-        """How many figures a network gives for a sample: one a label, or one of regression."""
+        """The number of outputs of a network for a sample: one for each label, or 1 for a regression."""
         return len(self.labels) or 1
 
     def to_dict(self) -> dict[str, Any]:

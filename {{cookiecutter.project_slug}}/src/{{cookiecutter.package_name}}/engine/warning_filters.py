@@ -1,4 +1,4 @@
-"""Warnings of dependencies that a user can do nothing about. All others are shown, and are errors in the tests."""
+"""Warnings of dependencies that a user can do nothing about; all others are shown, and are errors in the tests."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 
 class WarningFilter(NamedTuple):
+    """A warning that is ignored, and why."""
+
     category: type[Warning]
     message: str  # a regular expression for its beginning
-    module: str  # of the code that is warned, likewise
+    module: str  # a regular expression for the module that the warning names
     reason: str
 
 
@@ -30,13 +32,13 @@ IGNORED_WARNINGS = (
         UserWarning,
         r"The dirpath has changed from",
         r"lightning\.pytorch\.callbacks\.model_checkpoint",
-        "a run that goes on from another one's checkpoint keeps its own directory",
+        "a run that starts from another run's checkpoint writes into its own directory",
     ),
     WarningFilter(
         UserWarning,
         r"Checkpoint directory .* exists and is not empty",
         r"lightning\.pytorch\.callbacks\.model_checkpoint",
-        "processes that take the place of lost ones go on in the directory of their run",
+        "a resumed or restarted run writes into the directory that it had",
     ),
     WarningFilter(
         UserWarning,
@@ -85,13 +87,14 @@ TORCH_GRAPH_COPY = WarningFilter(
 
 
 def ignore_warnings(*filters: WarningFilter) -> None:
-    for quiet in filters:
-        warnings.filterwarnings("ignore", quiet.message, quiet.category, quiet.module)
+    """Ignores the warnings in this process from now on."""
+    for each in filters:
+        warnings.filterwarnings("ignore", each.message, each.category, each.module)
 
 
 @contextmanager
 def warnings_ignored(*filters: WarningFilter) -> Iterator[None]:
-    """Within this block only: for warnings whose category needs torch, or that nothing else should hide."""
+    """Ignores warnings within a block: those that must be seen elsewhere, or whose category needs torch."""
     with warnings.catch_warnings():
         ignore_warnings(*filters)
         yield

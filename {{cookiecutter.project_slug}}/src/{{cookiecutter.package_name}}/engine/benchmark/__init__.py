@@ -1,1 +1,1 @@
-"""How fast it is: training beside a loop written by hand, and the formats of a bundle beside eager mode."""
+"""Measures speed: training under each strategy side by side, and the formats of a bundle beside eager mode."""

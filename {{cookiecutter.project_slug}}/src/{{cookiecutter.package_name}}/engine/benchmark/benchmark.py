@@ -1,4 +1,4 @@
-"""Measure training, each strategy beside a loop written by hand; or a bundle, each format beside eager mode.
+"""Measure training under each strategy side by side; or a bundle, each format beside eager mode.
 
     python -m <package> benchmark
     python -m <package> benchmark strategies=[single,ddp] devices=[2,4] model=mlp trainer.precision=bf16-mixed
@@ -8,13 +8,12 @@
 Measure while nothing else runs on the machine, and a bundle on the machine that will serve it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..config.command_line import Config, command
+from ..config.validation import read_options
 from ..errors import UserError
 
 
@@ -22,10 +21,8 @@ from ..errors import UserError
 class Options:
     """The plain options of `configs/benchmark.yaml`."""
 
-    seed: int
-    strategies: list[Literal["single", "dp", "ddp"]]
+    strategies: list[Literal["single", "dp", "ddp", "fsdp"]]
     devices: list[int] | None
-    num_steps: int
     bundle: str | None
     trust: bool
     num_threads: int
@@ -34,7 +31,7 @@ class Options:
     num_rounds: int
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_threads", "num_rounds"):
+        for name in ("num_threads", "num_rounds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is too small: give 1 or more.")
         if not 0 < self.seconds < float("inf"):
@@ -52,8 +49,6 @@ class Options:
 
 @command("benchmark", needs=("data", "model", "trainer", "strategy", "paths"))
 def main(config: Config) -> None:
-    from ..config.validation import read_options
-
     options, run_dir = read_options(config, Options), Path(config["paths"]["output_dir"])
     if options.bundle is None:
         from .training import measure_training
@@ -63,7 +58,3 @@ def main(config: Config) -> None:
         from .bundles import measure_bundle
 
         measure_bundle(options, Path(config["paths"]["artifact_dir"]), run_dir)
-
-
-if __name__ == "__main__":
-    main()

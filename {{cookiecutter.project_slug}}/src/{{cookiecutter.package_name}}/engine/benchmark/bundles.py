@@ -1,79 +1,89 @@
 """Measures a bundle: each of its formats in a process of its own, in turns, on the machine that will serve it."""
 
-from __future__ import annotations
-
-import datetime
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from ..config import PACKAGE
 from ..console import bar, python, shown, write_json
 from ..errors import UserError
 from ..export.bundle import add_to
 from ..export.card import BENCHMARK, BENCHMARK_PICTURE, card
 from ..export.formats import FORMATS
-from ..export.snippets import PACKAGE
 from ..export.timing import Timer
 from ..export.verify import read_checked
 from ..inference.runtime import GOLDEN, find_bundle
-from . import formats
-from .machine import machine
+from .benchmark import Options
+from .report import circumstances, plot, print_table, speedup
 
-if TYPE_CHECKING:
-    from .benchmark import Options
-
+EAGER = "safetensors"  # eager mode is built from the weights
+COLUMNS = {
+    "format": "{format}",
+    "batch": "{batch_size}",
+    "p50 (ms)": "{p50_ms:.3f}",
+    "p95 (ms)": "{p95_ms:.3f}",
+    "samples/s": "{samples_per_second:,.0f}",
+    "speedup": "{speedup:.2f}",
+    "in the rounds": "{speedup_range[0]:.2f} to {speedup_range[1]:.2f}",
+}
 log = logging.getLogger(__name__)
 
 
 def measure_bundle(options: Options, artifact_dir: Path, run_dir: Path) -> None:
+    """Writes the figures into the run's directory, and into the bundle with its card."""
     folder = find_bundle(str(options.bundle), artifact_dir)
     log.info("bundle      %s", shown(folder))
     manifest = read_checked(folder)
-    names = _formats(folder, manifest, options)
-    times = _times(folder, names, _batch_sizes(manifest, options), options)
-    _report(times, folder, manifest, options, run_dir)
+    names, sizes = choose_formats(folder, manifest, options), choose_batch_sizes(manifest, options)
+    calls, threads = time_calls(folder, names, sizes, options), options.num_threads
+    by_size = {size: to_rows(calls[size], size) for size in sizes}
+    rows = [row for of_size in by_size.values() for row in of_size]
+    settings = {"num_threads": threads, "num_rounds": options.num_rounds, "seconds": options.seconds}
+    measured = {**circumstances(), **settings, "rows": rows}
+    panels = {"one sample" if size == 1 else f"a batch of {size}": of_size for size, of_size in by_size.items()}
+    text, axis = "{p50_ms:.3f} ms, {speedup:.1f} x", "ms a call: the median, and the line to p95"
+    title = f"{measured['machine']['processor']}, {threads} thread{'s' * (threads > 1)}"
+    write_json(measured, run_dir / BENCHMARK)
+    plot(panels, "{format}", "p50_ms", "p50_to_p95_ms", text, axis, title).savefig(run_dir / BENCHMARK_PICTURE, dpi=120)
+    print_table(rows, COLUMNS)
+    log.info("run         %s", shown(run_dir))
+
+    def write(where: Path) -> None:
+        for name in (BENCHMARK, BENCHMARK_PICTURE):
+            shutil.copy(run_dir / name, where)
+        (where / "README.md").write_text(card(manifest, measured), encoding="utf-8")
+
+    try:
+        add_to(folder, manifest, write)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{shown(folder)} cannot be written: {reason}; the figures are in {shown(run_dir)}.") from error
+    log.info("bundle      %s has the figures in its card", shown(folder))
+    log.info("next        read %s", shown(folder / "README.md"))
+    log.info("            %s -m %s verify bundle=%s", python(), PACKAGE, shown(folder))
 
 
-def _times(
-    folder: Path, names: Sequence[str], batch_sizes: Sequence[int], options: Options
-) -> dict[int, dict[str, list[list[float]]]]:
-    """Seconds of each call, as `[batch size][format][round]`; each format has a process of its own, in turns."""
-    shown_as = {name: formats.EAGER if name == "safetensors" else name for name in names}
-    times: dict[int, dict[str, list[list[float]]]] = {
-        size: {name: [] for name in shown_as.values()} for size in batch_sizes
-    }
-    turns = [(size, name) for _ in range(options.num_rounds) for size in batch_sizes for name in names]
-    log.info("measuring   %d formats, for about %.0f s", len(names), len(turns) * options.seconds)
-    with ExitStack() as stack:
-        timers = {
-            name: stack.enter_context(Timer(name, folder / FORMATS[name].file, folder / GOLDEN, options.num_threads))
-            for name in names
-        }
-        for name in names:  # loading is no part of a round
-            timers[name].time(1, 0.0)
-        for size, name in bar(turns, "measuring"):
-            times[size][shown_as[name]].append(timers[name].time(size, options.seconds))
-    return times
-
-
-def _formats(folder: Path, manifest: Mapping[str, Any], options: Options) -> list[str]:
-    """Eager mode, which is built from the weights, comes first."""
+def choose_formats(folder: Path, manifest: Mapping[str, Any], options: Options) -> list[str]:
+    """Returns the names of the formats to measure; eager mode comes first."""
     written = [format for format in FORMATS.values() if format.file in manifest["files"]]
-    if "safetensors" not in {format.name for format in written}:
+    names = [format.name for format in written]
+    if EAGER not in names:
         raise UserError(
-            f"{shown(folder)} has no {FORMATS['safetensors'].file}, from which eager mode is built: export with "
-            f"formats=[{','.join([*(format.name for format in written), 'safetensors'])}]."
+            f"{shown(folder)} has no {FORMATS[EAGER].file}, from which eager mode is built: export with "
+            f"formats=[{','.join([*names, EAGER])}]."
         )
     code = [format.file for format in written if format.code and not options.trust]
     if code:
         log.info("left out    %s: code, which runs only with trust=true", ", ".join(code))
-    chosen = [format.name for format in written if not format.code or options.trust]
-    return sorted(chosen, key=lambda name: name != "safetensors")
+    return sorted((format.name for format in written if format.file not in code), key=lambda name: name != EAGER)
 
 
-def _batch_sizes(manifest: Mapping[str, Any], options: Options) -> list[int]:
+def choose_batch_sizes(manifest: Mapping[str, Any], options: Options) -> list[int]:
     largest = manifest["max_batch_size"]
     sizes = sorted(set(options.batch_sizes or [1, largest]))
     for size in sizes:
@@ -82,40 +92,34 @@ def _batch_sizes(manifest: Mapping[str, Any], options: Options) -> list[int]:
     return sizes
 
 
-def _report(
-    times: Mapping[int, Mapping[str, list[list[float]]]],
-    folder: Path,
-    manifest: Mapping[str, Any],
-    options: Options,
-    run_dir: Path,
-) -> None:
-    """Table, `benchmark.json` and picture, in the run's directory and in the bundle with its card."""
-    rows = [row for size, of_size in times.items() for row in formats.rows_of(of_size, size)]
-    measured = {
-        "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "num_threads": options.num_threads,
-        "num_rounds": options.num_rounds,
-        "seconds": options.seconds,
-        "rows": rows,
-    }
+def time_calls(
+    folder: Path, names: Sequence[str], sizes: Sequence[int], options: Options
+) -> dict[int, dict[str, list[list[float]]]]:
+    """Returns the seconds of each call as `[batch size][format][round]`; the formats take turns."""
+    calls: dict[int, dict[str, list[list[float]]]] = {size: {name: [] for name in names} for size in sizes}
+    turns = [(size, name) for _ in range(options.num_rounds) for size in sizes for name in names]
+    log.info("measuring   %d formats, for about %.0f s", len(names), len(turns) * options.seconds)
+    with ExitStack() as stack:
+        timers = {}
+        for name in names:
+            timer = Timer(name, folder / FORMATS[name].file, folder / GOLDEN, options.num_threads)
+            timers[name] = stack.enter_context(timer)
+            timer.time(1, 0.0)  # loads the file before the first round
+        for size, name in bar(turns, "measuring"):
+            calls[size][name].append(timers[name].time(size, options.seconds))
+    return calls
 
-    def write(where: Path) -> None:
-        write_json(measured, where / BENCHMARK)
-        formats.plot(measured, where / BENCHMARK_PICTURE)
 
-    def write_with_card(where: Path) -> None:
-        write(where)
-        (where / "README.md").write_text(card(manifest, measured), encoding="utf-8")
-
-    formats.print_table(rows)
-    write(run_dir)
-    log.info("run         %s", shown(run_dir))
-    try:
-        add_to(folder, manifest, write_with_card)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{shown(folder)} cannot be written: {reason}; the figures are in {shown(run_dir)}.") from error
-    log.info("bundle      %s has the figures in its card", shown(folder))
-    log.info("next        read %s", shown(folder / "README.md"))
-    log.info("            %s -m %s verify bundle=%s", python(), PACKAGE, shown(folder))
+def to_rows(calls: Mapping[str, Sequence[Sequence[float]]], batch_size: int) -> list[dict[str, Any]]:
+    """Returns a row for each format; `calls[format][round]` are the seconds of each call, those of eager mode too."""
+    rows = []
+    medians = {name: [float(np.median(seconds)) for seconds in rounds] for name, rounds in calls.items()}
+    for name, rounds in calls.items():
+        seconds = np.concatenate([np.asarray(of_round) for of_round in rounds])
+        p50, p95 = (np.percentile(seconds, [50, 95]) * 1e3).tolist()
+        figures = {"num_calls": len(seconds), "p50_ms": p50, "p95_ms": p95, "p50_to_p95_ms": [p50, p95]}
+        rate = batch_size * len(seconds) / float(seconds.sum())
+        ratios = speedup(medians[EAGER], medians[name])
+        label = "eager" if name == EAGER else name
+        rows.append({"format": label, "batch_size": batch_size, **figures, "samples_per_second": rate, **ratios})
+    return rows

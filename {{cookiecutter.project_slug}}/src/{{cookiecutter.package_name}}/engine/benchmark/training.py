@@ -1,197 +1,161 @@
-"""Measures training: `strategies` on `devices`, each beside the loop written by hand, all of them in turns."""
+"""Measures training: ordinary runs of the command `train` under each strategy on each number of devices, in turns."""
 
-from __future__ import annotations
-
-import copy
-import datetime
+import json
 import logging
-import os
+import re
+import shlex
+import subprocess
+import sys
 import tempfile
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from .. import rendezvous
-from ..config.command_line import Config, typed
-from ..config.instantiation import build
+from ..config import PACKAGE
+from ..config.command_line import Config, config_dirs, typed, typed_but
 from ..console import bar, python, shown, write_json
 from ..distributed.devices import resolve_devices
-from ..distributed.launch import batch_split, devices_of
 from ..errors import UserError
-from ..export.snippets import PACKAGE
 from ..runs.provenance import versions
-from . import strategies
-from .loop import PRECISIONS
-from .machine import gpus, machine
-from .turns import Case, CaseFailure
+from .benchmark import Options
+from .report import circumstances, plot, print_table, speedup
 
-if TYPE_CHECKING:
-    from .benchmark import Options
-
-OF_TRAIN: Config = {"tags": [], "resume": None, "ckpt_path": None, "lr_scaling": "none", "test": False}
+OWN = (*Options.__annotations__, "task_name", "hydra")  # options that `train` does not have, or not alike
+COLUMNS = {
+    "strategy": "{strategy}",
+    "devices": "{num_devices}",
+    "samples/s": "{samples_per_second:,.0f}",
+    "epoch (s)": "{epoch_seconds:.3f}",
+    "MiB": "{peak_memory_mib:,.0f}",
+    "speedup": "{speedup:.2f}",
+    "rounds": "{speedup_range[0]:.2f}-{speedup_range[1]:.2f}",
+    "efficiency": "{efficiency:.2f}",
+}
 log = logging.getLogger(__name__)
 
+Run = dict[str, Any]  # what the callback `EpochTimes` writes
 
-@dataclass(frozen=True)
-class Plan:
-    """A turn of any case: `num_epochs` epochs, of each at most so many batches."""
 
-    num_epochs: int
-    train_batches: int
-    val_batches: int
-    of_epoch: float  # the part of a whole epoch that one of them is
-    num_samples: int  # of training, in a turn
+class Case(NamedTuple):
+    """What is compared with others: a strategy on so many devices."""
 
-    @classmethod
-    def of(cls, config: Config, num_steps: int) -> Plan:
-        datamodule = build(config["data"], "data")
-        in_epoch, in_val = len(datamodule.train_dataloader()), len(datamodule.val_dataloader())
-        train_batches = min(in_epoch, num_steps)
-        of_epoch = train_batches / in_epoch
-        num_epochs = -(-num_steps // train_batches)
-        samples = num_epochs * train_batches * config["data"]["batch_size"]
-        return cls(num_epochs, train_batches, max(1, round(in_val * of_epoch)), of_epoch, samples)
+    strategy: str
+    num_devices: int
+
+    def __str__(self) -> str:
+        return f"strategy={self.strategy} on {self.num_devices}"
+
+    @property
+    def options(self) -> list[str]:
+        return [f"strategy={self.strategy}", f"trainer.devices={self.num_devices}"]
+
+
+BASELINE = Case("single", 1)
 
 
 def measure_training(config: Config, options: Options, run_dir: Path) -> None:
-    started = rendezvous.started()
-    if started is not None and started.world_size > 1:
-        raise UserError(f"benchmark starts its own processes: start it without {started.starter}.")
-    _refuse_what_is_measured(config)
-    chosen, left_out = _choose(config, options)
-    plan = Plan.of(config, options.num_steps)
-    num_steps, batch_size = plan.num_epochs * plan.train_batches, config["data"]["batch_size"]
-    sentence = "measuring   %d x %d steps of %d samples of each case, beside a loop written by hand"
-    log.info(sentence, options.num_rounds, num_steps, batch_size)
-    rows: list[dict[str, Any]] = []
-    for num_devices in sorted({number for _, number in chosen if number > 1} or {1}):
-        names = [name for name, number in chosen if number == num_devices and name != "single"]
-        turns, reasons = _turns(config, options, plan, names, num_devices)
-        left_out.update(reasons)
-        rows += strategies.rows_of(turns, plan.num_samples, plan.num_epochs * plan.of_epoch)
-    rows = strategies.once(rows, with_single="single" in options.strategies or len(chosen) == 1)
+    """Writes the figures and the picture into the run's directory; what cannot run here is named with the reason."""
+    refuse_mistakes(config)
+    cases, not_measured = choose_cases(config["trainer"]["accelerator"], options)
+    log.info("measuring   %d rounds of %d trainings", options.num_rounds, len(cases))
+    runs: dict[Case, list[Run]] = {case: [] for case in cases}
+    for case in bar(cases * options.num_rounds, "measuring"):
+        try:
+            if case in runs:
+                runs[case].append(run_training(case))
+        except UserError as failure:
+            if case == BASELINE:
+                raise
+            not_measured[str(case)] = str(failure)
+            del runs[case]
+    rows = to_rows(runs, config["data"]["batch_size"])
+    gpus = [torch.cuda.get_device_name(gpu) for gpu in range(torch.cuda.device_count())]
     measured = {
-        "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {**machine(), "gpus": gpus()},
+        **circumstances(),
+        "gpus": gpus,
         "versions": versions(),
         "network": config["model"]["net"]["_target_"].rsplit(".", 1)[-1],
         "precision": str(config["trainer"]["precision"]),
-        "batch_size": batch_size,
+        "batch_size": config["data"]["batch_size"],
         "num_rounds": options.num_rounds,
-        "steps_of_a_round": num_steps,
         "rows": rows,
-        "not_measured": left_out,
+        "not_measured": not_measured,
     }
     write_json(measured, run_dir / "benchmark.json")
-    strategies.plot(measured, run_dir / "benchmark.png")
-    strategies.print_table(rows)
-    for case, reason in left_out.items():
-        log.info("not measured: %s: %s", case, reason)
+    where = f"{len(gpus)} x {gpus[0]}" if gpus else measured["machine"]["processor"]
+    title = "{network}, batch {batch_size}, {precision}, ".format(**measured) + where
+    text = "{samples_per_second:,.0f}: {speedup:.2f} x, efficiency {efficiency:.2f}"
+    name, axis = "{strategy} on {num_devices}", "samples a second, validation included, and the range of the rounds"
+    picture = plot({"": rows}, name, "samples_per_second", "samples_per_second_range", text, axis, title)
+    picture.savefig(run_dir / "benchmark.png", dpi=120)
+    print_table(rows, COLUMNS)
+    for case_name, reason in not_measured.items():
+        log.info("not measured: %s: %s", case_name, reason)
     log.info("run         %s has benchmark.json and benchmark.png", shown(run_dir))
-    words = (f"strategy={strategies.fastest(rows)}", typed("data", "model", "trainer", "callbacks", "logger", "seed"))
-    log.info("next        %s -m %s train %s", python(), PACKAGE, " ".join(filter(None, words)))
+    fastest = list(runs)[int(np.argmax([row["samples_per_second"] for row in rows]))]
+    log.info("next        %s -m %s train %s", python(), PACKAGE, shlex.join([*fastest.options, *typed_but(*OWN)]))
 
 
-def _refuse_what_is_measured(config: Config) -> None:
+def refuse_mistakes(config: Config) -> None:
+    started = rendezvous.started()
+    if started is not None and started.world_size > 1:
+        raise UserError(f"benchmark starts its own processes: start it without {started.starter}.")
     if config["trainer"].get("devices") is not None:
         raise UserError("trainer.devices is what benchmark changes: give devices=[1,2], say, in its place.")
-    if config["data"].get("micro_batch_size") is not None:
-        raise UserError("data.micro_batch_size is not for benchmark: its hand-written loop takes a batch as a whole.")
-    precision = config["trainer"]["precision"]
-    if str(precision) not in PRECISIONS:
-        raise UserError(f"trainer.precision={precision} is none of the hand-written loop's: {', '.join(PRECISIONS)}.")
-    devices_of({**config, "strategy": config["strategy"]["single"]})  # an accelerator that is not there
+    if re.search(r"(^| )strategy=", typed("strategy")):
+        raise UserError("strategy is what benchmark changes: give strategies=[single,ddp], say, in its place.")
+    if config["resume"] is not None:
+        raise UserError(f"resume={config['resume']} is for a training: benchmark begins each of its own anew.")
 
 
-def _choose(config: Config, options: Options) -> tuple[list[tuple[str, int]], dict[str, str]]:
-    """Pairs of a strategy and a number of devices; and of those that cannot be measured here, why."""
-    numbers = options.devices or _numbers_of_devices(config)
-    chosen, left_out = [("single", 1)], {}
-    for name in dict.fromkeys(options.strategies):
-        if name == "single":
-            continue
-        for number in sorted(set(numbers)):
-            case = str(strategies.Key(name, number))
-            if number == 1:
-                if options.devices:
-                    left_out[case] = "on one device it is strategy=single."
-                continue
-            try:
-                devices = resolve_devices(config["trainer"]["accelerator"], number, name)
-                batch_split(config["data"], devices)
-            except UserError as refusal:
-                left_out[case] = str(refusal)
-            else:
-                chosen.append((name, number))
-    return chosen, left_out
+def choose_cases(accelerator: str, options: Options) -> tuple[list[Case], dict[str, str]]:
+    """Returns the cases, of which the first is what the others are compared with, and why others are left out."""
+    numbers = options.devices
+    if numbers is None:
+        most = resolve_devices(accelerator, None, "ddp").num_devices
+        numbers = [*(2**power for power in range(1, most.bit_length())), max(most, 2)]
+    others = [Case(name, number) for number in sorted(set(numbers)) for name in options.strategies if name != "single"]
+    alone = {str(case): "on one device it is strategy=single." for case in others if case.num_devices == 1}
+    return list(dict.fromkeys([BASELINE, *(case for case in others if case.num_devices > 1)])), alone
 
 
-def _numbers_of_devices(config: Config) -> list[int]:
-    devices = resolve_devices(config["trainer"]["accelerator"], None, "ddp")
-    if devices.accelerator == "cpu":
-        return [1, 2]
-    powers = [2**power for power in range(devices.num_devices.bit_length())]
-    return [*powers, devices.num_devices] if devices.num_devices > 1 else [1, 2]
+def run_training(case: Case) -> Run:
+    """Trains in a process of its own, and returns what the callback `EpochTimes` wrote; raises why it failed."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        logger = [] if typed("logger") else ["logger=csv"]  # a tracker would list runs that nobody looks for
+        callback = "++callbacks.epoch_times._target_=${engine:training.callbacks.epoch_times.EpochTimes}"
+        log_dir = f"paths.log_dir={QuotedString(folder, Quote.double).with_quotes()}"
+        own = [*case.options, "test=false", "rehearse_export=false", callback, log_dir]
+        command = [sys.executable, "-m", PACKAGE, "train", *config_dirs(), *logger, *typed_but(*OWN), *own]
+        process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if process.returncode:  # the sentence of a refusal, or the last line of a traceback
+            refusals = re.findall(r"^error: (.*)$", process.stdout, re.MULTILINE)
+            lines = process.stdout.strip().splitlines() or [f"it ended with exit code {process.returncode}."]
+            raise UserError([*refusals, lines[-1]][0])
+        found: list[Run] = [json.loads(file.read_text("utf-8")) for file in Path(folder).rglob("epoch_times.json")]
+    if not found or len(found[0]["epoch_seconds"]) < 2:
+        raise UserError("trainer.max_epochs=2 or more is needed, because the first epoch is not counted.")
+    return found[0]
 
 
-def _turns(
-    config: Config, options: Options, plan: Plan, names: list[str], num_devices: int
-) -> tuple[dict[strategies.Key, list[dict[str, float]]], dict[str, str]]:
-    """`[case][round]`, one device first; the first turn of each warms it up and is thrown away."""
-    keys = [strategies.Key("loop", 1), strategies.Key("single", 1)]
-    if "ddp" in names:
-        keys.append(strategies.Key("ddp loop", num_devices))
-    keys += [strategies.Key(name, num_devices) for name in names]
-    turns: dict[strategies.Key, list[dict[str, float]]] = {}
-    left_out = {}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        cases = {}
-        for key in keys:
-            of_case = _config_of(config, plan, key, folder / str(key).replace(" ", "-"))
-            settings = {
-                "num_epochs": plan.num_epochs,
-                "train_batches": plan.train_batches,
-                "val_batches": plan.val_batches,
-                "by_hand": key.by_hand,
-            }
-            num_ranks = 1 if key.name == "dp" else key.num_devices
-            cases[key] = stack.enter_context(Case(of_case, num_ranks, **settings))
-        for key, case in bar(list(cases.items()), "starting"):
-            try:
-                case.start()
-                case.turn()
-            except CaseFailure as failure:
-                if key.num_devices == 1:
-                    raise
-                left_out[str(key)] = str(failure)
-            else:
-                turns[key] = []
-        rounds = [key for _ in range(options.num_rounds) for key in turns]
-        for key in bar(rounds, f"measuring on {num_devices}"):
-            turns[key].append(cases[key].turn())
-    return turns, left_out
-
-
-def _config_of(config: Config, plan: Plan, key: strategies.Key, folder: Path) -> Config:
-    """The options of `train` for one case; what it writes goes into a folder of its own."""
-    folder.mkdir()
-    of_case = _moved(copy.deepcopy(config), config["paths"]["output_dir"], str(folder))
-    assert isinstance(of_case, dict)
-    strategy = key.name.removesuffix("loop").strip() or "single"
-    of_case["strategy"] = config["strategy"][strategy]
-    limits = {"limit_train_batches": plan.train_batches, "limit_val_batches": plan.val_batches}
-    of_case["trainer"] |= {"devices": key.num_devices, "max_epochs": -1, **limits}
-    of_case["callbacks"] = {**(of_case.get("callbacks") or {}), "early_stopping": None}
-    return {**of_case, **OF_TRAIN, "base_batch_size": 1}
-
-
-def _moved(value: Any, old: str, new: str) -> Any:
-    """The same configuration with another run directory."""
-    if isinstance(value, dict):
-        return {key: _moved(inner, old, new) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_moved(inner, old, new) for inner in value]
-    within = isinstance(value, str) and f"{value}{os.sep}".startswith(f"{old}{os.sep}")
-    return new + value.removeprefix(old) if within else value
+def to_rows(runs: Mapping[Case, Sequence[Run]], batch_size: int) -> list[dict[str, Any]]:
+    """Returns a row for each case; the first epoch of each run, which warms it up, is left out."""
+    rows = []
+    seconds = {case: [float(np.median(run["epoch_seconds"][1:])) for run in runs[case]] for case in runs}
+    for case, epochs in seconds.items():
+        ratios, num_samples = speedup(seconds[BASELINE], epochs), runs[case][0]["steps_per_epoch"] * batch_size
+        median = float(np.median(epochs))
+        figures = {
+            "epoch_seconds": median,
+            "samples_per_second": num_samples / median,
+            "samples_per_second_range": [num_samples / max(epochs), num_samples / min(epochs)],
+            "peak_memory_mib": max(run["peak_memory_mib"] for run in runs[case]),
+            "efficiency": ratios["speedup"] / case.num_devices,
+        }
+        rows.append({**case._asdict(), **figures, **ratios})
+    return rows

@@ -1,4 +1,4 @@
-"""The border between the command line and the code: Hydra composes, mistakes become one sentence and exit code 2."""
+"""Turns a function into a command: Hydra composes its options, and a mistake becomes one sentence and exit code 2."""
 
 import functools
 import logging
@@ -34,18 +34,18 @@ Config = dict[str, Any]
 
 
 class EngineConfigs(SearchPathPlugin):
-    """Lets Hydra find the engine's options behind the owner's."""
+    """Lets Hydra search the engine's option files after the owner's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("engine", f"file://{CONFIG_DIRS[1]}")
 
 
 class Termination(KeyboardInterrupt):
-    """SIGTERM, as a scheduler sends it."""
+    """Raised at SIGTERM, which schedulers send."""
 
 
 class Interruption(UserError):
-    """What was saved before Ctrl-C or SIGTERM stays."""
+    """The sentence and the exit code after Ctrl-C or SIGTERM."""
 
     def __init__(self, cause: KeyboardInterrupt) -> None:
         terminated = isinstance(cause, Termination)
@@ -56,12 +56,11 @@ class Interruption(UserError):
 def command(
     name: str, needs: tuple[str, ...], resumes: bool = False
 ) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
-    """Turns `main(config)` into a command whose options are `<name>.yaml`; `needs` are groups that must stay.
+    """Turns `main(config)` into a command with the options of `<name>.yaml`; `needs` are groups that must be there.
 
-    With `resumes`, the option `resume=` goes on with an earlier run and its options.
-
-    The wrapped function gets the composed and resolved configuration as plain dicts and lists: Hydra and OmegaConf
-    stop here. Of several processes that `torchrun` or `srun` started, rank 0 composes it for all.
+    With `resumes`, the option `resume=` continues an earlier run with its options. `main` gets the composed
+    configuration as plain dicts and lists: no other code meets Hydra or OmegaConf. If `torchrun` or `srun` started
+    several processes, rank 0 composes it for all of them.
     """
 
     def decorate(main: Callable[[Config], None]) -> Callable[[], None]:
@@ -70,10 +69,10 @@ def command(
             ignore_warnings(*IGNORED_WARNINGS)
             exit_codes = [0]
             started = rendezvous.started()
-            if started is None or started.world_size == 1:  # else it ends a rank at once
+            if started is None or started.world_size == 1:  # otherwise SIGTERM ends a rank at once
                 signal.signal(signal.SIGTERM, _terminate)
-            if rendezvous.follows():
-                _follow(main, exit_codes)
+            if rendezvous.is_follower():
+                _run_received_jobs(main, exit_codes)
             else:
                 try:
                     _compose_and_run(main, name, needs, resumes, exit_codes)
@@ -98,12 +97,12 @@ def _compose_and_run(
     @functools.wraps(main)
     def job(cfg: DictConfig) -> None:
         try:
-            main(_plain(cfg, needs))
+            main(_as_plain_data(cfg, needs))
         except UserError as refusal:  # in a sweep the other jobs go on
             exit_codes.append(_print_refusal(refusal))
             remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
 
-    # Without it Hydra prints an error of its own and exits, and the sentence below would never be reached.
+    # Otherwise Hydra prints an error of its own and exits before the sentence below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_with_hydra()
     try:
@@ -125,18 +124,18 @@ def _compose_and_run(
         exit_codes.append(_print_refusal(Interruption(interrupt)))
 
 
-def _follow(main: Callable[[Config], None], exit_codes: list[int]) -> None:
-    """Every rank but the first: no command line, no run directory, no log."""
+def _run_received_jobs(main: Callable[[Config], None], exit_codes: list[int]) -> None:
+    """What every rank but the first does: it has no command line, no run directory and no log."""
     logging.disable(logging.CRITICAL)
     number, patience = 1, rendezvous.FOREVER
-    while (config := rendezvous.job(number, patience)) is not None:
+    while (config := rendezvous.receive_job(number, patience)) is not None:
         number, patience = number + 1, rendezvous.FOREVER
         try:
             main(config)
         except UserError as refusal:
             exit_codes.append(_print_refusal(refusal))
             patience = timedelta(minutes=1)  # rank 0 goes on with the next job by then, or waits for this rank
-        except KeyboardInterrupt as interrupt:  # as all ranks
+        except KeyboardInterrupt as interrupt:  # all ranks get it, and rank 0 prints the sentence
             exit_codes.append(Interruption(interrupt).exit_code)
 
 
@@ -158,7 +157,7 @@ def register_with_hydra() -> None:
 
 
 def job_logging() -> Config:
-    """How Hydra configured this process's logging, if it did, for worker processes that never meet Hydra."""
+    """Hydra's logging configuration, for ranks in which Hydra does not run."""
     if not HydraConfig.initialized():
         return {"version": 1}
     settings = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
@@ -167,19 +166,19 @@ def job_logging() -> Config:
 
 
 def typed(*sections: str) -> str:
-    """The options of this command that belong to `sections`, as a shell takes them again."""
+    """The options on the command line that belong to `sections`, quoted for a shell."""
     return shlex.join(option for option in HydraConfig.get().overrides.task if _section(option) in sections)
 
 
 def typed_but(*sections: str) -> list[str]:
-    """The options of this command that belong to none of `sections`; only the first rank has read them."""
+    """The options on the command line that belong to none of `sections`; empty on all ranks but the first."""
     if not HydraConfig.initialized():
         return []
     return [option for option in HydraConfig.get().overrides.task if _section(option) not in sections]
 
 
 def config_dirs() -> list[str]:
-    """`--config-dir` as it was given to this command, for another one."""
+    """The option `--config-dir` of this command, for the command line of another."""
     sources = HydraConfig.get().runtime.config_sources
     return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
 
@@ -189,14 +188,14 @@ def _section(option: str) -> str:
 
 
 def compose(name: str, options: list[str]) -> Config:
-    """What the command `name` would get with these options, within another command."""
+    """The configuration of the command `name` with these options; for use within another command."""
     try:
-        return _plain(hydra.compose(name, options), needs=())
+        return _as_plain_data(hydra.compose(name, options), needs=())
     except (HydraException, OmegaConfBaseException) as error:
         raise as_user_error(error) or error from None
 
 
-def _plain(cfg: DictConfig, needs: tuple[str, ...]) -> Config:
+def _as_plain_data(cfg: DictConfig, needs: tuple[str, ...]) -> Config:
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -1,1 +1,1 @@
-"""What `strategy=single`, `dp` and `ddp` mean here: devices, samplers, the dp strategy and the ddp launcher."""
+"""Strategies: which devices and processes run a task, and which samples each of them gets."""

@@ -1,4 +1,4 @@
-"""Which devices a run takes; everything that cannot work is refused here, before any process is started."""
+"""Chooses the devices of a run, and refuses what this machine does not have."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,10 @@ ANY = (None, "auto", -1)
 
 @dataclass(frozen=True)
 class Devices:
-    """Of each of `num_nodes` machines: `accelerator` is cpu, gpu or mps; on the CPU `indices` number the processes."""
+    """The devices of each of `num_nodes` machines; `accelerator` is cpu, gpu or mps.
+
+    On the CPU, `indices` number the processes.
+    """
 
     accelerator: str
     indices: tuple[int, ...]
@@ -37,9 +40,10 @@ class Devices:
 def resolve_devices(
     accelerator: str, requested: int | str | list[int] | None, strategy: str, num_nodes: int | None = None
 ) -> Devices:
-    """`requested` is `trainer.devices`: a number, a list of indices, `auto` or null (what the strategy can use).
+    """Raises `UserError` for what this machine or the strategy cannot do.
 
-    Where `torchrun` or `srun` started the processes, it has chosen their number, and `num_nodes` with it.
+    `requested` is `trainer.devices`: a number, a list of indices, `auto` or null (all that the strategy can use). If
+    `torchrun` or `srun` started the processes, it has chosen their number, and `num_nodes` with it.
     """
     accelerator = _resolve_accelerator(accelerator)
     available = _count(accelerator)

@@ -1,4 +1,4 @@
-"""Which sample goes where: the same samples at the same optimiser step under every strategy."""
+"""Deals samples to ranks and micro-batches: the same samples at the same optimiser step under every strategy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from ..errors import UserError
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """A generator whose draws depend on all of the numbers, each 0 or more, and on nothing else."""
+    """Returns a generator that is seeded from all of the numbers, each 0 or more."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """`batch_size` samples an optimiser step: over `num_devices`, and on each in `num_steps` micro-batches."""
+    """How the `batch_size` samples of an optimiser step are split: over `num_devices`, each in `num_steps` parts."""
 
     batch_size: int
     num_devices: int
@@ -25,9 +25,9 @@ class BatchSplit:
 
     @classmethod
     def of(cls, batch_size: int, num_devices: int, micro_batch_size: int | str | None = None) -> "BatchSplit":
-        """The split must leave nothing over; `micro_batch_size` is the most that a device holds at once.
+        """Raises `UserError` for a batch that does not divide.
 
-        `auto` is one step here: what fits is found on the device.
+        `micro_batch_size` is the most that a device holds at once; `auto` is for the callback `LargestMicroBatch` to find.
         """
         share, rest = divmod(batch_size, num_devices)
         if rest:

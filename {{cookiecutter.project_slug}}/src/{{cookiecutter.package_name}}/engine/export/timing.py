@@ -1,8 +1,9 @@
-"""Times one exported file in a process of its own, as often as it is told: several can take turns.
+"""Times one exported file in a process of its own, so that several files can take turns.
 
-python -m <package>.exporters.timing <format> <file> <golden.npz> <number of threads>
+python -m <package>.engine.export.timing <format> <file> <golden.npz> <number of threads>
 
-For each line `{"batch_size": b, "seconds": s}` on its standard input it writes a list: the seconds of each call.
+For each line `{"batch_size": b, "seconds": s}` of its standard input, the process writes the seconds of each call as a
+list, or the reason why the file cannot be run as a text.
 """
 
 import json
@@ -20,11 +21,11 @@ from .formats import Array, Run, exporter
 from .isolation import first_samples
 from .signature import GateFailure
 
-NUM_WARMING, MIN_CALLS = 3, 5
+NUM_WARMUP_CALLS, MIN_CALLS = 3, 5
 
 
 class Timer:
-    """The process, for a `with` block: at its end there is none."""
+    """Starts the process, and ends it at the end of a `with` block."""
 
     def __init__(self, format_name: str, file: Path, golden: Path, num_threads: int) -> None:
         command = [sys.executable, "-m", __name__, format_name, str(file), str(golden), str(num_threads)]
@@ -43,13 +44,13 @@ class Timer:
         self.process.communicate()
 
     def time(self, batch_size: int, seconds: float) -> list[float]:
-        """Seconds of each call; raises `GateFailure` where the file cannot be run."""
+        """Returns the seconds of each call; raises `GateFailure` if the file cannot be run."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
             print(json.dumps({"batch_size": batch_size, "seconds": seconds}), file=self.process.stdin, flush=True)
             answer: Any = json.loads(self.process.stdout.readline())
-        except (BrokenPipeError, ValueError) as error:  # it has ended
+        except (BrokenPipeError, ValueError) as error:  # the process has ended
             reason = f"its process ended with {self.process.wait()}"
             raise GateFailure(f"{self.file.name} cannot be timed: {reason}.") from error
         if isinstance(answer, str):
@@ -57,9 +58,9 @@ class Timer:
         return [float(figure) for figure in answer]
 
 
-def timed(run: Run, batch: Array, seconds: float) -> list[float]:
-    """At least five calls, however long they take."""
-    for _ in range(NUM_WARMING):
+def time_calls(run: Run, batch: Array, seconds: float) -> list[float]:
+    """Returns the seconds of each call, of at least `MIN_CALLS`."""
+    for _ in range(NUM_WARMUP_CALLS):
         run(batch)
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -73,7 +74,7 @@ def timed(run: Run, batch: Array, seconds: float) -> list[float]:
 def main() -> None:
     _, format_name, file, golden_file, num_threads = sys.argv
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not be read as an answer
     with np.load(golden_file) as golden:
         inputs = golden["input"]
     run: Run | None = None
@@ -81,8 +82,8 @@ def main() -> None:
         request = json.loads(line)
         try:
             run = run or exporter(format_name).load(Path(file), num_threads=int(num_threads))
-            answer: Any = timed(run, first_samples(inputs, request["batch_size"]), request["seconds"])
-        except Exception as error:  # what a runtime raises for a file that it cannot use is its own
+            answer: Any = time_calls(run, first_samples(inputs, request["batch_size"]), request["seconds"])
+        except Exception as error:  # each runtime has its own exceptions for a file that it cannot use
             answer = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 PACKAGE = __name__.split(".")[0]
 
 
-def announce(config: Config, devices: Devices, split: BatchSplit, model: BaseModule) -> None:
+def announce(config: Config, devices: Devices, split: BatchSplit | None, model: BaseModule) -> None:
     """Before the first step: what is trained, where, how a batch is split, and the learning rate."""
     num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     num_frozen = sum(weight.numel() for weight in model.parameters()) - num_weights

@@ -53,7 +53,7 @@ def recording(run_dir: Path) -> Iterator[None]:
 
     Holds its lock meanwhile: a run whose record says `running` while nobody holds its lock was lost.
     """
-    if rendezvous.follows():
+    if rendezvous.is_follower():
         yield
         return
     lock, before, state, reason = FileLock(run_dir / LOCK), read(run_dir), "finished", None

@@ -1,1 +1,1 @@
-"""The trials of a search: what it may change, who runs which, how one is run, and what they have shown."""
+"""The hyperparameter search: its space, its study, the pruning of trials and the report at the end."""

@@ -1,21 +1,26 @@
-"""What a search has shown: a table of all trials, one of the best, a picture, and the best trial's command."""
+"""The report of a search: a table of all trials, one of the best, a picture, and the command of the best trial."""
 
 import csv
 import logging
 import shlex
+import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import LogLocator
 from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization.matplotlib import plot_intermediate_values, plot_optimization_history, plot_slice
 from rich import box
 from rich.table import Table
 
+from ..config import PACKAGE
 from ..console import python, shown, wide_console
 from ..errors import UserError
-from .plots import plot_search
-from .space import figure, options, rounded, short_names
-from .storage import PACKAGE
-from .study import FAILED, Search
+from .space import options, to_text
+from .study import FAILURE, Search
 
 log = logging.getLogger(__name__)
 
@@ -25,49 +30,83 @@ WORDS = {
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running elsewhere",
 }
-SHOWN = 5  # trials in the table
+NUM_BEST = 5  # trials in the table of the best
+NUM_COLUMNS = 4  # options in a row of the picture
 
 
-def report_search(search: Search, of_all: list[str]) -> None:
+def report_search(search: Search) -> None:
     """Writes `trials.csv` and `search.png`; refuses a search without a result."""
-    trials = search.trials()
+    trials, monitor = search.trials(), search.settings.monitor
     write_table(search, trials, search.folder / "trials.csv")
     counts = Counter(WORDS[trial.state] for trial in trials)
     log.info("trials      %d: %s", len(trials), ", ".join(f"{counts[w]} {w}" for w in WORDS.values() if counts[w]))
     finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not finished:
         raise UserError(f"no trial came to a result: {(search.failures() or ['all were pruned'])[0]}")
-    finished.sort(key=lambda trial: trial.value or 0.0, reverse=search.settings.choose is max)
+    finished.sort(key=lambda trial: trial.value or 0.0, reverse=search.settings.mode == "max")
+    plot_search(search, search.folder / "search.png")
+    table = Table("trial", monitor, *search.names.values(), box=box.SIMPLE_HEAD, pad_edge=False)
+    for trial in finished[:NUM_BEST]:
+        table.add_row(str(trial.number), f"{trial.value:.4g}", *_chosen(trial, search))
+    for column in table.columns:
+        column.justify, column.overflow = "right", "fold"
+    wide_console().print(table)
     best = finished[0]
-    plot_search(trials, search.space, search.settings, search.folder / "search.png")
-    wide_console().print(_table(finished[:SHOWN], search))
-    log.info("best        trial %d, %s %.4g", best.number, search.settings.monitor, best.value)
+    log.info("best        trial %d, %s %.4g", best.number, monitor, best.value)
     log.info("table       %s, and search.png beside it", shown(search.folder / "trials.csv"))
-    checkpoint = search.folder_of(best.number) / "checkpoints/best.ckpt"
-    command = shlex.join([python(), "-m", PACKAGE, "train", *of_all, *options(best.params, search.space)])
+    command = shlex.join([python(), "-m", PACKAGE, "train", *search.command, *options(best.params, search.space)])
     log.info("next        %s", command)
+    checkpoint = search.folder_of(best.number) / "checkpoints/best.ckpt"
     log.info("            %s -m %s evaluate ckpt_path=%s", python(), PACKAGE, shown(checkpoint))
 
 
 def write_table(search: Search, trials: list[FrozenTrial], path: Path) -> None:
-    """A row a trial: its state, its best figure, how many validations it had, why it failed, its options."""
+    """One row for each trial: state, best value, number of validations, seconds, reason of a failure, options."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["trial", "state", search.settings.monitor, "validations", "seconds", "failure", *search.space])
         for trial in trials:
             seconds = f"{trial.duration.total_seconds():.1f}" if trial.duration else ""
-            value = search.settings.best(trial.intermediate_values.values())
-            failure = search.study.user_attrs.get(f"{FAILED} {trial.number}", "")
+            value, failure = search.best_value(trial), trial.user_attrs.get(FAILURE, "")
             head = [trial.number, WORDS[trial.state], value, len(trial.intermediate_values), seconds, failure]
-            chosen = [rounded(trial.params[option], kind) for option, kind in trial.distributions.items()]
-            writer.writerow([*head, *chosen])
+            writer.writerow([*head, *_chosen(trial, search)])
 
 
-def _table(trials: list[FrozenTrial], search: Search) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("trial", search.settings.monitor, *short_names(search.space).values()):
-        table.add_column(heading, justify="right", overflow="fold")
-    for trial in trials:
-        chosen = [figure(trial.params[option]) for option in search.space]
-        table.add_row(str(trial.number), figure(trial.value), *chosen)
-    return table
+def _chosen(trial: FrozenTrial, search: Search) -> list[str]:
+    return [to_text(trial.params[name], kind) for name, kind in search.space.items() if name in trial.params]
+
+
+def plot_search(search: Search, picture: Path) -> None:
+    """Stacks Optuna's plots, each of which is a figure of its own."""
+    study, monitor, params = search.study, search.settings.monitor, sorted(search.space)  # the order of `plot_slice`
+    plt.switch_backend("agg")  # no window
+    with plt.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of an option that has the same value in all trials
+        history, values = plot_optimization_history(study, target_name=monitor), plot_intermediate_values(study)
+        history.set(title="Finished trials", xlabel="trial")
+        history.legend(loc="best")
+        values.set(title="Every trial, pruned ones included", xlabel="validation", ylabel=monitor)
+        if all(line.get_ydata().min() > 0 for line in values.lines):
+            values.set_yscale("log")
+        if values.get_legend():
+            values.get_legend().remove()
+        rows: list[list[Any]] = [[history, values]]
+        for start in range(0, len(params), NUM_COLUMNS):
+            slices = np.ravel(plot_slice(study, params[start : start + NUM_COLUMNS], target_name=monitor))
+            slices[0].figure.suptitle("")
+            for option, axes in zip(params[start:], slices, strict=False):
+                axes.set(xlabel=search.names[option].replace("$", r"\$"), title="")
+                if axes.get_xscale() == "log":
+                    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                    axes.xaxis.set_major_formatter("{x:g}")
+                    axes.xaxis.set_minor_formatter("")
+            rows.append([slices[0]])
+        plt.imsave(picture, np.vstack([np.hstack([_pixels(axes.figure, len(row)) for axes in row]) for row in rows]))
+
+
+def _pixels(figure: Any, num_figures: int) -> Any:
+    """Renders one of the figures that share a row."""
+    figure.set(size_inches=(14 / num_figures, 4), dpi=100, layout_engine="constrained")
+    figure.canvas.draw()
+    plt.close(figure)
+    return np.asarray(figure.canvas.buffer_rgba())

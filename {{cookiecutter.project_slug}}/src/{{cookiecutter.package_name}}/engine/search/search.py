@@ -7,112 +7,18 @@
 The same command goes on with a search that was ended; started twice, both processes share its trials.
 """
 
-from __future__ import annotations
-
-import logging
-import re
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from ..config.command_line import Config, command, compose, config_dirs, typed_but
-from ..errors import UserError
-
-if TYPE_CHECKING:
-    from .space import Space
-    from .study import Search
-
-log = logging.getLogger(__name__)
-
-OWN = ("search", "num_trials", "name", "task_name", "hydra")  # options that are not of a trial
-HOPELESS = 3  # failures alike, before any trial has a result
-
-
-@dataclass(frozen=True)
-class Options:
-    """The plain options of `configs/search.yaml`."""
-
-    num_trials: int
-    name: str
-
-    def __post_init__(self) -> None:
-        if self.num_trials < 1:
-            raise UserError(f"num_trials={self.num_trials} is no search: give 1 or more.")
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise UserError(f"name={self.name} is no name of a folder: take letters, digits, '_', '-' and '.'.")
+from ..config.command_line import Config, command
 
 
 @command("search", needs=("data", "model", "trainer", "strategy", "paths", "search"))
 def main(config: Config) -> None:
-    from ..config.instantiation import build
-    from ..config.validation import check_arguments, read_options
-    from .report import report_search
-    from .space import distributions
-    from .study import Search, Settings
+    from .report import report_search  # torch and Optuna, which `--help` and a mistyped option do without
+    from .study import open_search, usable_storage
 
-    options = read_options(config, Options)
-    if config["resume"] is not None:
-        raise UserError(f"resume={config['resume']} is for a training: a search goes on by its own command.")
-    check_arguments(Settings, config["search"], "search")
-    settings = read_options(config["search"], Settings, "search")
-    space, of_all = distributions(settings.space), typed_but(*OWN)
-    refuse_mistakes(space, of_all)
-    build(settings.sampler, "search.sampler", seed=0)
-    if settings.pruner:
-        build(settings.pruner, "search.pruner")
-    search = Search(Path(config["paths"]["output_dir"]), settings, space, of_all, config["seed"])
-    command_line = [*config_dirs(), *of_all]
-    run_trials(search, command_line, options.num_trials)
-    report_search(search, command_line)
-
-
-def refuse_mistakes(space: Space, of_all: list[str]) -> None:
-    """Those that every trial would meet, before there is one."""
-    from ..config.validation import read_options
-    from ..distributed.launch import refuse_mistakes as refuse_for_devices
-    from ..training.fine_tuning import with_start
-    from ..training.options import TrainOptions
-    from .space import options, samples
-
-    for option in space:
-        if any(re.split("=", given.lstrip("+"), maxsplit=1)[0] == option for given in of_all):
-            raise UserError(f"'{option}' is for the search to choose: leave it out, or take it out of search.space.")
-    for number, choice in enumerate(samples(space)):
-        try:
-            config = compose("train", [*of_all, *options(choice, space)])
-        except UserError as refusal:
-            raise UserError(f"search.space: {refusal}") from refusal
-        if number == 0:
-            read_options(config, TrainOptions)
-            refuse_for_devices(with_start(config))
-
-
-def run_trials(search: Search, of_all: list[str], num_trials: int) -> None:
-    """Until there are `num_trials`, those of other processes counted; a trial that fails is marked, and left."""
-    from .space import brief, options, short_names
-    from .study import UNLOGGED
-    from .trial_process import train
-
-    names = short_names(search.space)
-    while (trial := search.claim(num_trials)) is not None:
-        start, position = time.monotonic(), len(search.trials())
-        log.info("trial %-6d%d of %d: %s", trial.number, position, num_trials, brief(trial.params, names))
-        try:
-            chosen = [*options(trial.params, search.space), *search.options_of(trial)]
-            failure = train([*of_all, *chosen], search.folder_of(trial.number))
-            if unlogged := search.notes(trial.number).get(UNLOGGED):
-                raise UserError(f"search.monitor={unlogged}")
-            result = search.finish(trial.number, failure)
-        except BaseException:
-            search.give_back(trial.number)
-            raise
-        finally:
-            search.release()
-        log.info("            %s, after %.0f s", result, time.monotonic() - start)
-        failures = search.failures()
-        if len(failures) >= HOPELESS and len(set(failures)) == 1 and not search.has_begun():
-            raise UserError(f"all {len(failures)} trials failed, so the search has ended: {failures[0]}")
+    with usable_storage(config["paths"]["output_dir"]):
+        search = open_search(config)
+        search.run()
+        report_search(search)
 
 
 if __name__ == "__main__":

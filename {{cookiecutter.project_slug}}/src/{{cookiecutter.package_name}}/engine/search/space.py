@@ -1,28 +1,23 @@
-"""What a search may change: from `search.space` to Optuna's distributions, and from a choice to options."""
+"""The search space: from `search.space` to Optuna's distributions, and from chosen values to command-line options."""
 
 import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import optuna
 from hydra.core.override_parser.types import Quote, QuotedString
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ..errors import UserError, nearest
 
 BOUNDS = ("low", "high", "log", "step")
-
 Choice = None | bool | int | float | str
 Space = dict[str, BaseDistribution]
 
 
 def distributions(space: Mapping[str, Any]) -> Space:
-    """Of each option: a list is a choice, `low` and `high` are a range, of whole numbers where both are whole."""
+    """A list is a categorical choice; `low` and `high` are a range, of integers where all its numbers are integers."""
     if not space:
         raise UserError("search.space is empty: name an option in it, as 'model.optimizer.lr: [0.01, 0.001]'.")
     return {option: _distribution(option, values) for option, values in space.items()}
@@ -40,15 +35,14 @@ def _distribution(option: str, values: Any) -> BaseDistribution:
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
         raise UserError(f"{place}={dict(values)} holds what is no number: give numbers as low, high and step.")
     kind = IntDistribution if all(isinstance(number, int) for number in numbers) else FloatDistribution
-    given = {key: value for key, value in values.items() if value is not None}
     try:
-        return kind(**given)
+        return kind(**{key: value for key, value in values.items() if value is not None})
     except (TypeError, ValueError) as error:
         raise UserError(f"{place}={dict(values)} is no space: {error}") from error
 
 
 def _choice(value: Any, place: str) -> Choice:
-    """Optuna keeps plain values only: a list is kept as its text."""
+    """Optuna stores plain values only: a list is stored as its text."""
     if isinstance(value, list):
         return json.dumps(value, ensure_ascii=False)
     if value is None or isinstance(value, bool | int | float | str):
@@ -56,51 +50,51 @@ def _choice(value: Any, place: str) -> Choice:
     raise UserError(f"{place} has the choice {value}: give numbers, words or lists of them.")
 
 
+def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+    """Lets Optuna choose a value for every option."""
+    for option, kind in space.items():
+        if isinstance(kind, CategoricalDistribution):
+            trial.suggest_categorical(option, kind.choices)
+        elif isinstance(kind, IntDistribution):
+            trial.suggest_int(option, kind.low, kind.high, step=kind.step, log=kind.log)
+        elif isinstance(kind, FloatDistribution):
+            trial.suggest_float(option, kind.low, kind.high, step=kind.step, log=kind.log)
+    return trial.params
+
+
 def options(params: Mapping[str, Any], space: Space) -> list[str]:
-    """As the command line takes them; of a range six digits, which is what the trial is run with too."""
-    return [f"{option}={rounded(value, space[option])}" for option, value in params.items()]
+    """The chosen values as options of the command line."""
+    return [f"{option}={to_text(value, space[option])}" for option, value in params.items()]
 
 
-def rounded(value: Any, distribution: BaseDistribution) -> str:
-    return f"{value:.6g}" if isinstance(distribution, FloatDistribution) else word(value)
+def to_text(value: Any, kind: BaseDistribution) -> str:
+    """The value as the trial receives it: a float of a range with six digits."""
+    return f"{value:.6g}" if isinstance(kind, FloatDistribution) else hydra_value(value)
 
 
-def brief(params: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """To be read: four digits are enough."""
-    return "  ".join(f"{names[option]}={figure(value)}" for option, value in params.items())
-
-
-def figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else word(value)
+def hydra_value(value: Choice) -> str:
+    """The value in Hydra's grammar; text in quotes where Hydra could take it for something else."""
+    if not isinstance(value, str):
+        return "null" if value is None else str(value).lower()
+    is_plain = value.startswith("[") or value.replace("_", "").replace("-", "").isalnum()
+    return value if is_plain else QuotedString(value, Quote.double).with_quotes()
 
 
 def short_names(space: Space) -> dict[str, str]:
-    """Of each option the shortest end that no other has: `lr` for `model.optimizer.lr`."""
-    ends = {option: [option.split(".", level)[-1] for level in range(option.count("."), -1, -1)] for option in space}
-    taken = Counter(end for of_option in ends.values() for end in of_option)
-    return {option: next((end for end in of_option if taken[end] == 1), option) for option, of_option in ends.items()}
-
-
-def word(value: Choice) -> str:
-    """A value in Hydra's grammar; text in quotes where it could be taken for something else."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if not isinstance(value, str):
-        return str(value)
-    if value.startswith("[") or value.replace("_", "").replace("-", "").isalnum():
-        return value
-    return QuotedString(value, Quote.double).with_quotes()
+    """The last word of each option, `lr` for `model.optimizer.lr`, unless two options share it."""
+    words = {option: option.rpartition(".")[2] for option in space}
+    counts = Counter(words.values())
+    return {option: word if counts[word] == 1 else option for option, word in words.items()}
 
 
 def samples(space: Space) -> list[dict[str, Any]]:
-    """Choices that together hold every one of each list, and the ends of each range: to try whether options exist."""
-    first = {option: _ends(distribution)[0] for option, distribution in space.items()}
-    others = [{**first, option: value} for option, distribution in space.items() for value in _ends(distribution)[1:]]
-    return [first, *others]
+    """Combinations that together contain every categorical choice and both ends of every range."""
+    first = {option: _ends(kind)[0] for option, kind in space.items()}
+    return [first, *({**first, option: value} for option, kind in space.items() for value in _ends(kind)[1:])]
 
 
-def _ends(distribution: BaseDistribution) -> list[Any]:
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    return [distribution.low, distribution.high]
+def _ends(kind: BaseDistribution) -> list[Any]:
+    if isinstance(kind, CategoricalDistribution):
+        return list(kind.choices)
+    assert isinstance(kind, FloatDistribution | IntDistribution)
+    return [kind.low, kind.high]

@@ -15,10 +15,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from .. import rendezvous
 from ..config.command_line import Config
 from ..config.instantiation import build
-from ..distributed.ddp import leave_signals_alone
-from ..distributed.devices import Devices
-from ..distributed.launch import build_strategy, trainer_section
+from ..distributed.plan import Plan, trainer_section
 from ..distributed.samplers import BatchSplit
+from ..distributed.strategies import build_strategy, leave_signals_alone
 from ..errors import UserError, one_line
 from ..spec import DataSpec
 from .base_module import BaseModule
@@ -91,16 +90,16 @@ def build_callbacks(
 
 
 def build_trainer(
-    config: Config, devices: Devices, callbacks: list[Callback], loggers: list[Logger], num_steps: int = 1
+    config: Config, plan: Plan, callbacks: list[Callback], loggers: list[Logger], num_steps: int = 1
 ) -> pl.Trainer:
     """`num_steps` is the number of micro-batches that a device makes of its part of a batch."""
     if not config["trainer"]["enable_progress_bar"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer: pl.Trainer = build(
-        trainer_section(config, devices, num_steps),
+        trainer_section(config, plan.devices, num_steps),
         "trainer",
         default_root_dir=config["paths"]["output_dir"],
-        strategy=build_strategy(config["strategy"], devices),
+        strategy=build_strategy(plan.strategy, plan.devices),
         callbacks=callbacks,
         logger=loggers or False,
         # Lightning's own sampler pads, and would count samples twice.

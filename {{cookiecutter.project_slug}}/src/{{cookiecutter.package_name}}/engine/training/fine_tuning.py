@@ -41,7 +41,7 @@ def with_start(config: Config) -> Config:
     """Of a run that goes on, with its last checkpoint; refuses a bad file before any process is started."""
     for section in ("data", "model"):  # else a checkpoint could not be loaded again
         refuse_foreign_code(config[section], section)
-    config = config if rendezvous.follows() else from_newest_checkpoint(config)
+    config = config if rendezvous.is_follower() else from_newest_checkpoint(config)
     ckpt_path, weights = config["ckpt_path"], config["model"].get("weights")
     if ckpt_path is not None and weights is not None:
         raise UserError(f"ckpt_path={ckpt_path} and model.weights={weights} are two starts of a run: leave one out.")

@@ -10,7 +10,8 @@ import lightning.pytorch as pl
 
 from ..config.command_line import Config
 from ..config.validation import read_options
-from ..distributed.launch import devices_of, evaluation_steps, launch
+from ..distributed.launch import launch
+from ..distributed.plan import Plan, evaluation_steps
 from ..errors import UserError
 from ..reporting.run_report import report_evaluation
 from ..training import checkpoints
@@ -36,21 +37,20 @@ class Evaluation:
     run_dir: Path
 
     @staticmethod
-    def launch(run: Callable[[Config], dict[str, float]], config: Config) -> None:
-        """Runs `run(config)` on every device, once the checkpoint was found and can be read."""
+    def launch(run: Callable[[Config, Plan], dict[str, float]], config: Config) -> None:
+        """Runs `run(config, plan)` on every device, once the checkpoint was found and can be read."""
         path = checkpoints.find(read_options(config, Options).ckpt_path, Path(config["paths"]["log_dir"]))
         checkpoints.load(path)
         launch(run, {**config, "ckpt_path": str(path)})
 
     @classmethod
-    def build(cls, config: Config) -> Evaluation:
+    def build(cls, config: Config, plan: Plan) -> Evaluation:
         """Builds what the checkpoint's own configuration names, with the options of this command over it."""
         checkpoint = checkpoints.load(Path(config["ckpt_path"]))
         model = checkpoint.model()
         datamodule = checkpoint.datamodule(config["data"])
-        devices, data = devices_of(config), {**checkpoint.config["data"], **config["data"]}
-        steps = evaluation_steps(data, devices)
-        trainer = build_trainer(config, devices, [progress_bar()], loggers=[], num_steps=steps)
+        steps = evaluation_steps({**checkpoint.config["data"], **config["data"]}, plan.devices)
+        trainer = build_trainer(config, plan, [progress_bar()], loggers=[], num_steps=steps)
         return cls(datamodule, model, trainer, Path(config["paths"]["output_dir"]))
 
     def report(self, metrics: Mapping[str, float]) -> None:

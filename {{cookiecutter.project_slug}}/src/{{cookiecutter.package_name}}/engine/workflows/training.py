@@ -10,13 +10,11 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 
-from .. import rendezvous
 from ..config.command_line import Config, typed_but
 from ..config.instantiation import build
 from ..config.validation import read_options
-from ..distributed.devices import Devices
-from ..distributed.launch import batch_split, devices_of, launch
-from ..distributed.samplers import BatchSplit
+from ..distributed.launch import launch
+from ..distributed.plan import Plan
 from ..reporting.run_report import announce, keep_metrics, report_training
 from ..runs.run_record import recording
 from ..training.base_module import BaseModule
@@ -42,35 +40,32 @@ class Training:
     run_dir: Path
     loggers: list[Logger]
     config: Config
-    devices: Devices
-    split: BatchSplit
-    before: Checkpoint | None  # of a run that goes on
+    plan: Plan
+    resumed_from: Checkpoint | None
 
     @staticmethod
-    def launch(run: Callable[[Config], dict[str, float]], config: Config) -> None:
-        """Runs `run(config)` on every device; what cannot work is refused before any process is started."""
+    def launch(run: Callable[[Config, Plan], dict[str, float]], config: Config) -> None:
+        """Runs `run(config, plan)` on every device; what cannot work is refused before any process is started."""
         with recording(Path(config["paths"]["output_dir"])):
             read_options(config, TrainOptions)
             launch(run, {**with_start(config), "options": typed_but("resume")})
 
     @classmethod
-    def build(cls, config: Config) -> Training:
+    def build(cls, config: Config, plan: Plan) -> Training:
         """Builds what the configuration names, the same on every rank."""
-        if rendezvous.is_restart():  # in the place of processes that were lost
+        if config.get("restarts"):  # of the processes, after one of them was lost
             config = from_newest_checkpoint(config)
+        assert plan.split is not None
         options, run_dir = read_options(config, TrainOptions), Path(config["paths"]["output_dir"])
         pl.seed_everything(options.seed, workers=True, verbose=False)
-        devices = devices_of(config)
-        split = batch_split(config["data"], devices)
         datamodule = build(config["data"], "data")
-        model = build_for_training(config["model"], datamodule.spec, options.lr_factor(split.batch_size))
-        before = begin(model, options.ckpt_path)
+        model = build_for_training(config["model"], datamodule.spec, options.lr_factor(plan.split.batch_size))
+        resumed_from = begin(model, options.ckpt_path)
         loggers = build_loggers(config.get("logger"), run_dir)
-        callbacks = build_callbacks(config, loggers, self_description(config, model), split)
-        trainer = build_trainer(config, devices, callbacks, loggers, split.num_steps)
+        callbacks = build_callbacks(config, loggers, self_description(config, model), plan.split)
+        trainer = build_trainer(config, plan, callbacks, loggers, plan.split.num_steps)
         test = options.test and config["strategy"]["name"] != "fsdp"  # each device has a part: `evaluate` tests it
-        ckpt_path = options.ckpt_path
-        return cls(datamodule, model, trainer, ckpt_path, test, run_dir, loggers, config, devices, split, before)
+        return cls(datamodule, model, trainer, options.ckpt_path, test, run_dir, loggers, config, plan, resumed_from)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -78,9 +73,9 @@ class Training:
         if self.trainer.is_global_zero:
             from ..export.rehearsal import rehearse  # with it ONNX Runtime, which the other ranks need not load
 
-            announce(self.config, self.devices, self.split, self.model)
+            announce(self.config, self.plan.devices, self.plan.split, self.model)
             before_training(self.config, self.datamodule, self.model, self.trainer, rehearse)
-            keep_metrics(self.run_dir / "metrics.csv", self.loggers, self.before)
+            keep_metrics(self.run_dir / "metrics.csv", self.loggers, self.resumed_from)
         with tracked(self.loggers, self.config, self.run_dir):
             yield
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from ...distributed.launch import COUNTS_OF_BATCHES
+from ...distributed.plan import COUNTS_OF_BATCHES
 from ...distributed.samplers import BatchSplit
 from ...errors import UserError
 from .checkpoint_contents import random_state, set_random_state

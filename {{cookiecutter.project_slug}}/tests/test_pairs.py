@@ -1,0 +1,52 @@
+"""Every data set with every network that takes it, your own too: exported, trained for two steps, loaded again."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CHOICES, PACKAGE, SHORT, compose_config, existing
+
+commands = import_module(f"{PACKAGE}.engine.commands")
+UserError = import_module(f"{PACKAGE}.engine").UserError
+DATA, MODELS = ([choice for choice in CHOICES if choice.startswith(group)] for group in ("data=", "model="))
+
+
+def build(data: str, model: str, folder: Path, needed: list[str]) -> Any:
+    """A training of the pair, or a skip that says why they do not go together."""
+    small = existing(("data.batch_size=16",), data, model)
+    pair = (data, model, *needed, *small, "test=false", "rehearse_export=true")
+    try:
+        return commands.Training.build(compose_config("train", f"paths.output_dir={folder}", *SHORT, *pair))
+    except UserError as error:
+        pytest.skip(f"not run: {model} does not take {data}, or it needs more options: {error}")
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("data", DATA)
+def test_pair_is_exported_trains_and_reloads(
+    data: str, model: str, tmp_path: Path, needed: dict[str, list[str]]
+) -> None:
+    training = build(data, model, tmp_path, needed.get(data, []))
+    with training.recorded():  # begins with the export to ONNX and TorchScript, whose files are run and compared
+        training.trainer.fit(training.model, datamodule=training.datamodule)
+    assert training.trainer.global_step == 2
+    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    again = build(data, model, tmp_path, needed.get(data, [])).model
+    again.load_state_dict(checkpoint["state_dict"])
+    torch.testing.assert_close(dict(again.state_dict()), dict(training.model.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("choice", [*DATA, *MODELS])
+def test_choice_has_a_partner(choice: str, tmp_path: Path, needed: dict[str, list[str]]) -> None:
+    """What no other choice goes with would be tried by none of the tests above."""
+    refusals = []
+    for data, model in ((data, model) for data in DATA for model in MODELS if choice in (data, model)):
+        try:
+            build(data, model, tmp_path, needed.get(data, []))
+        except pytest.skip.Exception as skipped:
+            refusals.append(str(skipped))
+        else:
+            return
+    pytest.fail("\n".join(refusals))
