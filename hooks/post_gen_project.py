@@ -16,8 +16,6 @@ UNWANTED = {
     ("data_kind", "images"): [
         "src/*/engine/configs/data/table.yaml",
         "src/*/configs/task",
-        "src/*/engine/data/columns.py",
-        "src/*/engine/data/table_rows.py",
         "src/*/engine/data/table.py",
         "src/*/models/regressor.py",
         "src/*/models/tabular.py",
@@ -31,8 +29,7 @@ UNWANTED = {
         "src/*/engine/data/augmentation.py",
         "src/*/data/digits.py",
         "src/*/engine/data/image_folder.py",
-        "src/*/engine/data/image_listing.py",
-        "src/*/engine/data/image_scan.py",
+        "src/*/engine/data/pixel_statistics.py",
         "src/*/models/cnn.py",
         "src/*/models/mlp.py",
         "src/*/engine/serving/page.html",

@@ -20,7 +20,7 @@ WITHOUT = {
         "unit/test_image_folder.py",
         "unit/test_networks.py",
         "unit/test_pictures.py",
-        "unit/test_tuning.py",
+        "unit/test_pretrained_weights.py",
     ],
     ("search", False): ["e2e/test_search.py", "unit/test_study.py"],
     ("serving", False): [
@@ -32,7 +32,7 @@ WITHOUT = {
         "unit/test_protocol.py",
     ],
     ("cluster", "none"): ["e2e/test_cluster.py"],
-    ("vision", False): ["downloads.py", "e2e/test_vision.py", "unit/test_downloaded.py", "unit/test_timm.py"],
+    ("vision", False): ["downloads.py", "e2e/test_vision.py", "unit/test_torchvision_datasets.py", "unit/test_timm.py"],
 }
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 

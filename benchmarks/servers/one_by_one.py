@@ -8,7 +8,7 @@ import importlib
 import sys
 
 package = sys.argv.pop(1)
-served = importlib.import_module(f"{package}.engine.serving.served")
+model_versions = importlib.import_module(f"{package}.engine.serving.model_versions")
 
 
 class Alone:
@@ -21,7 +21,8 @@ class Alone:
         return await asyncio.get_running_loop().run_in_executor(self.thread, self.run, inputs)
 
 
-served.Batcher = Alone
+model_versions.Batcher = Alone
 
 if __name__ == "__main__":
-    importlib.import_module(f"{package}.engine.serving.serve").main()
+    sys.argv.insert(1, "serve")
+    importlib.import_module(f"{package}.engine.commands").main(())

@@ -1,4 +1,4 @@
-"""Data and networks for tests of what does not depend on the kind of data: scikit-learn's digits, in memory."""
+"""Data and networks for tests that do not depend on the kind of data: scikit-learn's digits, in memory."""
 
 import lightning.pytorch as pl
 import numpy as np
@@ -59,7 +59,7 @@ class Digits(pl.LightningDataModule):
 
 
 def rolled(pictures: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Each picture moved by 0 to 24 places down and right, at random: what leaves it comes in on the other side."""
+    """Rolls each picture by 0 to 4 pixels down and right, at random."""
     moves = [torch.randint(5, (2,), generator=generator).tolist() for generator in generators]
     return torch.stack([picture.roll(move, (1, 2)) for picture, move in zip(pictures, moves, strict=True)])
 
@@ -72,7 +72,7 @@ def linear(spec: DataSpec, width: int = 8, dropout: float = 0.0) -> nn.Sequentia
 
 
 def convolutions(spec: DataSpec, dropout: float = 0.0) -> nn.Sequential:
-    """The same, by two convolutions."""
+    """`(B, 1, 8, 8)` to logits `(B, K)`, by two convolutions."""
     layers: list[nn.Module] = []
     for channels in (1, 8):
         layers += [nn.Conv2d(channels, 8, kernel_size=3, padding=1, bias=False), nn.GroupNorm(4, 8), nn.ReLU()]

@@ -1,4 +1,4 @@
-"""Writes what torchvision downloads, small: scikit-learn's digits in the files of MNIST and of CIFAR-10."""
+"""Writes small files in the form that torchvision downloads: scikit-learn's digits as MNIST and as CIFAR-10."""
 
 import functools
 import gzip
@@ -32,7 +32,7 @@ def digits(num_samples: int, side: int) -> tuple[Array, Array]:
 
 
 def idx(values: Array) -> bytes:
-    """A file as MNIST has it: the type (8: uint8), the number of axes, their lengths, the values."""
+    """A file in MNIST's form: the type (8: uint8), the number of axes, their lengths, the values."""
     return struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
 
 
@@ -47,15 +47,15 @@ def write_mnist(root: Path, num_samples: int = 400) -> Path:
     return folder
 
 
-class WarningFilter(SimpleHTTPRequestHandler):
+class SilentHandler(SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of a server on this machine that gives the folder's files."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(WarningFilter, directory=str(folder))) as server:
+    """Serves the folder's files, and yields the address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SilentHandler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -66,7 +66,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def offer_mnist(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes the files and makes them the ones to download, with their own checksums."""
+    """Writes the files, and makes torchvision download them with their own checksums."""
     resources = []
     write_mnist(folder)
     for file in sorted((folder / "MNIST/raw").iterdir()):

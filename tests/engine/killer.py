@@ -1,4 +1,4 @@
-"""Callbacks that end a run from outside: as a machine that is lost does, and as a terminal or a scheduler does."""
+"""Callbacks that end a run: by SIGKILL, as a lost machine does, or by the signals of a terminal or a scheduler."""
 
 import os
 import signal
@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Killer(Callback):
-    """`delay` seconds after a step of the optimiser, on one rank, whatever it does then; or as the test begins.
+    """Kills one rank `delay` seconds after an optimiser step, whatever it does then, or at the start of the test.
 
-    By steps, since a machine may train to the end in the seconds that another takes for its first epoch.
+    The moment is given as a step, because machines differ in the seconds that an epoch takes.
     """
 
     def __init__(self, rank: int, notes: str, step: int = 0, delay: float = 0, in_test: bool = False) -> None:
@@ -41,7 +41,7 @@ class Killer(Callback):
 
 
 class Signaller(Callback):
-    """After an optimiser step: Ctrl-C to all processes of the terminal, SIGTERM to the command that was started."""
+    """Sends, after an optimiser step, Ctrl-C to all processes of the terminal or SIGTERM to the started command."""
 
     def __init__(self, number: int, step: int) -> None:
         self.number, self.step = number, step

@@ -1,4 +1,4 @@
-"""A server as a process of its own, for the tests that ask it."""
+"""Starts a server in a separate process, for the tests that send requests to it."""
 
 import http.client
 import json
@@ -21,19 +21,19 @@ INFER = f"/v2/models/{NAME}/infer"
 
 
 class Server:
-    """Where a running server listens, and what it has written."""
+    """A running server: its process, its port and its output."""
 
     def __init__(self, process: subprocess.Popen[str], output: Path) -> None:
         self.process, self.output = process, output
         self.port = int(self.wait_for("serving ").rpartition(":")[2])
 
     def lines(self) -> list[dict[str, Any]]:
-        """Without the last one, should that not be whole yet."""
-        whole, _, _ = self.output.read_text(encoding="utf-8").rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        """Returns the lines of the log, without one that is still being written."""
+        complete, _, _ = self.output.read_text(encoding="utf-8").rpartition("\n")
+        return [json.loads(line) for line in complete.splitlines()]
 
     def wait_for(self, start: str) -> str:
-        """The first message that starts so."""
+        """Waits for a message that starts with these words, and returns the first one."""
         end = time.monotonic() + 30
         while time.monotonic() < end and self.process.poll() is None:
             for line in self.lines():
@@ -43,7 +43,7 @@ class Server:
         raise AssertionError((self.process.poll(), self.output.read_text(encoding="utf-8")))
 
     def requests(self, last: str) -> list[dict[str, Any]]:
-        """The lines of requests, once that of the id `last` is there: a line comes after its answer."""
+        """Returns the lines of requests, once that of the id `last` is there: a line comes after its answer."""
         end = time.monotonic() + 30
         while time.monotonic() < end:
             found = [line for line in self.lines() if "request_id" in line]
@@ -69,7 +69,7 @@ class Server:
         return status, str(sentence)
 
     def metrics(self) -> dict[str, float]:
-        """By name and labels, as `/metrics` writes them."""
+        """Returns the values by name and labels, as `/metrics` writes them."""
         status, _, text = self.ask("GET", "/metrics")
         assert status == 200
         lines = [line.rpartition(" ") for line in text.decode().splitlines() if not line.startswith("#")]
@@ -100,7 +100,7 @@ def request(inputs: npt.NDArray[Any], **changed: Any) -> bytes:
 
 
 def series(metric: str, **labels: str) -> str:
-    """As `/metrics` writes it."""
+    """Returns the name with its labels, as `/metrics` writes it."""
     return metric + "{" + ",".join(f'{name}="{value}"' for name, value in sorted(labels.items())) + "}"
 
 

@@ -1,4 +1,4 @@
-"""Callbacks that break a run from within, as data, processes and numbers do."""
+"""Callbacks that make a run fail: an unreadable sample, a lost worker process, NaN."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from torch.utils.data import get_worker_info
 
 
 class BadSample(Callback):
-    """Sample 17 of the training split can no longer be read from some epoch on, counted from 0."""
+    """Makes sample 17 of the training split unreadable from an epoch on, counted from 0."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -31,7 +31,7 @@ class BadSample(Callback):
 
 
 class LostWorker(Callback):
-    """The process that reads sample 17 is killed."""
+    """Kills the worker process that reads sample 17."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         samples = trainer.datamodule.samples["train"]  # type: ignore[attr-defined]
@@ -46,7 +46,7 @@ class LostWorker(Callback):
 
 
 class NotANumber(Callback):
-    """The loss of some optimiser steps, or a score of all validations from some epoch on."""
+    """Turns into NaN the loss of some optimiser steps, or a score of all validations from an epoch on."""
 
     def __init__(self, steps: list[int] | None = None, score: str | None = None, epoch: int = 0) -> None:
         self.steps, self.score, self.epoch = steps or [], score, epoch
@@ -59,9 +59,9 @@ class NotANumber(Callback):
             return loss * float("nan") if training and trainer.global_step in self.steps else loss
 
         def spoiled_scores(scores: Any) -> dict[str, torch.Tensor]:
-            figures: dict[str, torch.Tensor] = read_scores(scores)
+            values: dict[str, torch.Tensor] = read_scores(scores)
             if self.score is not None and trainer.current_epoch >= self.epoch:
-                figures[self.score] = torch.tensor(float("nan"))
-            return figures
+                values[self.score] = torch.tensor(float("nan"))
+            return values
 
         pl_module.batch_loss, pl_module.read_scores = spoiled_loss, spoiled_scores

@@ -25,7 +25,7 @@ from digit_classifier.data.digits import DigitsDataModule
 from digit_classifier.engine.errors import UserError
 from digit_classifier.engine.export import bundle as publishing
 from digit_classifier.engine.export.formats import FORMATS, exporter
-from digit_classifier.engine.export.isolation import run_isolated
+from digit_classifier.engine.export.gate import isolated_answers
 from digit_classifier.engine.export.network import Source, deployed
 from digit_classifier.engine.export.signature import Contract, GateFailure, Signature
 from digit_classifier.engine.export.verify import verify
@@ -409,4 +409,4 @@ def test_file_that_ends_its_process_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no model")
     with pytest.raises(GateFailure, match="cannot be loaded and run in a fresh process: "):
-        run_isolated("onnx", path, np.zeros((2, 1, 8, 8), np.uint8), [1], 2)
+        isolated_answers("onnx", path, np.zeros((2, 1, 8, 8), np.uint8), [1], 2)

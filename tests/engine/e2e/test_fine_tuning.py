@@ -10,14 +10,14 @@ import torch
 from conftest import run_command, weights
 from safetensors.torch import load_file
 
-from {{ cookiecutter.package_name }}.engine.training import checkpoints, fine_tuning as tuning
+from {{ cookiecutter.package_name }}.engine.training import checkpoints, fine_tuning
 
 
 def rates(run_dir: Path) -> list[tuple[float, float]]:
-    """Of the kept and the new weights, epoch by epoch."""
+    """Of the pretrained and the new weights, epoch by epoch."""
     with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["lr-AdamW/kept"]]
-    return [(float(row["lr-AdamW/kept"]), float(row["lr-AdamW/new"])) for row in rows]
+        rows = [row for row in csv.DictReader(file) if row["lr-AdamW/pretrained"]]
+    return [(float(row["lr-AdamW/pretrained"]), float(row["lr-AdamW/new"])) for row in rows]
 
 
 def test_network_learns_other_labels_and_is_whole_without_the_first_run(
@@ -34,7 +34,7 @@ def test_network_learns_other_labels_and_is_whole_without_the_first_run(
         printed = run_command(*command, "trainer.max_epochs=2", cwd=tmp_path).stdout
         assert "starts from first.ckpt: 11 tensors taken, 2 start anew" in printed
         assert "training    58,627 of 58,979 weights" in printed
-        assert "learning rate 0.0002 (kept), 0.002 (new)" in printed
+        assert "learning rate 0.0002 (pretrained), 0.002 (new)" in printed
         first.unlink()
         printed = run_command(*command, "trainer.max_epochs=3", cwd=tmp_path).stdout
     assert "goes on     from" in printed, "the same command, as a job that is started again"
@@ -57,8 +57,8 @@ def test_network_learns_other_labels_and_is_whole_without_the_first_run(
     bundled = manifest.with_name("model.safetensors")
     exported = load_file(bundled)
     model = checkpoints.load(run_dir / "checkpoints/best.ckpt").model()
-    tuning.take(tuning.read(bundled), model)
-    assert len(model.kept) == 11, "a bundle tells its labels: all of it can be trained on"
+    fine_tuning.transfer(fine_tuning.read_weights(bundled), model)
+    assert len(model.pretrained_names) == 11, "a bundle tells its labels: all of it can be trained on"
     written = json.loads(manifest.read_text(encoding="utf-8"))["preprocessing"]
     assert written["mean"] == pytest.approx(exported["net.0.mean"].flatten().tolist())
     assert torch.equal(exported["net.0.mean"], taken["net.0.mean"]), "what the kept weights have learned with"

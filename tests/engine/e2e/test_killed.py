@@ -181,7 +181,7 @@ def test_signal_saves_the_step_that_was_going_on(
     assert strategy == "ddp" or int(step) == 45
     (loader,) = saved["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     num_batches = loader["num_samples"] // loader["batch_size"]
-    assert 0 < loader["num_handed_out"] < num_batches, "at the end of an epoch it would be saved in any case"
+    assert 0 < loader["num_delivered"] < num_batches, "at the end of an epoch it would be saved in any case"
     assert f"{package.__name__} train resume=logs/train/runs/{run_dir.name}" in printed
     going_on = run_command("train", "resume=latest", "callbacks.signaller=null", cwd=tmp_path)
     assert "goes on     from" in going_on.stdout

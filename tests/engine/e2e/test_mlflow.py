@@ -9,7 +9,7 @@ import pytest
 from conftest import run_command
 from mlflow import MlflowClient
 
-from {{ cookiecutter.package_name }}.engine.runs import run_record as record
+from {{ cookiecutter.package_name }}.engine.runs import run_record
 
 TRAIN = ("train", "trainer=cpu", "model=mlp")
 
@@ -17,7 +17,7 @@ TRAIN = ("train", "trainer=cpu", "model=mlp")
 def test_a_run_and_what_it_goes_on_to_are_one_run(tmp_path: Path) -> None:
     run_command(*TRAIN, "trainer.max_epochs=1", cwd=tmp_path)
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
-    number = record.read(run_dir)["trackers"]["mlflow"]
+    number = run_record.read(run_dir)["trackers"]["mlflow"]
     run_command("train", "resume=latest", "trainer.max_epochs=2", cwd=tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path}/logs/mlflow.db")
     (experiment,) = (found for found in client.search_experiments() if found.name != "Default")
@@ -55,7 +55,7 @@ def test_server_that_does_not_answer_is_told_and_the_run_goes_on(tmp_path: Path)
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
     sentence = "warning     mlflow at http://127.0.0.1:9 does not answer, and the run goes on without it"
     assert process.stdout.count(sentence) == 1
-    assert record.state_of(run_dir) == "finished"
+    assert run_record.read_state(run_dir) == "finished"
     assert "val/loss" in (run_dir / "metrics.csv").read_text(encoding="utf-8")
 
 
@@ -66,4 +66,4 @@ def test_server_that_fails_is_told_and_the_run_goes_on(
     process = run_command(*TRAIN, f"logger.mlflow.tracking_uri={address}", "trainer.max_epochs=1", cwd=tmp_path)
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
     assert process.stdout.count("warning     mlflow failed, and the run goes on without it") == 1
-    assert record.state_of(run_dir) == "finished"
+    assert run_record.read_state(run_dir) == "finished"

@@ -43,11 +43,11 @@ ROWS = [(FIRST, 0, 0), (SECOND, 0, 1), *(("deep/batch.npy", k, k) for k in range
 
 
 def save(sample: npt.NDArray[Any], path: Path, bundle: Path) -> None:
-    """As a file that holds this one sample."""
+    """Saves one sample as a file."""
 {% if cookiecutter.data_kind == "images" %}
     Image.fromarray(sample[0]).save(path)
 {% else %}
-    names = [column.name for column in Bundle(bundle).accepted.columns]
+    names = [column.name for column in Bundle(bundle).input_schema.columns]
     separator = "\t" if path.suffix == ".tsv" else ","
     path.write_text("\n".join(separator.join(map(str, line)) for line in (names, sample.tolist())), encoding="utf-8")
 {% endif %}
@@ -69,7 +69,7 @@ def samples(bundle: Path, tmp_path: Path) -> Path:
 
 
 def spoil(folder: Path) -> list[str]:
-    """The names that must be told."""
+    """Adds files that cannot be used; returns their names."""
     (folder / f"empty{SUFFIX}").touch()
     (folder / f"cut{SUFFIX}").write_bytes((folder / FIRST).read_bytes()[:50])
     np.save(folder / "wide.npy", np.zeros((2, 1, 9, 9), np.uint8))

@@ -1,4 +1,4 @@
-"""What is left of runs: their page, the table, a comparison, and what `doctor` says of this machine."""
+"""What is left of runs: their report, the table, a comparison, and what `doctor` says of this machine."""
 
 import os
 import shutil
@@ -11,17 +11,17 @@ import pytest
 from conftest import curves, run_command, started, wait_for, weights
 
 import {{ cookiecutter.package_name }} as package
-from {{ cookiecutter.package_name }}.engine.runs import run_record as record
+from {{ cookiecutter.package_name }}.engine.runs import run_record
 
 
-def test_page_of_a_run_says_what_it_was_and_what_to_do_next(run_dir: Path, workplace: Path) -> None:
+def test_report_of_a_run_describes_it_and_what_to_do_next(run_dir: Path, workplace: Path) -> None:
     text = (run_dir / "report.md").read_text(encoding="utf-8")
     assert "- `trainer=cpu`\n- `trainer.max_epochs=2`\n" in text
     assert "| loss |" in text
     assert "torchmetrics" in text
     pictures = ["curves.png", "confusion_matrix.png"]
     assert all(f"]({name})" in text and (run_dir / name).is_file() for name in pictures)
-    (command,) = (line for line in text.splitlines() if ".evaluate " in line)
+    (command,) = (line for line in text.splitlines() if " evaluate " in line)
     verb, option = command.split(f"-m {package.__name__} ")[1].split()
     assert run_command(verb, option, cwd=workplace).returncode == 0
 
@@ -54,11 +54,11 @@ def test_killed_run_is_lost_and_goes_on_in_its_directory_to_the_same_end(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
-    assert record.state_of(run_dir) == "lost"
-    kept = (run_dir / ".hydra/overrides.yaml").read_bytes()
+    assert run_record.read_state(run_dir) == "lost"
+    before = (run_dir / ".hydra/overrides.yaml").read_bytes()
     run_command("train", "resume=latest", cwd=tmp_path)
-    assert record.state_of(run_dir) == "finished"
-    assert (run_dir / ".hydra/overrides.yaml").read_bytes() == kept
+    assert run_record.read_state(run_dir) == "finished"
+    assert (run_dir / ".hydra/overrides.yaml").read_bytes() == before
     other = tmp_path / "other"
     other.mkdir()
     run_command("train", *options, cwd=other)
@@ -69,7 +69,7 @@ def test_killed_run_is_lost_and_goes_on_in_its_directory_to_the_same_end(
     again = run_command("train", "resume=latest", cwd=other, check=False)
     assert again.returncode == 2
     assert "has come to its end, after 6 epochs: give trainer.max_epochs=" in again.stderr
-    assert record.state_of(undisturbed) == "finished"
+    assert run_record.read_state(undisturbed) == "finished"
 
 
 def test_doctor_says_what_there_is_and_what_to_type_next(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`serve` as a process of its own, asked by NVIDIA's client, by plain HTTP and by a person."""
+"""`serve` in a separate process, with requests by NVIDIA's client, by plain HTTP and by people."""
 
 import hashlib
 import http.client
@@ -47,7 +47,7 @@ def client(server: Server) -> Iterator[InferenceServerClient]:
 
 @pytest.fixture(scope="module")
 def samples(bundle: Path) -> npt.NDArray[Any]:
-    """64 that differ."""
+    """Returns 64 samples that differ."""
     golden, _, _ = read_golden(bundle)
     return np.concatenate([np.roll(golden, shift, axis=-1) for shift in range(8)])
 
@@ -90,8 +90,8 @@ def test_answers_are_those_of_the_file(
     assert found.get_response()["model_version"] == "1"
 
 
-def test_many_at_once_each_get_their_own_answer(bundle: Path, samples: npt.NDArray[Any]) -> None:
-    """They wait for each other, so that they are computed in batches."""
+def test_concurrent_requests_each_get_their_own_answer(bundle: Path, samples: npt.NDArray[Any]) -> None:
+    """Requests wait for each other here, so that they are computed in batches."""
     session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
     (expected,) = session.run(["logits"], {"input": samples})
     wrong: list[int] = []
@@ -116,7 +116,7 @@ def test_many_at_once_each_get_their_own_answer(bundle: Path, samples: npt.NDArr
 
 
 @pytest.mark.parametrize("path", ["/v2/models/%0A%1Bx/ready", "/%0A%00", f"/v2/models/{'x' * 3000}/ready"])
-def test_what_a_client_has_sent_is_shown_on_one_short_line(bundle: Path, path: str) -> None:
+def test_error_shows_text_of_the_client_on_one_short_line(bundle: Path, path: str) -> None:
     with serving(bundle) as server:
         status, _, answer = server.ask("GET", path)
     sentence = json.loads(answer)["error"]
@@ -197,7 +197,7 @@ def test_malformed_request_is_refused_in_one_sentence(
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_body_that_is_too_large_is_refused_unread(server: Server, chunked: bool) -> None:
-    """The default limit is 16 MiB; of a body in chunks the length is not told before."""
+    """The default limit is 16 MiB; a body in chunks has no length in its headers."""
     headers = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {100 * 2**20}"
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode())
@@ -217,11 +217,11 @@ def test_person_sends_a_picture(server: Server, bundle: Path) -> None:
         file = io.BytesIO()
         Image.fromarray(inputs[index, 0]).save(file, "png")
         status, _, answer = server.ask("POST", "/predict", file.getvalue())
-        told = json.loads(answer)
+        prediction = json.loads(answer)
         assert status == 200
-        assert told["label"] == str(probabilities[index].argmax())
-        assert list(told["probabilities"].values()) == pytest.approx(probabilities[index].tolist(), abs=1e-5)
-        assert told["probability"] == max(told["probabilities"].values())
+        assert prediction["label"] == str(probabilities[index].argmax())
+        assert list(prediction["probabilities"].values()) == pytest.approx(probabilities[index].tolist(), abs=1e-5)
+        assert prediction["probability"] == max(prediction["probabilities"].values())
     assert server.error("POST", "/predict", b"no picture") == (
         400,
         "the body cannot be used: it is no picture, or damaged.",
@@ -243,10 +243,10 @@ def test_person_sends_a_row(server: Server, bundle: Path) -> None:
         as_json = json.dumps(dict(zip(names, row, strict=True))).encode()
         for body, kind in ((as_csv, "text/csv"), (as_json, "application/json")):
             status, _, answer = server.ask("POST", "/predict", body, Content_Type=kind)
-            told = json.loads(answer)
+            prediction = json.loads(answer)
             assert status == 200
-            assert told["label"] == described["labels"][probabilities[index].argmax()]
-            assert list(told["probabilities"].values()) == pytest.approx(probabilities[index].tolist(), abs=1e-5)
+            assert prediction["label"] == described["labels"][probabilities[index].argmax()]
+            assert list(prediction["probabilities"].values()) == pytest.approx(probabilities[index].tolist(), abs=1e-5)
     for body, kind, sentence in (
         (b"a,b\n1,2", "text/csv", "it has no column 'mean radius', but a, b."),
         (b"{}", "application/json", "'mean radius' is missing: send null where it is not known."),
@@ -264,13 +264,13 @@ def test_person_sends_a_row(server: Server, bundle: Path) -> None:
 
 
 {% endif %}
-def test_paths_and_methods_that_are_not_there_are_told(server: Server) -> None:
+def test_unknown_path_or_method_is_refused(server: Server) -> None:
     assert server.error("GET", "/nowhere") == (404, "GET /nowhere: Not Found")
     assert server.error("GET", INFER) == (405, f"GET {INFER}: Method Not Allowed")
     assert server.error("GET", f"/v2/models/{NAME}/versions/2")[0] == 404
 
 
-def test_page_is_served_and_may_load_nothing_from_elsewhere(server: Server) -> None:
+def test_page_may_load_nothing_from_other_servers(server: Server) -> None:
     status, headers, page = server.ask("GET", "/")
     assert status == 200
     assert headers["content-type"].startswith("text/html")
@@ -328,7 +328,7 @@ def test_server_that_cannot_start_says_why(
     assert [path.name for path in tmp_path.iterdir()] == ["1"], "a server writes nothing"
 
 
-def test_port_that_is_taken_is_told(bundle: Path, server: Server) -> None:
+def test_port_in_use_is_refused(bundle: Path, server: Server) -> None:
     command = [sys.executable, "-m", NAME, "serve", f"bundle={bundle}", f"port={server.port}"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 2
@@ -345,8 +345,8 @@ def test_server_imports_no_torch(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_it_once_what_came_in_is_answered(bundle: Path, number: signal.Signals) -> None:
-    """Every client that was answered got a whole answer, and the exit code is 0."""
+def test_signal_ends_the_server_once_open_requests_are_answered(bundle: Path, number: signal.Signals) -> None:
+    """Every client that was answered got a complete answer, and the exit code is 0."""
     with serving(bundle) as server:
         statuses: list[int] = []
         done = threading.Event()
@@ -392,7 +392,7 @@ def test_request_has_an_id_and_a_line_in_the_log(bundle: Path) -> None:
         assert 0 < line["ms"] < 30_000
 
 
-def test_metrics_count_what_happened(bundle: Path) -> None:
+def test_metrics_count_requests(bundle: Path) -> None:
     with serving(bundle) as server:
         for _ in range(3):
             server.ask("POST", INFER, request(ONE))
@@ -453,14 +453,14 @@ def test_sample_as_numbers_is_answered_as_its_picture_is(server: Server, samples
 {% endif %}
 @pytest.fixture
 def name_dir(bundle: Path, tmp_path: Path) -> Path:
-    """With versions 1 and 2."""
+    """Returns `artifacts/<name>` with versions 1 and 2."""
     for version in (1, 2):
         add_version(tmp_path / NAME, bundle, version)
     return tmp_path / NAME
 
 
 def add_version(name_dir: Path, bundle: Path, version: int) -> Path:
-    """Complete at once, as `export` publishes it."""
+    """Adds a version by one rename, as `export` publishes it."""
     name_dir.mkdir(exist_ok=True)
     incoming = Path(shutil.copytree(bundle, name_dir / ".incoming"))
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
@@ -469,7 +469,7 @@ def add_version(name_dir: Path, bundle: Path, version: int) -> Path:
 
 
 def without_golden_answers(folder: Path) -> Path:
-    """Its files are those that the manifest lists, but the model is not the one that gave these answers."""
+    """Changes the golden answers, and their hash in the manifest, so that the model does not reproduce them."""
     inputs, logits, probabilities = read_golden(folder)
     np.savez(folder / "golden.npz", input=inputs, logits=logits + 1, probabilities=probabilities)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -525,8 +525,8 @@ def test_version_that_fails_its_golden_samples_is_not_taken(name_dir: Path, bund
     with serving(name_dir, "poll_seconds=0.1") as server:
         bad = add_version(name_dir.parent / "made", bundle, 3)
         without_golden_answers(bad).rename(name_dir / "3")
-        told = server.wait_for("left out version 3")
-        assert "answers its golden samples otherwise than the trained model: logits differ by" in told
+        message = server.wait_for("left out version 3")
+        assert "answers its golden samples otherwise than the trained model: logits differ by" in message
         assert server.version() == "2"
         add_version(name_dir, bundle, 4)
         server.wait_for("moved from version 2 to 4")
@@ -536,26 +536,26 @@ def test_version_that_fails_its_golden_samples_is_not_taken(name_dir: Path, bund
         assert len(left_out) == server.metrics()["serving_failed_reloads_total"] == 1, "not at each look"
 
 
-def test_without_a_version_the_newest_is_taken_that_is_whole(name_dir: Path) -> None:
+def test_damaged_version_is_left_out_at_the_start(name_dir: Path) -> None:
     changed(name_dir / "2")
     with serving(name_dir) as server:
         assert server.version() == "1"
         assert "model.onnx in " in server.wait_for("left out version 2")
 
 
-def test_version_that_was_named_stays(name_dir: Path) -> None:
+def test_named_version_is_never_replaced(name_dir: Path) -> None:
     with serving(name_dir / "1") as server:
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("kept version 1, which bundle= names")
         assert server.version() == "1"
 
 
-def test_request_that_takes_longer_than_the_grace_time_is_cut_off_and_told(bundle: Path) -> None:
+def test_request_that_exceeds_the_grace_time_is_cut_off(bundle: Path) -> None:
     with serving(bundle, "grace_seconds=1") as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
             connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n".encode())
             assert server.ask("GET", "/v2/health/live")[0] == 200
             server.process.terminate()
             assert server.process.wait(timeout=30) == 1
-        said = server.output.read_text(encoding="utf-8")
-        assert said.endswith("error: grace_seconds=1 was too short: 1 requests that had come in were cut off.\n")
+        log = server.output.read_text(encoding="utf-8")
+        assert log.endswith("error: grace_seconds=1 was too short: 1 requests that had come in were cut off.\n")

@@ -1,4 +1,4 @@
-"""What holds of the server wherever it runs: malformed requests, a browser, a lost replica, the steps of the image."""
+"""The server under malformed requests, in a browser, behind nginx and in the steps of its image."""
 
 import http.client
 import io
@@ -53,17 +53,17 @@ def nested(depth: int) -> bytes:
 
 
 def malformed(chance: random.Random) -> tuple[bytes, dict[str, str]]:
-    """A body that is wrong in one way or another, and headers."""
-    whole = request(ONE)
+    """Returns a malformed body, and headers."""
+    body = request(ONE)
     header = json.dumps({"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 8, 8]}]})
     binary = header.replace("8]}", '8], "parameters": {"binary_data_size": 64}}').encode()
     length = {"Inference-Header-Content-Length": str(len(binary))}
     wrong: list[Any] = ["x", None, True, -1, 1e400, float("nan"), 10**40, [[]], {}, [1, "2"], [[1], [2, 3]], 0.5]
     value = chance.choice(wrong)
-    cuts = chance.randrange(len(whole) - 2)
+    cuts = chance.randrange(len(body) - 2)
     return chance.choice(
         [
-            (whole[:cuts], {}),
+            (body[:cuts], {}),
             (request(ONE, data=value), {}),
             (request(ONE, data=[value] * 64), {}),
             (request(ONE, shape=value), {}),
@@ -98,10 +98,10 @@ def test_thousand_malformed_requests_get_one_sentence_each_and_leave_no_memory(b
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
             connection.request("POST", INFER, body, sent)
             answer = connection.getresponse()
-            told = answer.read()
+            content = answer.read()
             connection.close()
-            assert 400 <= answer.status < 500, (number, body[:200], headers, told)
-            (sentence,) = json.loads(told).values()
+            assert 400 <= answer.status < 500, (number, body[:200], headers, content)
+            (sentence,) = json.loads(content).values()
             assert len(sentence.splitlines()) == 1
             assert 10 < len(sentence) < 250
             assert sentence.endswith(".")
@@ -109,9 +109,9 @@ def test_thousand_malformed_requests_get_one_sentence_each_and_leave_no_memory(b
             with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connected:
                 connected.sendall(raw)
                 connected.shutdown(socket.SHUT_WR)
-                told = connected.makefile("rb").read()
-            assert told == b"" or re.match(rb"HTTP/1.1 4\d\d ", told), (raw, told)
-            assert b"Traceback" not in told
+                content = connected.makefile("rb").read()
+            assert content == b"" or re.match(rb"HTTP/1.1 4\d\d ", content), (raw, content)
+            assert b"Traceback" not in content
         with suppress(BrokenPipeError, ConnectionResetError):  # it need not read to the end before it answers
             assert server.ask("POST", INFER, bytes(100 * 2**20))[0] == 413
         assert server.ask("POST", INFER, request(ONE))[0] == 200
@@ -153,7 +153,7 @@ def browser() -> Iterator[Any]:
 
 
 def rows_of(browser: Any) -> list[tuple[str, float]]:
-    """Label and width of each bar, once they are there."""
+    """Returns label and width of each bar, once there are any."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         rows = browser.find_elements("css selector", "#answer tr")
@@ -166,7 +166,7 @@ def rows_of(browser: Any) -> list[tuple[str, float]]:
     raise AssertionError(browser.find_element("id", "error").text)
 
 
-def test_page_shows_what_the_model_says_of_a_picture(browser: Any, bundle: Path, tmp_path: Path) -> None:
+def test_page_shows_the_prediction_for_a_picture(browser: Any, bundle: Path, tmp_path: Path) -> None:
     inputs, _, probabilities = read_golden(bundle)
     picture = tmp_path / "picture.png"
     Image.fromarray(inputs[0, 0]).save(picture)
@@ -185,8 +185,8 @@ def test_page_shows_what_the_model_says_of_a_picture(browser: Any, bundle: Path,
         while "it is no picture, or damaged" not in browser.find_element("id", "error").text:
             assert time.monotonic() < end
         assert not browser.find_element("id", "answer").is_displayed()
-        told = [entry["message"] for entry in browser.get_log("browser")]
-    assert [line for line in told if "400 (Bad Request)" not in line] == []
+        messages = [entry["message"] for entry in browser.get_log("browser")]
+    assert [line for line in messages if "400 (Bad Request)" not in line] == []
 
 
 def test_page_takes_a_picture_that_is_dropped_and_asks_for_the_token(
@@ -261,9 +261,9 @@ def test_server_that_is_killed_behind_nginx_costs_no_request(bundle: Path, tmp_p
             while not done.is_set():
                 connection.request("POST", INFER, request(samples[index : index + 1]))
                 response = connection.getresponse()
-                told = json.loads(response.read())
+                content = json.loads(response.read())
                 statuses.append(response.status)
-                logits = told["outputs"][0]["data"] if response.status == 200 else []
+                logits = content["outputs"][0]["data"] if response.status == 200 else []
                 if not np.allclose(logits, expected[index], atol=1e-4):
                     wrong.append(index)
                 index = (index + 8) % 64
@@ -307,14 +307,14 @@ def http_status(address: str) -> int:
         return error.code
 
 
-def let_in(context: Path) -> set[str]:
+def build_context(context: Path) -> set[str]:
     lines = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     return {line[1:] for line in lines if line.startswith("!") and (context / line[1:]).exists()}
 
 
 @pytest.mark.slow
 def test_steps_of_the_image_in_a_fresh_environment(bundle: Path, tmp_path: Path) -> None:
-    """What docker would do, in folders: COPY and RUN, then the entry point, and what HEALTHCHECK asks."""
+    """Does in folders what Docker would do: COPY and RUN, then the entry point and the HEALTHCHECK."""
     from integration.test_deploy import instructions
 
     work, venv = tmp_path / "project", tmp_path / "venv"
@@ -324,7 +324,7 @@ def test_steps_of_the_image_in_a_fresh_environment(bundle: Path, tmp_path: Path)
     found = instructions((DEPLOY / "Dockerfile").read_text(encoding="utf-8"))
     for word, rest in found:
         if word == "COPY" and "--from" not in rest:
-            names = sorted(let_in(PROJECT)) if rest == ". ." else rest.split()[:-1]
+            names = sorted(build_context(PROJECT)) if rest == ". ." else rest.split()[:-1]
             for name in names:
                 source = PROJECT / name
                 if source.is_dir():
@@ -342,8 +342,8 @@ def test_steps_of_the_image_in_a_fresh_environment(bundle: Path, tmp_path: Path)
     assert size < 350e6
     assert not names & {"torch", "lightning", "onnx", "sklearn"}
     shutil.rmtree(work)
-    said, port = dict(found), free_port()
-    entrypoint = [venv / "bin/python", *json.loads(said["ENTRYPOINT"])[1:]]
+    image, port = dict(found), free_port()
+    entrypoint = [venv / "bin/python", *json.loads(image["ENTRYPOINT"])[1:]]
     places = {"paths.artifact_dir=/artifacts": f"paths.artifact_dir={bundle.parents[1]}", "port=8000": f"port={port}"}
     command = [places.get(str(argument), str(argument)) for argument in entrypoint]
     empty = tmp_path / "empty"
@@ -357,7 +357,7 @@ def test_steps_of_the_image_in_a_fresh_environment(bundle: Path, tmp_path: Path)
             with urllib.request.urlopen(infer, timeout=10) as response:
                 assert response.status == 200
             print(f"the first answer came {time.monotonic() - start:.2f} s after the start")
-            health = said["HEALTHCHECK"].partition("CMD ")[2].replace("8000", str(port))
+            health = image["HEALTHCHECK"].partition("CMD ")[2].replace("8000", str(port))
             program, *arguments = json.loads(health)
             assert program == "python"
             subprocess.run([venv / "bin/python", *arguments], check=True)

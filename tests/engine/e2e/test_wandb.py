@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import run_command
 
-from {{ cookiecutter.package_name }}.engine.runs import run_record as record
+from {{ cookiecutter.package_name }}.engine.runs import run_record
 
 TRAIN = ("train", "trainer=cpu", "model=mlp")
 
@@ -24,9 +24,9 @@ def test_a_run_and_what_it_goes_on_to_have_one_number(tmp_path: Path) -> None:
     offline = "logger.wandb.offline=true"
     run_command(*TRAIN, offline, "trainer.max_epochs=1", cwd=tmp_path)
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
-    number = record.read(run_dir)["trackers"]["wandb"]
+    number = run_record.read(run_dir)["trackers"]["wandb"]
     run_command("train", "resume=latest", "trainer.max_epochs=2", cwd=tmp_path)
-    assert record.read(run_dir)["trackers"]["wandb"] == number
+    assert run_record.read(run_dir)["trackers"]["wandb"] == number
     assert [folder.name.rsplit("-", 1)[-1] for folder in folders(run_dir)] == [number, number]
     first, second = map(contents, folders(run_dir))
     assert all(word in first for word in (b"val/loss", b"optimizer", b"versions", b"torchmetrics", b"test/acc"))
@@ -38,7 +38,7 @@ def test_jobs_of_a_sweep_are_runs_of_their_own(tmp_path: Path) -> None:
     options = ("seed=1,2", "logger.wandb.offline=true", "trainer.max_epochs=1", "trainer=cpu", "model=mlp")
     run_command("train", "-m", *options, cwd=tmp_path)
     jobs = sorted(tmp_path.glob("logs/train/multiruns/*/[01]"))
-    assert len({record.read(job)["trackers"]["wandb"] for job in jobs}) == 2
+    assert len({run_record.read(job)["trackers"]["wandb"] for job in jobs}) == 2
 
 
 def test_server_that_does_not_answer_is_told_and_the_run_goes_on(
@@ -49,4 +49,4 @@ def test_server_that_does_not_answer_is_told_and_the_run_goes_on(
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
     assert process.stdout.count("warning     wandb does not answer; to send this run later: wandb sync") == 1
     assert len(folders(run_dir)) == 1
-    assert record.state_of(run_dir) == "finished"
+    assert run_record.read_state(run_dir) == "finished"

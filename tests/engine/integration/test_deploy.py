@@ -1,4 +1,4 @@
-"""The files in `deploy/` name what is there: paths, options, addresses and ports."""
+"""The files in `deploy/` name paths, options, addresses and ports that exist."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def parsed(name: str) -> Any:
 
 
 def options_of(arguments: list[str]) -> Options:
-    """As the command reads them; refused where one is not known."""
+    """Reads the options as the command does, which refuses an unknown one."""
     register_with_hydra()
     with initialize_config_dir(str(CONFIG_DIRS[1]), version_base="1.3"):
         config = compose("serve", [argument for argument in arguments if "=" in argument])
@@ -57,13 +57,13 @@ def test_image_is_made_of_what_is_there_and_runs_without_root(entrypoint: list[s
     assert all(re.fullmatch(r"python:3\.1[1-3]-slim-bookworm", base) for base in bases)
     copied = [name for word, rest in found if word == "COPY" and "--from" not in rest for name in rest.split()[:-1]]
     assert all((PROJECT / name).exists() for name in copied)
-    let_in = [line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"]
-    assert all((PROJECT / name).exists() for name in let_in)
-    assert {"deploy/requirements.txt", "pyproject.toml", "README.md", "src"} <= set(let_in)
-    said = dict(found)
-    assert int(said["USER"].split(":")[0]) > 0
-    assert said["EXPOSE"] == str(PORT)
-    assert f"http://127.0.0.1:{PORT}{PROBES[1]}" in said["HEALTHCHECK"]
+    context = [line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"]
+    assert all((PROJECT / name).exists() for name in context)
+    assert {"deploy/requirements.txt", "pyproject.toml", "README.md", "src"} <= set(context)
+    image = dict(found)
+    assert int(image["USER"].split(":")[0]) > 0
+    assert image["EXPOSE"] == str(PORT)
+    assert f"http://127.0.0.1:{PORT}{PROBES[1]}" in image["HEALTHCHECK"]
     assert entrypoint[:4] == ["python", "-m", package.__name__, "serve"]
     options = options_of(entrypoint)
     assert (options.host, options.port) == ("0.0.0.0", PORT)
@@ -96,7 +96,7 @@ def test_compose_starts_two_servers_that_nginx_and_prometheus_know(entrypoint: l
 
 @pytest.fixture
 def manifests() -> dict[str, Any]:
-    """By their kind."""
+    """Returns the manifests by their kind."""
     text = (DEPLOY / "kubernetes/server.yaml").read_text(encoding="utf-8")
     return {manifest["kind"]: manifest for manifest in yaml.safe_load_all(text)}
 
@@ -131,7 +131,7 @@ def test_kubernetes_objects_mean_each_other(manifests: dict[str, Any]) -> None:
     assert monitor["spec"]["selector"]["matchLabels"] == manifests["Service"]["metadata"]["labels"]
     assert monitor["spec"]["endpoints"][0]["port"] == "http"
     metrics = Metrics(with_drift=True)
-    metrics.observe_request("infer", 200, 0.001)
+    metrics.request_seconds("infer", 200).observe(0.001)
     known = {metric.name for metric in metrics.registry.collect()}
     for group in rules["spec"]["groups"]:
         for rule in group["rules"]:

@@ -1,17 +1,17 @@
-"""What arrives together is computed together, and everybody gets the answer to what they asked."""
+"""Requests that arrive together are computed together, and each gets its own answer."""
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from {{ cookiecutter.package_name }}.engine.serving.batching import Batcher, Limits, OpenRequests
+from {{ cookiecutter.package_name }}.engine.serving.batching import Batcher, Limits
 from {{ cookiecutter.package_name }}.engine.serving.metrics import Metrics
-from {{ cookiecutter.package_name }}.engine.serving.tensors import Rejected
+from {{ cookiecutter.package_name }}.engine.serving.payload import RequestError
 
 Array = npt.NDArray[np.float64]
 
@@ -19,7 +19,7 @@ LIMITS = Limits(max_queue=1000, max_delay=0.0, timeout=10.0)
 
 
 class Doubling:
-    """A network that says which batches it saw."""
+    """A network that notes the sizes of its batches."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -39,14 +39,13 @@ def run(
     network: Doubling,
     limits: Limits,
     thread: bool,
-    open_requests: OpenRequests | None = None,
+    open_requests: Collection[object] = (),
 ) -> Metrics:
     metrics = Metrics(with_drift=False)
-    held = open_requests or OpenRequests()
 
     async def main() -> None:
         with ThreadPoolExecutor(1) as pool:
-            await scenario(Batcher(network, 64, limits, pool if thread else None, held, metrics))
+            await scenario(Batcher(network, 64, limits, pool if thread else None, open_requests, metrics))
 
     asyncio.run(main())
     return metrics
@@ -63,7 +62,7 @@ async def ask(batcher: Batcher, first: int, size: int = 1) -> None:
 
 
 @pytest.mark.parametrize("thread", [False, True])
-def test_what_waits_is_computed_at_once_and_no_more_than_fits(thread: bool) -> None:
+def test_waiting_requests_are_computed_at_once_up_to_the_largest_batch(thread: bool) -> None:
     network = Doubling()
 
     async def scenario(batcher: Batcher) -> None:
@@ -77,7 +76,7 @@ def test_what_waits_is_computed_at_once_and_no_more_than_fits(thread: bool) -> N
 
 
 @pytest.mark.parametrize("thread", [False, True])
-def test_requests_of_several_samples_are_kept_whole(thread: bool) -> None:
+def test_requests_of_several_samples_are_never_split(thread: bool) -> None:
     network = Doubling()
 
     async def scenario(batcher: Batcher) -> None:
@@ -87,7 +86,7 @@ def test_requests_of_several_samples_are_kept_whole(thread: bool) -> None:
     assert network.sizes == [60, 30, 64, 8]
 
 
-def test_what_comes_while_the_thread_computes_waits_for_the_next_call() -> None:
+def test_requests_that_arrive_while_the_thread_computes_wait_for_the_next_call() -> None:
     network = Doubling()
 
     async def scenario(batcher: Batcher) -> None:
@@ -117,12 +116,12 @@ def test_delay_waits_for_others_but_not_once_the_batch_is_full() -> None:
     assert network.sizes == [2, 64]
 
 
-def test_queue_that_is_full_refuses_and_goes_on() -> None:
+def test_full_queue_refuses_and_continues() -> None:
     network = Doubling()
 
     async def scenario(batcher: Batcher) -> None:
         found = await asyncio.gather(*(ask(batcher, index) for index in range(12)), return_exceptions=True)
-        refused = [error for error in found if isinstance(error, Rejected)]
+        refused = [error for error in found if isinstance(error, RequestError)]
         assert [found[index] for index in range(10)] == [None] * 10
         assert [(error.status, error.reason) for error in refused] == [(503, "queue_full")] * 2
         await ask(batcher, 1)
@@ -137,7 +136,7 @@ def test_request_that_takes_too_long_is_given_up_and_not_computed() -> None:
     async def scenario(batcher: Batcher) -> None:
         network.may_run.clear()
         found = await asyncio.gather(*(ask(batcher, index, 64) for index in range(2)), return_exceptions=True)
-        assert [error.status for error in found if isinstance(error, Rejected)] == [504, 504]
+        assert [error.status for error in found if isinstance(error, RequestError)] == [504, 504]
         network.may_run.set()
         await ask(batcher, 3)
 
@@ -159,16 +158,16 @@ def test_network_that_fails_fails_its_batch_alone(thread: bool) -> None:
 
 
 def test_request_that_is_alone_does_not_wait() -> None:
-    network, held = Doubling(), OpenRequests([1])
+    network, open_requests = Doubling(), [1]
 
     async def scenario(batcher: Batcher) -> None:
         coroutine = ask(batcher, 1)
         with pytest.raises(StopIteration):  # it ends without having waited once
             coroutine.send(None)
-        held.tasks = [1, 2]
+        open_requests.append(2)
         await asyncio.gather(ask(batcher, 1), ask(batcher, 2))
 
-    metrics = run(scenario, network, LIMITS, thread=False, open_requests=held)
+    metrics = run(scenario, network, LIMITS, thread=False, open_requests=open_requests)
     assert network.sizes == [1, 2]
     assert metrics.registry.get_sample_value("serving_batch_size_sum") == 3
 
@@ -181,5 +180,5 @@ def test_request_that_is_alone_waits_where_a_delay_was_asked_for() -> None:
         await asyncio.sleep(0.05)
         await asyncio.gather(first, ask(batcher, 2))
 
-    run(scenario, network, Limits(1000, max_delay=0.5, timeout=10), thread=False, open_requests=OpenRequests([1]))
+    run(scenario, network, Limits(1000, max_delay=0.5, timeout=10), thread=False, open_requests=[1])
     assert network.sizes == [2]

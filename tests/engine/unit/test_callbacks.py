@@ -1,4 +1,4 @@
-"""What the project's own callbacks do in a run."""
+"""Callbacks: the micro-batch finder and the random state in checkpoints."""
 
 import random
 from typing import Any
@@ -10,8 +10,8 @@ import torch
 from digits import Digits, linear
 from torch import Tensor, nn
 
-from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_contents import RandomState
-from {{ cookiecutter.package_name }}.engine.training.callbacks.micro_batch_finder import LargestMicroBatch
+from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_contents import CheckpointContents
+from {{ cookiecutter.package_name }}.engine.training.callbacks.micro_batch_finder import MicroBatchFinder
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.engine.errors import UserError
@@ -19,7 +19,7 @@ from {{ cookiecutter.package_name }}.engine.distributed.samplers import BatchSpl
 
 
 class SmallDevice(nn.Module):
-    """A network on a device that holds `room` samples and no more; the error is the one of a GPU."""
+    """A network that raises a GPU's out-of-memory error for more than `room` samples."""
 
     def __init__(self, spec: DataSpec, room: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def fit(room: int, micro_batch_size: int | str, limit: int | None = 3) -> tuple[
     datamodule = Digits(batch_size=64)
     split = BatchSplit.of(64, 1, micro_batch_size)
     model = Classifier(datamodule.spec, lambda spec: SmallDevice(spec, room), torch.optim.SGD)
-    callbacks = [LargestMicroBatch(split)] if micro_batch_size == "auto" else []
+    callbacks = [MicroBatchFinder(split)] if micro_batch_size == "auto" else []
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
@@ -65,8 +65,8 @@ def test_auto_finds_the_largest_micro_batch_that_fits_and_changes_nothing(
     caplog.set_level("INFO")
     model, trainer = fit(room, "auto")
     assert trainer.accumulate_grad_batches == 64 // fitting
-    assert trainer.global_step == 3, "the limit counts whole batches"
-    assert model.net[1].largest == fitting, "validation takes no more at once than training"
+    assert trainer.global_step == 3, "the limit counts batches, not micro-batches"
+    assert model.net[1].largest == fitting, "validation holds no more at once than training"
     assert str(BatchSplit.of(64, 1, fitting)) in caplog.text
     expected, _ = fit(room, fitting)
     for name, value in expected.state_dict().items():
@@ -91,15 +91,15 @@ def draws() -> tuple[Any, ...]:
     return torch.rand(2).tolist(), float(np.random.rand()), random.random()
 
 
-def test_random_numbers_go_on_where_the_checkpoint_was_written() -> None:
+def test_random_numbers_continue_from_the_checkpoint() -> None:
     model, trainer = fit(64, 64)
     checkpoint: dict[str, Any] = {}
-    RandomState().on_save_checkpoint(trainer, model, checkpoint)
+    CheckpointContents({}).on_save_checkpoint(trainer, model, checkpoint)
     expected = draws()
-    state = RandomState()
-    state.on_load_checkpoint(trainer, model, checkpoint)
+    resumed = CheckpointContents({})
+    resumed.on_load_checkpoint(trainer, model, checkpoint)
     draws()
-    state.on_train_start(trainer, model)
+    resumed.on_train_start(trainer, model)
     assert draws() == expected
-    state.on_train_start(trainer, model)
-    assert draws() != expected, "a checkpoint is gone on from once"
+    resumed.on_train_start(trainer, model)
+    assert draws() != expected, "the state is restored once"

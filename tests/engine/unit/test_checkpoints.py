@@ -70,13 +70,19 @@ def test_missing_truncated_and_foreign_files_are_refused(best_checkpoint: Path, 
     truncated.write_bytes(whole[: len(whole) // 2])
     empty.write_bytes(b"")
     foreign = write({"state_dict": {}, "epoch": 1}, tmp_path / "foreign.ckpt")
+    project = read(best_checkpoint)["project"]
+    unversioned = {name: value for name, value in project.items() if name != "format_version"}
     other = write(read(best_checkpoint) | {"project": {"package": "other"}}, tmp_path / "other.ckpt")
+    old = write(read(best_checkpoint) | {"project": unversioned}, tmp_path / "old.ckpt")
+    new = write(read(best_checkpoint) | {"project": {**project, "format_version": 2}}, tmp_path / "new.ckpt")
     for path, sentence in (
         (tmp_path / "missing.ckpt", "does not exist"),
         (truncated, "cannot be read"),
         (empty, "cannot be read"),
         (foreign, f"was not written by {package.__name__}"),
         (other, f"was not written by {package.__name__}"),
+        (old, "was written by version 0.9 of the template, which was never released: train again"),
+        (new, r"format version 2, this project reads 1\): update the project"),
     ):
         with pytest.raises(UserError, match=sentence) as caught:
             checkpoints.load(path)

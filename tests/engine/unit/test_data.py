@@ -1,4 +1,4 @@
-"""How a set is split, and which sample goes to which rank."""
+"""Samplers and loaders: which sample goes to which rank, resumption and augmentation."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from digits import NUM_TRAIN, Digits, rolled
 
-from {{ cookiecutter.package_name }}.engine.data.loader import Loader
+from {{ cookiecutter.package_name }}.engine.data.samples import Loader
 from {{ cookiecutter.package_name }}.engine.errors import UserError, lost_worker
 from {{ cookiecutter.package_name }}.engine.distributed import samplers
 
@@ -58,7 +58,7 @@ def test_evaluation_counts_every_sample_once(num_samples: int, world_size: int) 
 
 
 @pytest.mark.parametrize(
-    ("split", "said"),
+    ("split", "text"),
     [
         ((64, 1, None), "batch 64 = 1 device x 64"),
         ((128, 2, 32), "batch 128 = 2 devices x 2 steps x 32"),
@@ -66,8 +66,8 @@ def test_evaluation_counts_every_sample_once(num_samples: int, world_size: int) 
         ((64, 2, "auto"), "batch 64 = 2 devices x 32"),
     ],
 )
-def test_split_of_a_batch_says_what_it_is(split: tuple[int, int, int | str | None], said: str) -> None:
-    assert str(samplers.BatchSplit.of(*split)) == said
+def test_split_of_a_batch_as_text(split: tuple[int, int, int | str | None], text: str) -> None:
+    assert str(samplers.BatchSplit.of(*split)) == text
 
 
 @pytest.mark.parametrize(
@@ -79,51 +79,51 @@ def test_split_of_a_batch_says_what_it_is(split: tuple[int, int, int | str | Non
         ((64, 1, 0), "data.micro_batch_size=0 does not divide the 64 samples of a device: .* 1."),
     ],
 )
-def test_split_that_leaves_something_over_is_refused(split: tuple[int, int, int | None], sentence: str) -> None:
+def test_split_with_a_remainder_is_refused(split: tuple[int, int, int | None], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         samplers.BatchSplit.of(*split)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"augment": rolled}])
-def test_loader_goes_on_in_the_middle_of_an_epoch(options: dict[str, Any]) -> None:
-    whole = Digits(**options).train_dataloader()
-    whole.batch_sampler.sampler.set_epoch(3)
-    expected = [batch[0] for batch in whole]
-    iterator = iter(whole)
+def test_loader_resumes_within_an_epoch(options: dict[str, Any]) -> None:
+    loader = Digits(**options).train_dataloader()
+    loader.batch_sampler.sampler.set_epoch(3)
+    expected = [batch[0] for batch in loader]
+    iterator = iter(loader)
     for _ in range(5):
         next(iterator)
-    state = whole.state_dict()
-    assert (state["epoch"], state["num_handed_out"]) == (3, 5), "batches that workers fetched ahead do not count"
+    state = loader.state_dict()
+    assert (state["epoch"], state["num_delivered"]) == (3, 5), "batches that workers fetched ahead do not count"
     resumed = Digits(**options).train_dataloader()
     resumed.load_state_dict(state)
     resumed.batch_sampler.sampler.set_epoch(3)
     rest = [batch[0] for batch in resumed]
     assert len(rest) == len(expected) - 5
     assert all(torch.equal(found, sought) for found, sought in zip(rest, expected[5:], strict=True))
-    assert len(list(resumed)) == len(expected), "the next pass is a whole one"
+    assert len(list(resumed)) == len(expected), "the next pass is complete"
 
 
-def test_loader_begins_the_epoch_after_the_one_that_was_finished() -> None:
+def test_loader_begins_the_next_epoch_after_a_complete_one() -> None:
     loader = Digits().train_dataloader()
-    loader.load_state_dict({"epoch": 3, "num_handed_out": len(loader)})
+    loader.load_state_dict({**loader.state_dict(), "epoch": 3, "num_delivered": len(loader)})
     loader.batch_sampler.sampler.set_epoch(4)
     assert len(list(loader)) == len(loader)
 
 
-def test_other_batches_are_refused_in_the_middle_of_an_epoch_and_taken_after_it() -> None:
+def test_other_batches_are_refused_within_an_epoch_and_accepted_after_it() -> None:
     loader = Digits(batch_size=64).train_dataloader()
-    for num_handed_out in (5, len(loader)):
-        state = {**loader.state_dict(), "num_handed_out": num_handed_out}
+    for num_delivered in (5, len(loader)):
+        state = {**loader.state_dict(), "num_delivered": num_delivered}
         loader.load_state_dict(state)
         other = Digits(batch_size=32).train_dataloader()
-        if num_handed_out == 5:
+        if num_delivered == 5:
             with pytest.raises(UserError, match=r"in the middle of an epoch with .*batch_size=64.* go on with .*=32"):
                 other.load_state_dict(state)
         else:
             other.load_state_dict(state)
 
 
-def test_change_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
+def test_augmentation_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
     def changed(epoch: int, seed: int = 1, rank: int = 0, world_size: int = 1) -> dict[int, torch.Tensor]:
         samples = Digits(seed=seed, augment=rolled).train_dataloader().dataset
         sampler = samplers.TrainingBatchSampler(NUM_TRAIN, 64, seed=9, rank=rank, world_size=world_size)
@@ -134,7 +134,7 @@ def test_change_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
     samples = Digits(augment=rolled).train_dataloader().dataset
     samples.samples.inputs[:50] = samples.samples.inputs[0]
     alike = samples.__getitems__([(1, index) for index in range(50)])[0]
-    assert len(alike.unique(dim=0)) > 10, "the same picture at other places of the set is moved elsewhere"
+    assert len(alike.unique(dim=0)) > 10, "the same picture at other indices is moved differently"
 
     alone, again, other_seed = changed(1), changed(2), changed(1, seed=2)
     second_rank = changed(1, rank=1, world_size=2)
@@ -148,11 +148,11 @@ class Unreachable(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return 4
 
-    def __getitems__(self, places: list[int]) -> Any:
+    def __getitems__(self, indices: list[int]) -> Any:
         raise ConnectionResetError("the store is gone")
 
 
-def test_sample_whose_store_is_gone_is_no_process_that_was_lost() -> None:
+def test_connection_error_of_a_sample_is_not_taken_for_a_lost_worker() -> None:
     with pytest.raises(UserError, match=r"sample 0 of the 4 .*ConnectionResetError: the store is gone"):
         next(iter(Loader(Unreachable(), batch_sampler=[[0, 1]], num_workers=1)))
     assert lost_worker(ConnectionResetError("[Errno 104] Connection reset by peer"), num_workers=1)

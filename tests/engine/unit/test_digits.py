@@ -1,4 +1,4 @@
-"""`data=digits`: the split, the pictures and how they are moved."""
+"""`data=digits`: the split, the pictures and their augmentation."""
 
 import pytest
 import torch
@@ -16,18 +16,18 @@ def test_every_digit_is_in_exactly_one_split_in_its_proportion() -> None:
     for split in SPLITS:
         shares = torch.bincount(samples[split].labels, minlength=10) / len(samples[split])
         assert torch.all((shares - 0.1).abs() < 0.01)
-    whole = sorted(sample.tobytes() for split in SPLITS for sample in samples[split].inputs.numpy())
+    pictures = sorted(sample.tobytes() for split in SPLITS for sample in samples[split].inputs.numpy())
     again = DigitsDataModule(split_seed=7).samples
-    assert whole == sorted(sample.tobytes() for split in SPLITS for sample in again[split].inputs.numpy())
+    assert pictures == sorted(sample.tobytes() for split in SPLITS for sample in again[split].inputs.numpy())
 
 
-def test_the_training_seed_moves_no_sample_between_splits() -> None:
+def test_training_seed_moves_no_sample_between_splits() -> None:
     first, second = DigitsDataModule(seed=1), DigitsDataModule(seed=2)
     assert torch.equal(first.samples["test"].inputs, second.samples["test"].inputs)
     assert not torch.equal(first.samples["test"].inputs, DigitsDataModule(split_seed=1).samples["test"].inputs)
 
 
-def test_spec_describes_the_samples_and_survives_plain_data() -> None:
+def test_spec_describes_the_samples_and_is_restored_from_plain_data() -> None:
     datamodule = DigitsDataModule()
     inputs = datamodule.samples["train"].inputs
     spec = datamodule.spec
@@ -38,16 +38,16 @@ def test_spec_describes_the_samples_and_survives_plain_data() -> None:
     assert DataSpec.from_dict(spec.to_dict()) == spec
 
 
-def test_loader_yields_whole_batches_of_raw_pixels() -> None:
+def test_loader_yields_batches_of_raw_pixels() -> None:
     inputs, labels = next(iter(DigitsDataModule(batch_size=32).train_dataloader()))
     assert (inputs.shape, inputs.dtype) == ((32, 1, 8, 8), torch.uint8)
     assert (labels.shape, labels.dtype) == ((32,), torch.int64)
 
 
-def test_shifted_picture_keeps_its_size_and_loses_what_leaves_it() -> None:
+def test_shifted_picture_keeps_its_size_and_loses_pixels_at_the_edge() -> None:
     picture = torch.arange(1, 17, dtype=torch.uint8).view(1, 4, 4)
     moved = {tuple(shifted(picture, [seeded(draw)], most=1).flatten().tolist()) for draw in range(50)}
-    assert len(moved) == 9, "three places along each axis"
+    assert len(moved) == 9, "three positions along each axis"
     assert tuple(picture.flatten().tolist()) in moved
     assert (0, 0, 0, 0, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 11) in moved
 
@@ -65,4 +65,4 @@ def test_shifted_picture_keeps_its_size_and_loses_what_leaves_it() -> None:
 )
 def test_impossible_data_is_refused(options: dict[str, float], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        DigitsDataModule(**options)
+        DigitsDataModule(**options).train_dataloader()

@@ -1,4 +1,4 @@
-"""Picture files of one's own: which there are, what is in them, and how they are split and changed."""
+"""`data=image_folder`: listing, scanning, splitting and augmentation of picture files."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,11 @@ import torch
 from kornia.augmentation import ColorJitter, RandomAffine, RandomHorizontalFlip
 from PIL import Image
 
-from {{ cookiecutter.package_name }}.engine.data.augmentation import AT_ONCE, Transformed
+from {{ cookiecutter.package_name }}.engine.data.augmentation import BATCHED, KorniaAugmentation
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
-from {{ cookiecutter.package_name }}.engine.data.image_folder import ImageFolderDataModule
-from {{ cookiecutter.package_name }}.engine.data.image_listing import list_pictures
+from {{ cookiecutter.package_name }}.engine.data.image_folder import ImageFolderDataModule, list_pictures
+from {{ cookiecutter.package_name }}.engine.data.pixel_statistics import scan_pictures
 from {{ cookiecutter.package_name }}.engine.data.samples import Augmented
-from {{ cookiecutter.package_name }}.engine.data.image_scan import look_at
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.distributed.samplers import seeded
 
@@ -28,8 +27,8 @@ def names(datamodule: ImageFolderDataModule, split: str) -> list[str]:
     return [os.fsdecode(file) for file in datamodule.samples[split].files]
 
 
-def folder_of(root: Path, **pictures: int) -> Path:
-    """So many grey pictures of each label; `__` in a name stands for a folder within a folder."""
+def write_pictures(root: Path, **pictures: int) -> Path:
+    """Writes grey pictures, a number for each label; `__` in a name separates folders."""
     for label, number in pictures.items():
         folder = root.joinpath(*label.split("__"))
         folder.mkdir(parents=True)
@@ -68,8 +67,8 @@ def test_worker_processes_fetch_the_same(picture_folder: Path, tmp_path: Path) -
     assert all(torch.equal(mine, theirs) for (mine, _), (theirs, _) in pairs)
 
 
-def test_split_that_is_given_is_kept_and_a_missing_one_is_made(tmp_path: Path) -> None:
-    root = folder_of(tmp_path / "root", Train__a=10, Train__b=10, test__a=2, test__b=3)
+def test_given_split_is_used_and_a_missing_one_is_made(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "root", Train__a=10, Train__b=10, test__a=2, test__b=3)
     datamodule = data(root, tmp_path)
     assert {split: len(datamodule.samples[split]) for split in ("train", "val", "test")} == {
         "train": 18,
@@ -84,7 +83,7 @@ def test_split_that_is_given_is_kept_and_a_missing_one_is_made(tmp_path: Path) -
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_csv_lists_paths_labels_and_splits(separator: str, tmp_path: Path) -> None:
-    folder_of(tmp_path, a=6)
+    write_pictures(tmp_path, a=6)
     lines = ["Label,PATH,split", *(f'"cat, or dog {n % 2}",a/{n}.png,{"test" if n > 3 else "train"}' for n in range(6))]
     rows = [line.split(",") if n == 0 else [*line.rsplit(",", 2)] for n, line in enumerate(lines)]
     (tmp_path / "list.csv").write_text("\ufeff" + "\r\n".join(separator.join(row) for row in rows), encoding="utf-8")
@@ -96,7 +95,7 @@ def test_csv_lists_paths_labels_and_splits(separator: str, tmp_path: Path) -> No
 
 
 def test_picture_that_cannot_be_read_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = folder_of(tmp_path / "root", a=10, b=10)
+    root = write_pictures(tmp_path / "root", a=10, b=10)
     (root / "a/0.png").write_bytes(b"words")
     (root / "b/0.png").write_bytes((root / "b/0.png").read_bytes()[:40])
     (root / "b/notes.txt").write_text("no picture, and not meant as one")
@@ -117,15 +116,15 @@ def test_picture_that_cannot_be_read_is_named_and_left_out(tmp_path: Path, caplo
         ({"train__a": 5, "train__b": 5, "test__c": 1}, {}, "'c' is in test, but no training picture shows it"),
     ],
 )
-def test_what_is_no_data_set_is_refused(
+def test_unusable_data_set_is_refused(
     pictures: dict[str, int], options: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     (tmp_path / "root").mkdir()
     with pytest.raises(UserError, match=sentence):
-        data(folder_of(tmp_path / "root", **pictures), tmp_path, **options)
+        data(write_pictures(tmp_path / "root", **pictures), tmp_path, **options).train_dataloader()
 
 
-def test_quoted_name_may_go_over_lines(tmp_path: Path) -> None:
+def test_quoted_name_may_span_lines(tmp_path: Path) -> None:
     text = 'path,label\n"a\n0.png",x\na/1.png,y\n'
     (tmp_path / "list.csv").write_text(text, encoding="utf-8")
     assert [picture.name for picture in list_pictures(tmp_path / "list.csv")] == ["a\n0.png", "a/1.png"]
@@ -146,27 +145,27 @@ def test_csv_that_cannot_be_used_is_refused(text: str, sentence: str, tmp_path: 
         list_pictures(tmp_path / "list.csv")
 
 
-def test_files_are_looked_at_once_until_they_change(tmp_path: Path) -> None:
-    root = folder_of(tmp_path / "root", a=3)
+def test_files_are_scanned_once_until_they_change(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "root", a=3)
     files = sorted((root / "a").iterdir())
-    first = look_at(files, (1, 8, 8), tmp_path / "cache")
+    first = scan_pictures(files, (1, 8, 8), tmp_path / "cache")
     assert first.sums.tolist() == [[0], [64], [128]]
     stamp = files[2].stat()
     spoiled = files[2].read_bytes()[::-1]
     files[2].write_bytes(spoiled)
     os.utime(files[2], ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert look_at(files, (1, 8, 8), tmp_path / "cache").reasons.tolist() == ["", "", ""]  # remembered
+    assert scan_pictures(files, (1, 8, 8), tmp_path / "cache").reasons.tolist() == ["", "", ""]  # cached
     os.utime(files[2])
-    assert look_at(files, (1, 8, 8), tmp_path / "cache").reasons[2] != ""
+    assert scan_pictures(files, (1, 8, 8), tmp_path / "cache").reasons[2] != ""
 
 
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(picture_folder: Path, tmp_path: Path) -> None:
     samples = data(picture_folder, tmp_path).samples["train"]
-    augmented = Augmented(samples, Transformed([RandomAffine(degrees=30.0, translate=(0.1, 0.1))]), seed=3)
+    augmented = Augmented(samples, KorniaAugmentation([RandomAffine(degrees=30.0, translate=(0.1, 0.1))]), seed=3)
     torch.manual_seed(1)
     state = torch.get_rng_state()
     inputs, _ = augmented.__getitems__([(0, 5), (0, 6), (1, 5)])
-    assert torch.equal(torch.get_rng_state(), state), "the generator of dropout was used"
+    assert torch.equal(torch.get_rng_state(), state), "the generator that dropout uses has changed"
     torch.manual_seed(2)
     again, _ = augmented.__getitems__([(1, 5), (0, 5)])
     assert torch.equal(again[1], inputs[0])
@@ -175,15 +174,15 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(picture_folder: Pat
     assert (inputs.dtype, inputs.shape[1:]) == (torch.uint8, (1, 12, 10))
 
 
-def test_augmentation_that_changes_the_shape_is_told() -> None:
-    smaller = Transformed([torch.nn.MaxPool2d(2)])
+def test_augmentation_that_changes_the_shape_is_refused() -> None:
+    smaller = KorniaAugmentation([torch.nn.MaxPool2d(2)])
     with pytest.raises(ValueError, match=r"\(1, 4, 4\) of a picture of \(1, 8, 8\)"):
         smaller(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), [seeded(0)])
 
 
-@pytest.mark.parametrize("kind", [*AT_ONCE, ColorJitter], ids=lambda kind: kind.__name__)
-def test_picture_is_changed_alike_alone_and_in_a_batch(kind: type[torch.nn.Module]) -> None:
-    of_kind = {
+@pytest.mark.parametrize("kind", [*BATCHED, ColorJitter], ids=lambda kind: kind.__name__)
+def test_augmentation_is_the_same_alone_and_in_a_batch(kind: type[torch.nn.Module]) -> None:
+    options = {
         "ColorJitter": {"brightness": 0.4, "hue": 0.4},
         "RandomAffine": {"degrees": 30.0, "shear": 5.0},
         "RandomBrightness": {"brightness": (0.5, 1.5)},
@@ -191,17 +190,17 @@ def test_picture_is_changed_alike_alone_and_in_a_batch(kind: type[torch.nn.Modul
         "RandomRotation": {"degrees": 30.0},
     }
     pictures = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8, generator=seeded(1))
-    transformed = Transformed([kind(p=0.7, **of_kind.get(kind.__name__, {}))])
-    together = transformed(pictures, [seeded(0, index) for index in range(40)])
-    alone = [transformed(picture[None], [seeded(0, index)]) for index, picture in enumerate(pictures)]
+    augment = KorniaAugmentation([kind(p=0.7, **options.get(kind.__name__, {}))])
+    together = augment(pictures, [seeded(0, index) for index in range(40)])
+    alone = [augment(picture[None], [seeded(0, index)]) for index, picture in enumerate(pictures)]
     assert torch.equal(together, torch.cat(alone))
     changed = (together != pictures).flatten(1).any(dim=1).sum().item()
-    assert 15 < changed < 40, "each is changed at random, for itself"
+    assert 15 < changed < 40, "each is changed at random, independently"
 
 
-def test_picture_is_unchanged_where_nothing_is_drawn() -> None:
+def test_transform_with_probability_0_changes_nothing() -> None:
     picture = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert torch.equal(Transformed([RandomHorizontalFlip(p=0.0)])(picture, [seeded(0)]), picture)
+    assert torch.equal(KorniaAugmentation([RandomHorizontalFlip(p=0.0)])(picture, [seeded(0)]), picture)
 
 
 def test_labels_of_the_training_split_are_counted(picture_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The networks and the LightningModule around them."""
+"""The LightningModule: metrics, sums of an epoch, warm-up and dp."""
 
 from dataclasses import replace
 from functools import partial
@@ -44,14 +44,17 @@ def make_classifier(spec: DataSpec, **options: Any) -> Classifier:
 
 
 def make_trainer(**options: object) -> pl.Trainer:
-    quiet = {
+    options = {
         "accelerator": "cpu",
         "devices": 1,
         "logger": False,
         "enable_progress_bar": False,
         "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        **options,
     }
-    return pl.Trainer(**quiet, **options, enable_model_summary=False, use_distributed_sampler=False)
+    return pl.Trainer(**options)  # type: ignore[arg-type]
 
 
 def test_normalize_takes_raw_pixels_channel_by_channel() -> None:
@@ -59,7 +62,7 @@ def test_normalize_takes_raw_pixels_channel_by_channel() -> None:
     assert torch.equal(Normalize(make_spec((3, 4, 4)))(batch), torch.zeros(2, 3, 4, 4))
 
 
-def test_test_figures_are_those_of_the_samples() -> None:
+def test_test_metrics_are_those_of_the_samples() -> None:
     datamodule = Digits(batch_size=50)
     model = make_classifier(datamodule.spec)
     (figures,) = make_trainer().test(model, datamodule=datamodule, verbose=False)
@@ -72,7 +75,7 @@ def test_test_figures_are_those_of_the_samples() -> None:
     assert model.counts.sum() == len(samples)
 
 
-def test_an_empty_batch_counts_nothing() -> None:
+def test_empty_batch_changes_no_metric() -> None:
     spec = make_spec()
     samples = SamplesInMemory(torch.zeros(1, *spec.input_shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
     (second_of_two,) = EvaluationBatchSampler(1, batch_size=4, rank=1, world_size=2)
@@ -83,11 +86,11 @@ def test_an_empty_batch_counts_nothing() -> None:
     assert model.test_counts.confmat.sum() == 0
 
 
-def test_rank_without_samples_sums_in_the_dtype_of_the_others() -> None:
-    """In 64-true the ranks would otherwise reduce float32 with float64."""
+def test_rank_without_samples_has_sums_of_the_same_dtype() -> None:
+    """With 64-true the ranks would otherwise reduce float32 with float64."""
     model = make_classifier(make_spec()).double()
-    model._count("test", torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.long), torch.zeros(()))
-    assert model._no_samples().loss.dtype == model._totals["test"].loss.dtype == torch.float64
+    model._add("test", torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.long), torch.zeros(()))
+    assert model._zero_sums().loss.dtype == model._sums["test"].loss.dtype == torch.float64
 
 
 def test_warm_up_rises_to_the_learning_rate_step_by_step() -> None:
@@ -105,15 +108,15 @@ def test_warm_up_rises_to_the_learning_rate_step_by_step() -> None:
         make_classifier(datamodule.spec, warmup_steps=-1)
 
 
-def test_totals_are_exact_in_half_precision() -> None:
-    """997 of 999: bfloat16 knows neither number."""
+def test_epoch_sums_are_exact_in_half_precision() -> None:
+    """bfloat16 cannot represent 997 or 999."""
     model = make_classifier(make_spec()).bfloat16()
     y = torch.zeros(999, dtype=torch.long)
     logits = torch.tensor([[1.0, 0.0, 0.0]]).repeat(999, 1).bfloat16()
     logits[:2] = torch.tensor([0.0, 1.0, 0.0])
-    model._count("test", logits, y, torch.ones((), dtype=torch.bfloat16))
-    totals = model._totals["test"]
-    assert (totals.loss, totals.figure_sum, totals.count) == (999, 997, 999)
+    model._add("test", logits, y, torch.ones((), dtype=torch.bfloat16))
+    sums = model._sums["test"]
+    assert (sums.loss, sums.metric, sums.count) == (999, 997, 999)
 
 
 def test_debug_overfit_reaches_the_sampler() -> None:
@@ -124,8 +127,8 @@ def test_debug_overfit_reaches_the_sampler() -> None:
     assert not sampler.reshuffle
 
 
-def test_many_cores_and_an_unused_gpu_are_no_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every warning is an error here; the machine of 16 cores and a GPU is a stand-in."""
+def test_many_cores_and_an_unused_gpu_cause_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulates 16 cores and a GPU; every warning is an error here."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     datamodule = Digits()
@@ -136,7 +139,7 @@ def test_many_cores_and_an_unused_gpu_are_no_warnings(monkeypatch: pytest.Monkey
 
 @pytest.mark.gpu
 def test_dp_on_a_gpu_gives_the_gradients_of_one_device() -> None:
-    """Two replicas on one GPU: shows scatter, replicate and gather at work, not a speed."""
+    """Two replicas on one GPU run scatter, replicate and gather."""
     weights = []
     for strategy in ("auto", DataParallelStrategy([torch.device("cuda", 0), torch.device("cuda", 0)])):
         pl.seed_everything(3, verbose=False)
@@ -159,7 +162,7 @@ def test_dp_on_a_gpu_gives_the_gradients_of_one_device() -> None:
 
 
 class ManyLabels(Digits):
-    """Whether a digit is even, over 4, and a zero."""
+    """The labels say whether a digit is even, over 4 and zero."""
 
     def __init__(self) -> None:
         super().__init__(batch_size=50)
@@ -169,7 +172,7 @@ class ManyLabels(Digits):
             part.labels = torch.stack([digits % 2 == 0, digits > 4, digits == 0], dim=1).long()
 
 
-def test_figures_of_several_labels_are_those_of_the_samples() -> None:
+def test_metrics_of_several_labels_are_those_of_the_samples() -> None:
     datamodule = ManyLabels()
     model = make_classifier(datamodule.spec, label_smoothing=0.1)
     trainer = make_trainer(max_epochs=5)

@@ -21,7 +21,7 @@ def test_networks_are_sized_by_the_spec(shape: tuple[int, ...]) -> None:
     assert MLP(spec, widths=[8], dropout=0.1)(batch).shape == (2, 5)
 
 
-def test_cnn_answers_a_sample_alike_in_any_batch() -> None:
+def test_cnn_output_does_not_depend_on_the_batch() -> None:
     cnn = CNN(make_spec(), widths=[8, 16], num_groups=4, dropout=0.0).train().double()
     batch = torch.rand(6, 1, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(cnn(batch)[:2], cnn(batch[:2]), rtol=0, atol=1e-12)
@@ -29,7 +29,7 @@ def test_cnn_answers_a_sample_alike_in_any_batch() -> None:
 
 @pytest.mark.parametrize("make", [partial(CNN, widths=[8, 8, 8], num_groups=4), partial(MLP, widths=[8, 8])])
 def test_activation_checkpointing_changes_neither_gradients_nor_names(make: Callable[..., nn.Module]) -> None:
-    """Dropout included: its mask is drawn again."""
+    """Dropout included, whose mask is drawn again."""
     found = {}
     for num_segments in (0, 3):
         torch.manual_seed(3)
@@ -42,11 +42,11 @@ def test_activation_checkpointing_changes_neither_gradients_nor_names(make: Call
         make(make_spec(), dropout=0.0, checkpoint_segments=99)
 
 
-def test_activation_checkpointing_computes_its_layers_twice() -> None:
+def test_activation_checkpointing_recomputes_layers() -> None:
     net = MLP(make_spec(), widths=[8, 8], dropout=0.0, checkpoint_segments=2)
     calls: list[int] = []
     net.layers[1].register_forward_hook(lambda *_: calls.append(1))
     net(torch.randn(6, 1, 8, 8)).sum().backward()
     assert len(calls) == 2
     net.eval()(torch.randn(6, 1, 8, 8))
-    assert len(calls) == 3, "evaluation keeps nothing, and has nothing to compute again"
+    assert len(calls) == 3, "evaluation does not recompute layers"

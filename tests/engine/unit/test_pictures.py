@@ -1,4 +1,4 @@
-"""A picture comes to the network as a person sees it, or not at all."""
+"""Pictures reach the network as a person sees them, or are refused."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 from {{ cookiecutter.package_name }}.engine.inference import images as pictures
 from {{ cookiecutter.package_name }}.engine.inference.input_schema import InputSchema
-from {{ cookiecutter.package_name }}.engine.inference.inputs import LeftOut, Sample, read_samples
+from {{ cookiecutter.package_name }}.engine.inference.inputs import Sample, SkippedSample, read_samples
 from {{ cookiecutter.package_name }}.engine.inference.images import read_picture
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -23,7 +23,7 @@ def saved(picture: Image.Image, suffix: str = "png", **options: object) -> io.By
     return file
 
 
-def test_grey_picture_comes_through_as_it_is() -> None:
+def test_grey_picture_is_unchanged() -> None:
     np.testing.assert_array_equal(read_picture(saved(Image.fromarray(RAMP)), (1, 8, 8))[0], RAMP)
 
 
@@ -40,21 +40,21 @@ def test_pixels_of_unknown_range_are_refused(dtype: npt.DTypeLike) -> None:
         read_picture(saved(Image.fromarray(RAMP.astype(dtype)), "tiff"), (1, 8, 8))
 
 
-def test_picture_is_turned_as_its_camera_says() -> None:
+def test_picture_is_rotated_by_its_exif_data() -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     turned = read_picture(saved(Image.fromarray(RAMP), exif=exif), (1, 8, 8))
     np.testing.assert_array_equal(turned[0], RAMP[::-1, ::-1])
 
 
-def test_large_photograph_turned_by_its_camera_is_as_if_decoded_whole() -> None:
+def test_large_photograph_is_as_if_decoded_at_full_size() -> None:
     down, right = np.mgrid[0:480, 0:640]
     photograph = Image.fromarray(np.stack([down // 2, right // 3, (down + right) // 5], axis=-1).astype(np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter to the right
-    whole = np.asarray(photograph.rotate(-90, expand=True).resize((20, 30), Image.Resampling.BILINEAR), dtype=int)
+    expected = np.asarray(photograph.rotate(-90, expand=True).resize((20, 30), Image.Resampling.BILINEAR), dtype=int)
     found = read_picture(saved(photograph, "jpeg", quality=95, exif=exif), (3, 30, 20))
-    assert np.abs(found.transpose(1, 2, 0) - whole).max() <= 3
+    assert np.abs(found.transpose(1, 2, 0) - expected).max() <= 3
 
 
 def test_transparency_lies_on_black() -> None:
@@ -65,7 +65,7 @@ def test_transparency_lies_on_black() -> None:
     assert (colours[:, 4:] == 255).all()
 
 
-def test_colours_and_sizes_become_what_the_network_takes() -> None:
+def test_colours_and_sizes_become_those_of_the_network() -> None:
     red = np.zeros((16, 24, 3), np.uint8)
     red[..., 0] = 200
     assert read_picture(saved(Image.fromarray(red)), (3, 8, 8)).shape == (3, 8, 8)
@@ -76,7 +76,7 @@ def test_colours_and_sizes_become_what_the_network_takes() -> None:
     assert (read_picture(animation, (1, 8, 8)) == 10).all()
 
 
-def test_file_that_claims_too_many_pixels_is_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_claims_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     file = saved(Image.fromarray(RAMP))
     monkeypatch.setattr(pictures, "MAX_PIXELS", 63)
     with pytest.raises(ValueError, match="its 8 x 8 pixels are more than 63"):
@@ -86,20 +86,20 @@ def test_file_that_claims_too_many_pixels_is_refused_before_they_are_made(monkey
         read_picture(file, (1, 8, 8))
 
 
-def test_what_other_programs_would_be_started_for_is_no_picture(tmp_path: Path) -> None:
+def test_file_for_which_pillow_starts_another_program_is_no_picture(tmp_path: Path) -> None:
     """Pillow hands EPS to Ghostscript, whatever the file is called."""
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
-    (left_out,) = read_samples(tmp_path / "a.png", InputSchema((1, 8, 8), np.dtype(np.uint8), (0.0, 255.0)))
-    assert isinstance(left_out, LeftOut)
-    assert left_out.reason == "it is no picture, or damaged"
+    (skipped,) = read_samples(tmp_path / "a.png", InputSchema((1, 8, 8), np.dtype(np.uint8), (0.0, 255.0)))
+    assert isinstance(skipped, SkippedSample)
+    assert skipped.reason == "it is no picture, or damaged"
 
 
-def test_every_cut_of_a_picture_is_refused_or_whole() -> None:
-    whole = saved(Image.fromarray(RAMP)).getvalue()
-    for length in range(len(whole)):
+def test_truncated_picture_is_refused_or_complete() -> None:
+    complete = saved(Image.fromarray(RAMP)).getvalue()
+    for length in range(len(complete)):
         try:
-            picture = read_picture(io.BytesIO(whole[:length]), (1, 8, 8))
+            picture = read_picture(io.BytesIO(complete[:length]), (1, 8, 8))
         except (OSError, ValueError):
             continue
         np.testing.assert_array_equal(picture[0], RAMP)
@@ -119,18 +119,18 @@ def test_pictures_for_a_network_of_another_range_are_scaled_to_it(tmp_path: Path
     assert (sample.values[0, 1:] == 1).all()
 
 
-def test_samples_outside_the_range_are_left_out_one_by_one(tmp_path: Path) -> None:
+def test_samples_outside_the_range_are_skipped_one_by_one(tmp_path: Path) -> None:
     array = np.zeros((5, 1, 8, 8), np.float32)
     array[1, 0, 3, 3], array[2, 0, 0, 0], array[4, 0, 0, 0] = np.nan, 1.5, -1.5
     np.save(tmp_path / "a.npy", array)
     found = list(read_samples(tmp_path / "a.npy", FLOATS))
-    assert [isinstance(sample, LeftOut) for sample in found] == [False, True, True, False, True]
+    assert [isinstance(sample, SkippedSample) for sample in found] == [False, True, True, False, True]
     assert [sample.index for sample in found] == [0, 1, 2, 3, 4]
     assert str(found[1]) == f"{tmp_path / 'a.npy'} [1]: its values are not within -1 to 1"
 
 
 def test_network_for_tables_takes_no_pictures(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "a.png")
-    (left_out,) = read_samples(tmp_path / "a.png", InputSchema((12,), np.dtype(np.float32), (0.0, 1.0)))
-    assert isinstance(left_out, LeftOut)
-    assert left_out.reason == "the model takes float32 (12,), no pictures"
+    (skipped,) = read_samples(tmp_path / "a.png", InputSchema((12,), np.dtype(np.float32), (0.0, 1.0)))
+    assert isinstance(skipped, SkippedSample)
+    assert skipped.reason == "the model takes float32 (12,), no pictures"

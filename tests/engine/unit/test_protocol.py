@@ -1,4 +1,4 @@
-"""Requests to a model whose raw input is not of whole numbers from 0 to 255, as the digits are."""
+"""Requests to models whose raw input is other than integers from 0 to 255, as the digits are."""
 
 import json
 from typing import Any
@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from {{ cookiecutter.package_name }}.engine.serving import protocol
-from {{ cookiecutter.package_name }}.engine.serving.protocol import Model, Request
-from {{ cookiecutter.package_name }}.engine.serving.tensors import Rejected
+from {{ cookiecutter.package_name }}.engine.serving.payload import RequestError
+from {{ cookiecutter.package_name }}.engine.serving.protocol import InferenceRequest, ModelMetadata
 
 
-def read(dtype: str, bounds: list[float], datatype: str, data: list[Any] | bytes) -> Request:
-    """Two samples of three numbers; as bytes where `data` is some."""
+def read(dtype: str, bounds: list[float], datatype: str, data: list[Any] | bytes) -> InferenceRequest:
+    """Reads a request of two samples with three numbers each, as JSON or as bytes."""
     tensor = {"name": "input", "dtype": dtype, "shape": [-1, 3], "range": bounds}
     output = {"name": "logits", "dtype": "float32", "shape": [-1, 2]}
-    model = Model("made", "1", tensor, [output], max_batch_size=4)
+    manifest = {"name": "made", "version": 1, "inputs": [tensor], "outputs": [output], "max_batch_size": 4}
+    model = ModelMetadata(manifest)
     entry: dict[str, Any] = {"name": "input", "datatype": datatype, "shape": [2, 3]}
     if isinstance(data, bytes):
         header = json.dumps({"inputs": [{**entry, "parameters": {"binary_data_size": len(data)}}]}).encode()
@@ -23,7 +24,7 @@ def read(dtype: str, bounds: list[float], datatype: str, data: list[Any] | bytes
     return protocol.read(json.dumps({"inputs": [{**entry, "data": data}]}).encode(), None, model)
 
 
-def test_numbers_come_as_they_were_sent() -> None:
+def test_numbers_arrive_as_they_were_sent() -> None:
     values = np.array([[-1.5, 0, 1], [2, 0.25, 1e-3]], np.float32)
     for data in (values.tolist(), values.ravel().tolist(), values.tobytes()):
         np.testing.assert_array_equal(read("float32", [-2, 2], "FP32", data).inputs, values)
@@ -47,11 +48,11 @@ def test_numbers_come_as_they_were_sent() -> None:
 def test_value_out_of_range_is_refused(
     dtype: str, bounds: list[float], datatype: str, data: list[Any] | bytes, sentence: str
 ) -> None:
-    with pytest.raises(Rejected, match=sentence):
+    with pytest.raises(RequestError, match=sentence):
         read(dtype, bounds, datatype, data)
 
 
 def test_too_many_numbers_are_refused_before_they_are_parsed() -> None:
-    with pytest.raises(Rejected, match="more than the 12 numbers that are taken") as refused:
+    with pytest.raises(RequestError, match="more than the 12 numbers that are taken") as refused:
         read("float32", [-2, 2], "FP32", [0.0] * 5000)
     assert refused.value.status == 413

@@ -12,12 +12,12 @@ import pytest
 from filelock import FileLock
 from lightning.pytorch.loggers import CSVLogger
 
-from {{ cookiecutter.package_name }}.engine.runs import run_record as record
+from {{ cookiecutter.package_name }}.engine.runs import run_record
 from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.reporting.run_report import keep_metrics
+from {{ cookiecutter.package_name }}.engine.reporting.run_report import restore_metrics
 from {{ cookiecutter.package_name }}.engine.runs.resume import find as find_resumed
 from {{ cookiecutter.package_name }}.engine.runs.resume import with_resumed
-from {{ cookiecutter.package_name }}.engine.reporting.runs import Run, find, named, old, remove
+from {{ cookiecutter.package_name }}.engine.reporting.runs import Run, find, find_one, older_than, remove
 from {{ cookiecutter.package_name }}.engine.inference.runtime import digest
 
 
@@ -28,8 +28,8 @@ def make_run(folder: Path, name: str, options: tuple[str, ...] = (), days: float
     (run_dir / ".hydra/overrides.yaml").write_text(json.dumps(list(options)), encoding="utf-8")
     (run_dir / "checkpoints").mkdir()
     (run_dir / "checkpoints/best.ckpt").write_bytes(name.encode())
-    started = time.strftime(record.TIME, time.localtime(time.time() - days * 24 * 3600))
-    record.write(run_dir, state="finished", started=started)
+    started = time.strftime(run_record.TIME_FORMAT, time.localtime(time.time() - days * 24 * 3600))
+    run_record.write(run_dir, state="finished", started=started)
     return Run(name, run_dir)
 
 
@@ -52,17 +52,17 @@ def test_runs_and_jobs_of_sweeps_are_found_the_oldest_first(tmp_path: Path) -> N
 
 def test_run_is_named_by_its_time_its_directory_or_latest(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, name) for name in ("2026-01-01", "2026-01-02")]
-    assert named("2026-01-01", runs) is runs[0]
-    assert named(str(runs[0].folder), runs) is runs[0]
-    assert named("latest", runs) is runs[1]
+    assert find_one("2026-01-01", runs) is runs[0]
+    assert find_one(str(runs[0].folder), runs) is runs[0]
+    assert find_one("latest", runs) is runs[1]
     with pytest.raises(UserError, match="'2026-01-03' is no run; did you mean '2026-01-02'"):
-        named("2026-01-03", runs)
+        find_one("2026-01-03", runs)
 
 
 def test_old_runs_are_those_that_began_before(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, f"{days} days", days=days) for days in (40, 20)]
-    assert old(runs, 30) == [runs[0]]
-    assert old(runs, None) == []
+    assert older_than(30, runs) == [runs[0]]
+    assert older_than(None, runs) == []
 
 
 def test_run_that_a_bundle_came_from_is_kept_and_nothing_else_removed(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_run_that_a_bundle_came_from_is_kept_and_nothing_else_removed(tmp_path: 
 
 def test_run_whose_checkpoints_have_changed_since_the_export_is_kept(tmp_path: Path) -> None:
     run = make_run(tmp_path, "mine")
-    record.note_bundle(run.folder / "checkpoints/best.ckpt", export(tmp_path, run))
+    run_record.add_bundle(run.folder / "checkpoints/best.ckpt", export(tmp_path, run))
     (run.folder / "checkpoints/best.ckpt").write_bytes(b"of a later epoch")
     with pytest.raises(UserError, match="came from it"):
         remove([run], [], tmp_path / "artifacts")
@@ -95,7 +95,7 @@ def test_checkpoint_in_a_folder_of_its_own_counts(tmp_path: Path) -> None:
 
 def test_run_that_is_just_beginning_is_kept(tmp_path: Path) -> None:
     run = make_run(tmp_path, "mine")
-    (run.folder / record.RECORD).unlink()
+    (run.folder / run_record.FILE).unlink()
     with pytest.raises(UserError, match="it is just beginning"):
         remove([run], [], tmp_path / "artifacts")
 
@@ -109,49 +109,49 @@ def test_run_is_kept_while_a_manifest_cannot_be_read(tmp_path: Path) -> None:
 
 def test_run_that_is_going_is_kept(tmp_path: Path) -> None:
     run = make_run(tmp_path, "mine")
-    with FileLock(run.folder / record.LOCK), pytest.raises(UserError, match="it is still going"):
+    with FileLock(run.folder / run_record.LOCK), pytest.raises(UserError, match="it is still going"):
         remove([run], [], tmp_path / "artifacts")
 
 
 def test_record_tells_how_a_run_ended(tmp_path: Path) -> None:
-    assert record.state_of(tmp_path) == "not begun"
-    with record.recording(tmp_path):
-        record.begin(tmp_path, ["seed=1"], {"git": None, "versions": {}}, {})
-        assert record.state_of(tmp_path) == "running"
-        with pytest.raises(UserError, match="still going"), record.recording(tmp_path):
+    assert run_record.read_state(tmp_path) == "not begun"
+    with run_record.locked_run(tmp_path):
+        run_record.write_start(tmp_path, ["seed=1"], {"git": None, "versions": {}}, {})
+        assert run_record.read_state(tmp_path) == "running"
+        with pytest.raises(UserError, match="still going"), run_record.locked_run(tmp_path):
             pass
-    assert record.state_of(tmp_path) == "finished"
-    assert record.differences(tmp_path) == ["seed=1"]
+    assert run_record.read_state(tmp_path) == "finished"
+    assert run_record.typed_options(tmp_path) == ["seed=1"]
     for error, state in ((KeyboardInterrupt(), "interrupted"), (RuntimeError("no room"), "failed")):
         with pytest.raises(type(error)):
             begin_and_raise(tmp_path, error)
-        assert record.state_of(tmp_path) == state
-    assert record.read(tmp_path)["reason"] == "no room"
+        assert run_record.read_state(tmp_path) == state
+    assert run_record.read(tmp_path)["reason"] == "no room"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
 
 
 def begin_and_raise(run_dir: Path, error: BaseException) -> None:
-    with record.recording(run_dir):
-        record.begin(run_dir, [], {}, {})
+    with run_record.locked_run(run_dir):
+        run_record.write_start(run_dir, [], {}, {})
         raise error
 
 
 def test_refused_start_changes_nothing_of_what_is_known(tmp_path: Path) -> None:
-    record.write(tmp_path, state="finished", options=["seed=1"])
-    before = record.read(tmp_path)
-    with pytest.raises(UserError), record.recording(tmp_path):
+    run_record.write(tmp_path, state="finished", options=["seed=1"])
+    before = run_record.read(tmp_path)
+    with pytest.raises(UserError), run_record.locked_run(tmp_path):
         raise UserError("trainer.devices=99 is too many")
-    assert record.read(tmp_path) == before
+    assert run_record.read(tmp_path) == before
 
 
 def test_run_whose_process_is_gone_is_lost(tmp_path: Path) -> None:
-    record.begin(tmp_path, None, {}, {})
-    (tmp_path / record.LOCK).touch()
-    assert record.state_of(tmp_path) == "lost"
+    run_record.write_start(tmp_path, None, {}, {})
+    (tmp_path / run_record.LOCK).touch()
+    assert run_record.read_state(tmp_path) == "lost"
 
 
 def test_refused_run_leaves_no_record(tmp_path: Path) -> None:
-    with pytest.raises(UserError), record.recording(tmp_path):
+    with pytest.raises(UserError), run_record.locked_run(tmp_path):
         raise UserError("no")
     assert not any(tmp_path.iterdir())
 
@@ -166,7 +166,7 @@ def test_resumed_run_has_its_own_options_and_over_them_what_is_typed(tmp_path: P
         "hydra.output_subdir=null",
     ]
     assert with_resumed(["seed=1"]) == ["seed=1"]
-    record.write(run.folder, options=["seed=3", "trainer.max_epochs=5"])  # of the last time that it went on
+    run_record.write(run.folder, options=["seed=3", "trainer.max_epochs=5"])  # of the last time that it went on
     assert with_resumed([f"resume={run.folder}"])[:2] == ["seed=3", "trainer.max_epochs=5"]
 
 
@@ -188,7 +188,7 @@ def test_figures_that_only_the_checkpoint_has_are_in_the_curves_of_a_run_that_go
     before.write_text("epoch,step,train/loss,val/loss\n0,9,0.5,\n0,9,,0.4\n1,19,,0.2\n2,25,0.1,\n", encoding="utf-8")
     checkpoint: Any = SimpleNamespace(step=20, epoch=1, figures={"train/loss": 0.3, "val/loss": 0.2})
     for _ in range(2):  # in the file already, the second time
-        keep_metrics(before, [CSVLogger(str(tmp_path), name="", version="")], checkpoint)
+        restore_metrics(before, [CSVLogger(str(tmp_path), name="", version="")], checkpoint)
         with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
             rows = [(row["step"], row["train/loss"], row["val/loss"]) for row in csv.DictReader(file)]
         assert rows == [("9", "0.5", ""), ("9", "", "0.4"), ("19", "", "0.2"), ("19", "0.3", "")]

@@ -1,4 +1,4 @@
-"""Numbers are predicted in their own units, whatever the network computes with."""
+"""Regression: predictions and metrics are in the units of the target."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 
 class Years(Digits):
-    """The digit as a year from 2000 on: far from zero, and close together."""
+    """The target is the digit plus 2000, far from zero with a small spread."""
 
     def __init__(self) -> None:
         super().__init__(batch_size=50)
@@ -34,7 +34,7 @@ def make_regressor(spec: DataSpec, **options: object) -> Regressor:
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
-def test_figures_are_those_of_scikit_learn_in_the_units_of_the_target(loss: str) -> None:
+def test_metrics_are_those_of_scikit_learn_in_the_units_of_the_target(loss: str) -> None:
     datamodule = Years()
     model, trainer = make_regressor(datamodule.spec, loss=loss), make_trainer(max_epochs=3)
     trainer.fit(model, datamodule=datamodule)
@@ -48,14 +48,14 @@ def test_figures_are_those_of_scikit_learn_in_the_units_of_the_target(loss: str)
     assert figures["test/rmse"] == pytest.approx(root_mean_squared_error(truth, predicted), rel=1e-3)
     assert figures["test/mae"] == pytest.approx(mean_absolute_error(truth, predicted), rel=1e-3)
     assert figures["test/r2"] == pytest.approx(r2_score(truth, predicted), abs=1e-3)
-    with torch.inference_mode():  # as the test left its sums
+    with torch.inference_mode():  # without resetting the metrics of the test
         exported = model.test_figures(torch.from_numpy(predicted), test.labels)
     assert exported["test/rmse"] == pytest.approx(figures["test/rmse"], rel=1e-3)
     assert model.counts is not None
     assert (model.counts.shape, int(model.counts.sum())) == ((NUM_BINS, NUM_BINS), 360)
 
 
-def test_loss_is_of_the_target_in_deviations() -> None:
+def test_loss_is_computed_from_the_standardized_target() -> None:
     spec = Years().spec
     model = make_regressor(spec)
     y = torch.tensor([spec.target_mean, spec.target_mean + spec.target_std])
@@ -63,7 +63,7 @@ def test_loss_is_of_the_target_in_deviations() -> None:
     assert model.batch_loss(torch.tensor([[1.0], [1.0]]), y, training=True).item() == pytest.approx(0.5, abs=1e-3)
 
 
-def test_units_are_no_part_of_the_weights() -> None:
+def test_units_are_not_in_the_state_dict() -> None:
     model = make_regressor(Years().spec)
     assert not [name for name in deployed(model).state_dict() if name.startswith("answers")]
 

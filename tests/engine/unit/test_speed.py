@@ -1,6 +1,5 @@
 """What makes a step fast, and that it changes nothing."""
 
-import random
 import subprocess
 import sys
 from functools import partial
@@ -8,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from digits import Digits, convolutions, linear
 from lightning.pytorch.loggers import CSVLogger
 
-from {{ cookiecutter.package_name }}.engine.training.callbacks.data_wait import DataWait
-from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_contents import (
-    random_state,
-    set_random_state,
-)
+from {{ cookiecutter.package_name }}.engine.training.callbacks.monitoring import DataWait
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
 
@@ -70,19 +64,3 @@ def test_channels_last_changes_the_layout_alone() -> None:
     assert not convolution.is_contiguous()
     for one, other in zip(weights[False], weights[True], strict=True):
         assert (one - other).abs().max() < 1e-10
-
-
-def test_random_states_of_earlier_versions_are_read() -> None:
-    """They were lists."""
-    state = random_state()
-    drawn = (torch.rand(3), np.random.rand(), random.random())
-    lists = {
-        "torch": state["torch"].tolist(),
-        "cuda": [],
-        "numpy": [state["numpy"][0], state["numpy"][1].tolist(), *state["numpy"][2:]],
-        "python": [state["python"][0], state["python"][1].tolist(), state["python"][2]],
-    }
-    for given in (state, lists):
-        set_random_state(given)
-        assert torch.equal(torch.rand(3), drawn[0])
-        assert (np.random.rand(), random.random()) == drawn[1:]

@@ -16,12 +16,12 @@ from {{ cookiecutter.package_name }}.engine.data.labels import known_labels
 from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
 from {{ cookiecutter.package_name }}.models.tabular import Columns, TabularMLP
 from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.inference.input_schema import InputSchema, Column
-from {{ cookiecutter.package_name }}.engine.inference.inputs import LeftOut, Sample, read_samples
+from {{ cookiecutter.package_name }}.engine.inference.input_schema import Column, InputSchema
+from {{ cookiecutter.package_name }}.engine.inference.inputs import Sample, SkippedSample, read_samples
 from {{ cookiecutter.package_name }}.engine.inference.tables import encode, parse_csv, read_object, read_table
 
 COLUMNS = (Column("age", gaps=True), Column("city", ("Bonn", "Köln; Süd", 'the "old" one')))
-TAKEN = InputSchema((2,), np.dtype(np.float32), (-1e9, 1e9), COLUMNS)
+SCHEMA = InputSchema((2,), np.dtype(np.float32), (-1e9, 1e9), COLUMNS)
 ROWS = [("41", "Bonn"), ("", "Köln; Süd"), ("2.5", 'the "old" one'), ("-3e2", "Rom"), ("7", "")]
 CODED = np.array([[41, 1], [np.nan, 2], [2.5, 3], [-300, 0], [7, 0]], np.float32)
 
@@ -82,11 +82,11 @@ def test_word_for_a_missing_number_is_a_gap_and_no_category(word: str) -> None:
         (b"PK\x03\x04\0\0", "it is no CSV: it holds a byte 0"),
     ],
 )
-def test_file_that_is_no_table_is_told(contents: bytes, sentence: str, tmp_path: Path) -> None:
+def test_reason_is_given_for_a_file_that_is_no_table(contents: bytes, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(contents)
-    (left_out,) = read_samples(tmp_path / "a.csv", TAKEN)
-    assert isinstance(left_out, LeftOut)
-    assert left_out.reason == sentence
+    (skipped,) = read_samples(tmp_path / "a.csv", SCHEMA)
+    assert isinstance(skipped, SkippedSample)
+    assert skipped.reason == sentence
 
 
 def test_parquet_gives_what_its_csv_gives(tmp_path: Path) -> None:
@@ -97,29 +97,29 @@ def test_parquet_gives_what_its_csv_gives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(encode(read, COLUMNS)[0], CODED)
     assert read.words("count") == ["1", "2", "", "4", "5"]
     (tmp_path / "b.parquet").write_bytes(written(","))
-    (left_out,) = read_samples(tmp_path / "b.parquet", TAKEN)
-    assert "it is no Parquet file, or damaged" in str(left_out)
+    (skipped,) = read_samples(tmp_path / "b.parquet", SCHEMA)
+    assert "it is no Parquet file, or damaged" in str(skipped)
 
 
 def test_row_that_cannot_be_used_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("age,city\n1,Bonn\nold,Bonn\n1e39,Bonn\n1_0,Bonn\n2,Bonn\n", encoding="utf-8")
-    found = list(read_samples(tmp_path / "a.csv", TAKEN))
+    found = list(read_samples(tmp_path / "a.csv", SCHEMA))
     assert [isinstance(sample, Sample) for sample in found] == [True, False, False, False, True]
     assert str(found[1]).endswith("[1]: line 3: age='old' is no number")
     (tmp_path / "b.csv").write_text("years,city\n1,Bonn\n", encoding="utf-8")
-    (left_out,) = read_samples(tmp_path / "b.csv", TAKEN)
-    assert str(left_out).endswith("b.csv: it has no column 'age', but years, city")
+    (skipped,) = read_samples(tmp_path / "b.csv", SCHEMA)
+    assert str(skipped).endswith("b.csv: it has no column 'age', but years, city")
 
 
 def test_object_of_json_is_a_row() -> None:
     for row in ({"age": 41, "city": "Bonn", "more": []}, {"age": "41.0", "city": "Bonn"}):
-        np.testing.assert_array_equal(read_object(row, TAKEN), CODED[:1])
-    np.testing.assert_array_equal(read_object({"age": None, "city": None}, TAKEN), [[np.nan, 0]])
+        np.testing.assert_array_equal(read_object(row, SCHEMA), CODED[:1])
+    np.testing.assert_array_equal(read_object({"age": None, "city": None}, SCHEMA), [[np.nan, 0]])
     member = InputSchema((1,), np.dtype(np.float32), (0, 9), (Column("member", ("false", "true")),))
     assert read_object({"member": True}, member) == 2
     for wrong, sentence in (({"age": 1}, "'city' is missing"), ({"age": [], "city": ""}, "'age' is neither")):
         with pytest.raises(ValueError, match=sentence):
-            read_object(wrong, TAKEN)
+            read_object(wrong, SCHEMA)
 
 
 def people(path: Path, num_rows: int = 200, **changed: list[str]) -> Path:
@@ -335,7 +335,7 @@ def test_network_takes_any_kind_of_columns_and_stays_the_same_when_checkpointed(
 
 def test_array_of_rows_may_have_gaps(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([[1, np.nan], [np.nan, np.nan], [2e9, 1]], np.float32))
-    found = list(read_samples(tmp_path / "a.npy", TAKEN))
+    found = list(read_samples(tmp_path / "a.npy", SCHEMA))
     assert [isinstance(sample, Sample) for sample in found] == [True, True, False]
 
 

@@ -1,4 +1,4 @@
-"""What each task answers, how good that is, and how it is told."""
+"""The outputs of each task, their score, and the descriptions of predictions."""
 
 import numpy as np
 import pytest
@@ -32,16 +32,16 @@ def test_second_output_follows_from_the_first() -> None:
     assert TASKS["regression"].following(logits) == ()
 
 
-def test_answers_are_told_by_their_labels() -> None:
+def test_predictions_are_described_by_their_labels() -> None:
     last = np.array([0.2, 0.7, 0.6], np.float32)
     one, several, number = (TASKS[name] for name in ("classification", "multilabel", "regression"))
-    assert one.told(last, LABELS, every=False) == {"label": "b", "probability": 0.7}
-    assert several.told(last, LABELS, every=False) == {"labels": ["b", "c"]}
-    assert several.told(last, LABELS, every=True)["probabilities"] == {"a": 0.2, "b": 0.7, "c": 0.6}
-    assert number.told(np.array([12.5]), [], every=True) == {"prediction": 12.5}
+    assert one.describe(last, LABELS, every=False) == {"label": "b", "probability": 0.7}
+    assert several.describe(last, LABELS, every=False) == {"labels": ["b", "c"]}
+    assert several.describe(last, LABELS, every=True)["probabilities"] == {"a": 0.2, "b": 0.7, "c": 0.6}
+    assert number.describe(np.array([12.5]), [], every=True) == {"prediction": 12.5}
 
 
-def test_answers_agree_that_a_user_would_not_tell_apart() -> None:
+def test_answers_agree_if_a_user_could_not_tell_them_apart() -> None:
     first, other = np.array([[100.0], [200.0], [-3.0]]), np.array([[100.2], [200.0], [-9.0]])
     assert TASKS["regression"].agreeing(first, other) == 2
     assert TASKS["multilabel"].agreeing(np.array([[1.0, -1], [1, 1]]), np.array([[2.0, -1], [1, -1]])) == 1

@@ -1,4 +1,4 @@
-"""`model=timm`, with small networks that timm keeps for tests; weights come from files that are written here."""
+"""`model=timm`, with timm's small test networks and files of weights that are written here."""
 
 import os
 import pickle
@@ -35,8 +35,8 @@ def raw_pictures(shape: tuple[int, ...]) -> Tensor:
     return torch.randint(256, (4, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def written(folder: Path, name: str = "test_resnet", kind: str = "safetensors") -> tuple[Path, nn.Module]:
-    """A file of weights as timm has them, for 1,000 labels, and the network that they are of."""
+def write_weights(folder: Path, name: str = "test_resnet", kind: str = "safetensors") -> tuple[Path, nn.Module]:
+    """A file of weights for 1,000 labels in timm's form, and the network that it belongs to."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         network = timm.create_model(name)
@@ -49,27 +49,27 @@ def written(folder: Path, name: str = "test_resnet", kind: str = "safetensors") 
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit"])  # with ImageNet's mean and deviation, and with 0.5
-def test_network_gets_what_timms_own_transform_makes_of_the_same_pixels(name: str) -> None:
+def test_network_input_equals_that_of_timms_own_transform(name: str) -> None:
     spec = SPEC
     net = TimmNet(spec, name=name)
     config = timm.data.resolve_model_data_config(net.network)
     transform = timm.data.create_transform(**{**config, "input_size": (3, 32, 32), "crop_pct": 1.0})
     pictures = raw_pictures(spec.input_shape)
     expected = [transform(Image.fromarray(picture.permute(1, 2, 0).numpy())) for picture in pictures]
-    found = net.to_timms(Normalize(spec)(pictures))
+    found = net.renormalize(Normalize(spec)(pictures))
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)
 
 
-def test_grey_pictures_get_the_average_of_the_channels() -> None:
+def test_grey_pictures_are_normalised_with_the_average_of_the_channels() -> None:
     spec = make_spec((1, 32, 32))
     net = TimmNet(spec, name="resnet18")
     pictures = raw_pictures(spec.input_shape)
     expected = (pictures / 255 - np.mean([0.485, 0.456, 0.406])) / np.mean([0.229, 0.224, 0.225])
-    torch.testing.assert_close(net.to_timms(Normalize(spec)(pictures)), expected.float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(net.renormalize(Normalize(spec)(pictures)), expected.float(), rtol=0, atol=1e-5)
 
 
-def test_pretrained_network_answers_a_grey_picture_as_the_same_one_in_colour(tmp_path: Path) -> None:
-    file, network = written(tmp_path)
+def test_pretrained_network_has_the_same_output_for_grey_pictures_in_one_or_three_channels(tmp_path: Path) -> None:
+    file, network = write_weights(tmp_path)
     grey, colour = make_spec((1, 32, 32), num_labels=1000), make_spec((3, 32, 32), num_labels=1000)
     pictures = raw_pictures((1, 32, 32))
     in_colour = build_for_training(section(weights=str(file)), colour, 1).eval()(pictures.expand(-1, 3, -1, -1))
@@ -80,7 +80,7 @@ def test_pretrained_network_answers_a_grey_picture_as_the_same_one_in_colour(tmp
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
 def test_training_begins_with_the_weights_of_a_file_and_a_new_last_layer(kind: str, tmp_path: Path) -> None:
-    file, network = written(tmp_path, kind=kind)
+    file, network = write_weights(tmp_path, kind=kind)
     torch.manual_seed(3)
     state = build_for_training(section(weights=str(file)), SPEC, 1).net[1].network.state_dict()
     assert state["fc.weight"].shape == (5, network.fc.in_features)
@@ -89,14 +89,14 @@ def test_training_begins_with_the_weights_of_a_file_and_a_new_last_layer(kind: s
 
 
 def test_network_may_have_two_last_layers(tmp_path: Path) -> None:
-    file, network = written(tmp_path, "efficientformerv2_s0")
-    begun = build_for_training(section("efficientformerv2_s0", weights=str(file)), make_spec((3, 224, 224), num_labels=5), 1)
-    assert begun.net[1].network.head.weight.shape == begun.net[1].network.head_dist.weight.shape == (5, 176)
-    assert torch.equal(begun.net[1].network.stem.conv1.conv.weight, network.stem.conv1.conv.weight)
+    file, network = write_weights(tmp_path, "efficientformerv2_s0")
+    model = build_for_training(section("efficientformerv2_s0", weights=str(file)), make_spec((3, 224, 224), num_labels=5), 1)
+    assert model.net[1].network.head.weight.shape == model.net[1].network.head_dist.weight.shape == (5, 176)
+    assert torch.equal(model.net[1].network.stem.conv1.conv.weight, network.stem.conv1.conv.weight)
 
 
-def test_another_beginning_changes_nothing_that_is_drawn_later(tmp_path: Path) -> None:
-    file, _ = written(tmp_path)
+def test_pretrained_weights_do_not_change_later_random_numbers(tmp_path: Path) -> None:
+    file, _ = write_weights(tmp_path)
     drawn = []
     for options in ({}, {"weights": str(file)}):
         torch.manual_seed(3)
@@ -106,14 +106,14 @@ def test_another_beginning_changes_nothing_that_is_drawn_later(tmp_path: Path) -
     assert torch.equal(*drawn)
 
 
-def test_what_is_not_trained_fetches_no_weights() -> None:
-    """So is a checkpoint loaded, whose own weights come next."""
+def test_model_that_is_not_trained_loads_no_pretrained_weights() -> None:
+    """As when a checkpoint is loaded, which brings its own weights."""
     for options in ({"weights": "no-longer-there.pth"}, {"pretrained": True}):
         assert build_model(section(**options), SPEC).net[1].name == "test_resnet"
 
 
 def test_download_is_timms_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, network = written(tmp_path)
+    _, network = write_weights(tmp_path)
     asked = []
 
     def from_hub(model_id: str, **_: object) -> dict[str, Tensor]:
@@ -126,24 +126,24 @@ def test_download_is_timms_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(model.net[1].network.conv1[0].weight, network.conv1[0].weight)
 
 
-def test_without_a_network_pretrained_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_connection_is_reported_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"does not get the weights of test_resnet \(.+\): .*model.net.weights=") as told:
+    with pytest.raises(UserError, match=r"does not get the weights of test_resnet \(.+\): .*model.net.weights=") as error:
         build_for_training(section(pretrained=True), SPEC, 1)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
-def test_positions_of_a_transformer_are_fitted_to_the_pictures(tmp_path: Path) -> None:
+def test_position_embeddings_are_resized_to_the_pictures(tmp_path: Path) -> None:
     name = "vit_tiny_patch16_224"
-    file, network = written(tmp_path, name)
+    file, network = write_weights(tmp_path, name)
     model = build_for_training(section(name, weights=str(file)), make_spec((3, 32, 48), num_labels=5), 1)
     assert model(raw_pictures((3, 32, 48))).shape == (4, 5)
     assert torch.equal(model.net[1].network.blocks[0].mlp.fc1.weight, network.blocks[0].mlp.fc1.weight)
 
 
 @pytest.mark.parametrize(("name", "changing"), [("test_vit", False), ("test_resnet", True)])
-def test_ddp_sends_the_figures_of_batch_norm_and_no_constants(name: str, changing: bool) -> None:
+def test_ddp_broadcasts_statistics_of_batch_norm_but_no_constants(name: str, changing: bool) -> None:
     assert has_changing_buffers(build_model(section(name), SPEC)) == changing
 
 
@@ -162,29 +162,29 @@ def test_dropout_reaches_the_network() -> None:
         ({"weights": "nowhere.pth"}, r"model.net.weights=nowhere.pth does not exist"),
     ],
 )
-def test_what_cannot_begin_is_refused(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence) as told:
+def test_impossible_options_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as error:
         build_for_training(section(**options), SPEC, 1)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "side"), [("convnext_atto", 8), ("test_vit", 28)])
-def test_pictures_that_a_network_cannot_take_are_told(name: str, side: int) -> None:
+def test_pictures_that_a_network_cannot_take_are_refused(name: str, side: int) -> None:
     with pytest.raises(UserError, match=rf"name={name} cannot take pictures of {side} x {side} pixels \(\w+: .+\): take"):
         build_for_training(section(name), make_spec((3, side, side)), 1)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    file, _ = written(tmp_path, "test_vit")
+    file, _ = write_weights(tmp_path, "test_vit")
     with pytest.raises(UserError, match=r"test_vit.safetensors does not fit test_resnet: it has no conv1"):
         build_for_training(section(weights=str(file)), SPEC, 1)
-    file, _ = written(tmp_path, "resnet10t")
+    file, _ = write_weights(tmp_path, "resnet10t")
     with pytest.raises(UserError, match=r"resnet10t.safetensors does not fit test_resnet: "):
         build_for_training(section(weights=str(file)), SPEC, 1)
 
 
 def test_file_that_lacks_a_layer_or_is_damaged_is_refused(tmp_path: Path) -> None:
-    file, network = written(tmp_path)
+    file, network = write_weights(tmp_path)
     state = {name: weight for name, weight in network.state_dict().items() if not name.startswith("layer2.0.conv1")}
     save_file(state, file)
     with pytest.raises(UserError, match=r"does not fit test_resnet: it has no layer2.0.conv1"):

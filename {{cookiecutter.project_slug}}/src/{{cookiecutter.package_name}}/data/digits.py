@@ -1,4 +1,4 @@
-"""`data=digits`: 1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, so nothing is downloaded."""
+"""`data=digits`: 1,797 handwritten digits of 8 x 8 pixels, which ship with scikit-learn."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,8 +16,8 @@ from ..engine import DataSpec, InMemoryDataModule, SamplesInMemory, UserError, p
 class DigitsDataModule(InMemoryDataModule):
     """Pictures `(N, 1, 8, 8)`, uint8 from 0 (paper) to 255 (ink), and labels `(N,)`, int64.
 
-    `split_seed` alone decides which sample belongs to which split, so that another `seed` never moves a sample from
-    the test split into training.
+    The split depends on `split_seed` alone, so that another `seed` never moves a sample from the test split into
+    training.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DigitsDataModule(InMemoryDataModule):
 
 
 def shifted(pictures: Tensor, generators: Sequence[torch.Generator], most: int) -> Tensor:
-    """`(B, C, H, W)`, each moved by up to `most` pixels along each axis; what comes in at the edge is 0."""
+    """Moves each picture of `(B, C, H, W)` by up to `most` pixels along each axis; new pixels at the edge are 0."""
     height, width = pictures.shape[-2:]
     moved = []
     for padded, generator in zip(F.pad(pictures, (most, most, most, most)), generators, strict=True):
@@ -69,6 +69,6 @@ def _split(val_fraction: float, test_fraction: float, seed: int) -> dict[str, Sa
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, np.newaxis]  # (N, 1, 8, 8)
     rows = stratified(digits.target, val_fraction, test_fraction, seed)
     return {
-        split: SamplesInMemory(torch.from_numpy(pixels[of_split]), torch.from_numpy(digits.target[of_split]).long())
-        for split, of_split in rows.items()
+        split: SamplesInMemory(torch.from_numpy(pixels[part]), torch.from_numpy(digits.target[part]).long())
+        for split, part in rows.items()
     }

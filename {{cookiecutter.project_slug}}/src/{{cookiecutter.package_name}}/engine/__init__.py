@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .data.in_memory import InMemoryDataModule as InMemoryDataModule
+    from .data.data_module import InMemoryDataModule as InMemoryDataModule
     from .data.pixel_statistics import pixel_statistics as pixel_statistics
     from .data.samples import SamplesInMemory as SamplesInMemory
     from .data.splits import stratified as stratified
@@ -25,7 +25,7 @@ _PLACES = {
     "Constants": "training.layers",
     "CrossEntropy": "training.losses",
     "DataSpec": "spec",
-    "InMemoryDataModule": "data.in_memory",
+    "InMemoryDataModule": "data.data_module",
     "SamplesInMemory": "data.samples",
     "Segments": "training.layers",
     "UserError": "errors",

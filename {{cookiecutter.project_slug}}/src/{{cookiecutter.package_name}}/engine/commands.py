@@ -28,15 +28,16 @@ _PLACES = {
     "export_bundle": "workflows.exporting",
     "predict_files": "workflows.prediction",
 }
-# The engine's own commands; a project has those that it chose.
+# The engine's own commands, of which a project has those that it chose: the module whose `main(config)` runs once the
+# options are composed, and the groups of options that must be there; None for a `main()` that reads `sys.argv` itself.
 _ENGINE_COMMANDS = {
-    "verify": "export.verify",
-    "serve": "serving.serve",
-    "search": "search.search",
-    "runs": "reporting.runs",
-    "benchmark": "benchmark.benchmark",
-    "doctor": "doctor",
-    "update": "update",
+    "verify": ("export.verify", ("paths",)),
+    "serve": ("serving.serve", ("paths",)),
+    "search": ("search.search", ("data", "model", "trainer", "strategy", "paths", "search")),
+    "runs": ("reporting.runs", ("paths",)),
+    "benchmark": ("benchmark.benchmark", ("data", "model", "trainer", "strategy", "paths")),
+    "doctor": ("doctor", None),
+    "update": ("update", None),
 }
 _ENGINE = Path(__file__).parent
 
@@ -50,23 +51,36 @@ def __getattr__(name: str) -> Any:
 def main(own: tuple[str, ...]) -> None:
     """Runs the command that `sys.argv` names: a module of the project in `own`, or one of the engine's."""
     package = _ENGINE.parent
-    modules = {name: (package / f"{name}.py", f"{package.name}.{name}") for name in own}
-    for name, place in _ENGINE_COMMANDS.items():
-        file = _ENGINE / f"{place.replace('.', '/')}.py"
-        if file.is_file():
-            modules[name] = file, f"{__package__}.{place}"
+    files = {name: package / f"{name}.py" for name in own}
+    files |= {name: _ENGINE / f"{place.replace('.', '/')}.py" for name, (place, _) in _ENGINE_COMMANDS.items()}
+    files = {name: file for name, file in files.items() if file.is_file()}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(f"usage: python -m {package.name} <command> [option=value ...]\n")
-        for command_name, (file, _) in modules.items():
+        for command_name, file in files.items():
             print(f"  {command_name:<11}{_summary(file)}")
         print(f"\n`python -m {package.name} <command> --help` shows the options of a command.")
         return
-    if name not in modules:
-        print(f"error: '{name}' is no command; {nearest(name, modules)}", file=sys.stderr)
+    if name not in files:
+        print(f"error: '{name}' is no command; {nearest(name, files)}", file=sys.stderr)
         sys.exit(2)
     del sys.argv[1]
-    import_module(modules[name][1]).main()
+    if name in own:
+        import_module(f"{package.name}.{name}").main()
+    else:
+        _run_engine_command(name, *_ENGINE_COMMANDS[name])
+
+
+def _run_engine_command(name: str, place: str, needs: tuple[str, ...] | None) -> None:
+    """Composes the options first and imports the command then: `--help` and a mistyped option need no torch."""
+
+    def main(config: Any) -> None:
+        import_module(f".{place}", __package__).main(config)
+
+    if needs is None:
+        import_module(f".{place}", __package__).main()
+    else:
+        __getattr__("command")(name, needs)(main)()
 
 
 def _summary(file: Path) -> str:

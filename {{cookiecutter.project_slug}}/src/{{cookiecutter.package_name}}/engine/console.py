@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .atomic import atomic_write
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -41,7 +43,8 @@ def wide_console() -> "Console":
 
 
 def write_json(contents: object, path: Path) -> None:
-    path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
 
 
 def bar(items: Sequence[Any], description: str) -> Iterable[Any]:

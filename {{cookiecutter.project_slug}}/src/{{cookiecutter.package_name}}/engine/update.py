@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,7 +63,8 @@ class Trees(NamedTuple):
 
         `git apply` takes a patch as a whole or not at all, so a file that is gone cannot be part of it.
         """
-        patched, left_alone = [], []
+        patched: list[str] = []
+        left_alone: list[str] = []
         for path in differing(self.old, self.new):
             before, after, here = (tree.files.get(path) for tree in self[:3])
             if path == RECORD or path.startswith(f"{self.engine}/") or here == after:
@@ -88,6 +90,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted; git checkout . brings back what changed, if anything did.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def update(project: Path, words: list[str]) -> None:
@@ -120,19 +125,22 @@ def update(project: Path, words: list[str]) -> None:
         changelog = git("show", f"{commit}:CHANGELOG.md", folder=template)
         patch = report_changes(project, trees)
         report_requests(changelog, answers, new_answers)
-
-        # From here on the project changes.
-        (project / PATCH).unlink(missing_ok=True)
-        if patch:
-            (project / PATCH).write_bytes(patch)
-        shutil.rmtree(project / engine)
-        for path in trees.engine_files():
-            (project / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(new / path, project / path)
-        text = json.dumps(new_record, ensure_ascii=False, indent=2, separators=(",", ": "))
-        (project / RECORD).write_text(f"{text}\n", encoding="utf-8")
+        change_project(project, new, trees, patch, new_record)
     print(f"\n{engine} is that of commit {commit[:7]} of {address}.")
     print(f"next: make setup check test, then git commit; git checkout . && git clean -fd {engine} undoes it")
+
+
+def change_project(project: Path, generated: Path, trees: Trees, patch: bytes, record: dict[str, Any]) -> None:
+    """Writes the patch, the engine and last the record: an update that was killed before that has not taken place."""
+    (project / PATCH).unlink(missing_ok=True)
+    if patch:
+        (project / PATCH).write_bytes(patch)
+    shutil.rmtree(project / trees.engine)
+    for path in trees.engine_files():
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(generated / path, project / path)
+    text = json.dumps(record, ensure_ascii=False, indent=2, separators=(",", ": "))
+    (project / RECORD).write_text(f"{text}\n", encoding="utf-8")
 
 
 def parse(words: list[str]) -> dict[str, str]:
@@ -161,10 +169,10 @@ def read_record(project: Path) -> dict[str, Any]:
         raise UserError(f"there is no {RECORD} in {project}: without it nobody knows the template and the answers.")
     try:
         record = json.loads((project / RECORD).read_text(encoding="utf-8"))
-        names = record["template"], record["commit"], record["context"]["cookiecutter"]["package_name"]
+        needed = [record["template"], record["commit"], record["context"]["cookiecutter"]["package_name"]]
     except (ValueError, KeyError, TypeError):
-        names = (None,)
-    if not all(isinstance(name, str) for name in names):
+        needed = []
+    if not needed or not all(isinstance(name, str) for name in needed):
         raise UserError(f"{RECORD} does not hold the template, its commit and the answers: take it from git again.")
     return dict(record)
 
@@ -255,8 +263,8 @@ def report_changes(project: Path, trees: Trees) -> bytes:
     counts = git(*command, "-z", "--numstat", *files, folder=top).split("\0")
     rows = [count.split("\t") for count in counts if count]
     print_files(
-        f"Other changes of the template: git apply -3 {PATCH} takes all, with --include=<file> one of",
-        [f"{'+' + added:>6} {'-' + removed_lines:>6}  {path}" for added, removed_lines, path in rows],
+        f"Other changes of the template: git apply -3 {PATCH} takes all, --include=<file> one:",
+        [f"{'+' + added:>6} {'-' + removed_lines:>6}  {prefix}{path}" for added, removed_lines, path in rows],
     )
     return git(*command, "-p", "--binary", "--full-index", *files, folder=top).encode("utf-8", "surrogateescape")
 

@@ -1,4 +1,4 @@
-"""Classification: one label of several for each sample, or any number of them."""
+"""Classification with one label for each sample, or with any number of labels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,13 +21,13 @@ from ..engine import BaseModule, ClassWeights, CrossEntropy, DataSpec, UserError
 
 
 class Classifier(BaseModule):
-    """Trains `net(spec)` with cross entropy: to logits `(B, K)`, from labels `(B,)` or, of several, `(B, K)` of 0 or 1.
+    """Trains `net(spec)` with cross entropy, from labels `(B,)`, or several labels `(B, K)` of 0 or 1.
 
-    Logs `acc` and `f1` (macro); of several labels, `acc` is the share of right answers over samples and labels. With
-    `class_weights` a sample counts in each loss by its label's weight, in no other figure.
+    Logs `acc` and `f1` (macro); for several labels, `acc` is the share of correct answers over samples and labels. With
+    `class_weights` a sample counts in each loss by its label's weight, but not in the metrics.
     """
 
-    figure = "acc"
+    train_metric = "acc"
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ class Classifier(BaseModule):
         if self.several and class_weights is not None:
             raise UserError("model.class_weights is for one label a sample: leave it out where there are several.")
         self.loss = CrossEntropy(spec, class_weights)
-        number = spec.num_outputs
+        num_labels = spec.num_outputs
         scores: dict[str, Metric | MetricCollection]
         if self.several:
-            scores = {"acc": MultilabelAccuracy(number, average="micro"), "f1": MultilabelF1Score(number)}
-            self.test_counts: Metric = MultilabelConfusionMatrix(number)  # (K, 2, 2)
+            scores = {"acc": MultilabelAccuracy(num_labels, average="micro"), "f1": MultilabelF1Score(num_labels)}
+            self.test_counts: Metric = MultilabelConfusionMatrix(num_labels)  # (K, 2, 2)
         else:
-            scores = {"acc": MulticlassAccuracy(number, average="micro"), "f1": MulticlassF1Score(number)}
-            self.test_counts = MulticlassConfusionMatrix(number)  # (K, K), rows the true labels
+            scores = {"acc": MulticlassAccuracy(num_labels, average="micro"), "f1": MulticlassF1Score(num_labels)}
+            self.test_counts = MulticlassConfusionMatrix(num_labels)  # (K, K), rows the true labels
         self.val_scores = MetricCollection(scores, prefix="val/")
         self.test_scores = MetricCollection(scores, prefix="test/")
 
@@ -77,10 +77,10 @@ class Classifier(BaseModule):
         loss: Tensor = self.loss(outputs, y, smoothing)
         return loss
 
-    def figure_sum(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def metric_sum(self, outputs: Tensor, y: Tensor) -> Tensor:
         if self.several:
             return ((outputs > 0) == (y > 0.5)).sum()
         return (outputs.argmax(dim=1) == y).sum()
 
-    def finished(self, mean: Tensor) -> Tensor:
+    def metric_from_mean(self, mean: Tensor) -> Tensor:
         return mean / self.spec.num_outputs if self.several else mean

@@ -8,8 +8,8 @@ from ..engine import DataSpec, Segments, UserError
 class CNN(nn.Module):
     """Normalised pictures `(B, C, H, W)` to logits `(B, K)`.
 
-    GroupNorm (Wu and He, 2018, arXiv:1803.08494) normalises each sample by itself, so the result does not depend on
-    how a batch is split over devices; BatchNorm's statistics would.
+    GroupNorm (Wu and He, 2018, arXiv:1803.08494) normalises each sample separately, so that the result does not depend
+    on how a batch is split over devices, as it would with BatchNorm.
 
     The picture is halved after every layer but the first, down to a side of 4.
     """

@@ -13,11 +13,11 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricColl
 from ..engine import BaseModule, DataSpec, UserError
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
-NUM_BINS, WIDEST = 48, 3.0  # of a picture of predictions beside the truth: 3 deviations to both sides
+NUM_BINS, MAX_DEVIATION = 48, 3.0  # of the plotted histogram, on both sides of the mean
 
 
-class Beside(Metric):
-    """Counts of samples `(NUM_BINS, NUM_BINS)` by their true value and by what was predicted, in deviations."""
+class Histogram(Metric):
+    """Counts of samples `(NUM_BINS, NUM_BINS)` by their true and their predicted value, in standard deviations."""
 
     counts: Tensor
 
@@ -27,7 +27,8 @@ class Beside(Metric):
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
         rows, columns = (
-            ((x + WIDEST) / (2 * WIDEST) * NUM_BINS).long().clamp(0, NUM_BINS - 1) for x in (truth, predicted)
+            ((x + MAX_DEVIATION) / (2 * MAX_DEVIATION) * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+            for x in (truth, predicted)
         )
         self.counts += torch.bincount(rows * NUM_BINS + columns, minlength=NUM_BINS**2).view(NUM_BINS, NUM_BINS)
 
@@ -36,12 +37,12 @@ class Beside(Metric):
 
 
 class Regressor(BaseModule):
-    """Trains `net(spec)` to outputs `(B, 1)`: the target in deviations from its mean, from `(B,)` in its units.
+    """Trains `net(spec)` to outputs `(B, 1)`, standardised, from targets `(B,)` in their own units.
 
-    Logs `rmse` and `mae` in the units of the target, and `r2`; the loss is that of the target in deviations.
+    Logs `rmse` and `mae` in the units of the target, and `r2`; the loss is computed from the standardised target.
     """
 
-    figure = "rmse"
+    train_metric = "rmse"
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Regressor(BaseModule):
         )
         if spec.task != "regression":
             raise UserError("the data has labels to predict, and no numbers: take the model of task=classification.")
-        self.loss_of: Callable[[Tensor, Tensor], Tensor] = LOSSES[loss]
+        self.loss: Callable[[Tensor, Tensor], Tensor] = LOSSES[loss]
         scores: dict[str, Metric | MetricCollection] = {
             "rmse": MeanSquaredError(squared=False),
             "mae": MeanAbsoluteError(),
@@ -70,30 +71,29 @@ class Regressor(BaseModule):
         }
         self.val_scores = MetricCollection(scores, prefix="val/")
         self.test_scores = MetricCollection(scores, prefix="test/")
-        self.test_counts: Metric = Beside()
+        self.test_counts: Metric = Histogram()
 
-    def in_deviations(self, y: Tensor) -> Tensor:
+    def standardized(self, y: Tensor) -> Tensor:
         return (y - self.spec.target_mean) / self.spec.target_std
 
-    def compared(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return outputs[:, 0], self.in_deviations(y)
+    def score_inputs(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return outputs[:, 0], self.standardized(y)
 
     def batch_loss(self, outputs: Tensor, y: Tensor, training: bool) -> Tensor:
-        predicted, truth = self.compared(outputs, y)
-        found: Tensor = self.loss_of(predicted, truth.to(predicted.dtype))
-        return found
+        predicted, truth = self.score_inputs(outputs, y)
+        return self.loss(predicted, truth.to(predicted.dtype))
 
-    def figure_sum(self, outputs: Tensor, y: Tensor) -> Tensor:
-        predicted, truth = self.compared(outputs, y)
+    def metric_sum(self, outputs: Tensor, y: Tensor) -> Tensor:
+        predicted, truth = self.score_inputs(outputs, y)
         return (predicted - truth).square().sum()
 
-    def finished(self, mean: Tensor) -> Tensor:
+    def metric_from_mean(self, mean: Tensor) -> Tensor:
         return mean.sqrt() * self.spec.target_std
 
     def read_scores(self, scores: MetricCollection) -> dict[str, Tensor]:
-        """Of what was compared in deviations: sums of squares of large numbers would lose their digits."""
-        figures = super().read_scores(scores)
-        return {name: value if name.endswith("r2") else value * self.spec.target_std for name, value in figures.items()}
+        """Converts scores to the units of the target, in which sums of squares could lose their digits."""
+        values = super().read_scores(scores)
+        return {name: value if name.endswith("r2") else value * self.spec.target_std for name, value in values.items()}
 
     def test_figures(self, first: Tensor, y: Tensor) -> dict[str, float]:
-        return super().test_figures(self.in_deviations(first), y)
+        return super().test_figures(self.standardized(first), y)

@@ -1,19 +1,19 @@
-"""`model=mlp` for tables: what a column holds becomes numbers of about the same size, and linear layers follow."""
+"""`model=mlp` for tables: columns become features of about the same scale, which linear layers take."""
 
 import torch
 from torch import Tensor, nn
 
 from ..engine import Constants, DataSpec, Segments, UserError
 
-MOST_DIMENSIONS = 50  # of an embedding
+MAX_DIMENSIONS = 50  # of an embedding
 
 
 class Columns(Constants):
     """Normalised rows `(B, C)`, with NaN for gaps and codes of categories, to features `(B, num_features)`.
 
-    A missing number becomes 0, the mean; where some were missing in training, one more feature says so. A category
-    becomes a row of an embedding (Guo and Berkhahn, 2016, arXiv:1604.06737); that of code 0, unseen or missing,
-    begins as zeros.
+    A missing number becomes 0, the mean, and a second feature marks the gap if the column had gaps in training. A
+    category becomes a row of an embedding (Guo and Berkhahn, 2016, arXiv:1604.06737); that of code 0, unseen or
+    missing, is initialised with zeros.
     """
 
     numeric: Tensor
@@ -25,14 +25,14 @@ class Columns(Constants):
         super().__init__()
         if not spec.columns:
             raise UserError(f"the network takes tables, and the data says nothing of its columns: {spec.input_shape}.")
-        numeric = [place for place, column in enumerate(spec.columns) if column["categories"] is None]
-        categorical = [place for place in range(len(spec.columns)) if place not in numeric]
-        gaps = [place for place in numeric if spec.columns[place]["gaps"]]
-        num_codes = [1 + len(spec.columns[place]["categories"]) for place in categorical]
+        numeric = [number for number, column in enumerate(spec.columns) if column["categories"] is None]
+        categorical = [number for number in range(len(spec.columns)) if number not in numeric]
+        gaps = [number for number in numeric if spec.columns[number]["gaps"]]
+        num_codes = [1 + len(spec.columns[number]["categories"]) for number in categorical]
         self.num_numeric, self.num_gaps = len(numeric), len(gaps)
         self.embeddings, self.num_features = nn.ModuleList(), len(numeric) + len(gaps)
         for size in num_codes:
-            embedding = nn.Embedding(size, min(MOST_DIMENSIONS, (size + 1) // 2))
+            embedding = nn.Embedding(size, min(MAX_DIMENSIONS, (size + 1) // 2))
             nn.init.zeros_(embedding.weight.data[0])
             self.embeddings.append(embedding)
             self.num_features += embedding.embedding_dim
@@ -49,7 +49,7 @@ class Columns(Constants):
             features.append(torch.isnan(x.index_select(1, self.gaps)).to(x.dtype))
         if len(self.embeddings):
             codes = x.index_select(1, self.categorical)
-            codes = torch.where((codes >= 0) & (codes < self.num_codes), codes, 0).long()  # unseen, whatever was sent
+            codes = torch.where((codes >= 0) & (codes < self.num_codes), codes, 0).long()  # any other code is unseen
             features += [embedding(code) for embedding, code in zip(self.embeddings, codes.unbind(1), strict=True)]
         return torch.cat(features, dim=1)
 

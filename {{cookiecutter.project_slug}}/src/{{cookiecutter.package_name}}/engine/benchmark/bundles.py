@@ -18,7 +18,7 @@ from ..export.formats import FORMATS
 from ..export.timing import Timer
 from ..export.verify import read_checked
 from ..inference.runtime import GOLDEN, find_bundle
-from .benchmark import Options
+from .options import Options
 from .report import circumstances, plot, print_table, speedup
 
 EAGER = "safetensors"  # eager mode is built from the weights

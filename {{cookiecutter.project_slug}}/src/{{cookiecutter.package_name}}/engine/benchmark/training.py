@@ -22,7 +22,7 @@ from ..console import bar, python, shown, write_json
 from ..distributed.devices import resolve_devices
 from ..errors import UserError
 from ..runs.provenance import versions
-from .benchmark import Options
+from .options import Options
 from .report import circumstances, plot, print_table, speedup
 
 OWN = (*Options.__annotations__, "task_name", "hydra")  # options that `train` does not have, or not alike

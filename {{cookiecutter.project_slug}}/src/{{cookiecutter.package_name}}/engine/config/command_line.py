@@ -94,7 +94,6 @@ def _compose_and_run(
     resumes: bool,
     exit_codes: list[int],
 ) -> None:
-    @functools.wraps(main)
     def job(cfg: DictConfig) -> None:
         try:
             main(_as_plain_data(cfg, needs))
@@ -102,6 +101,7 @@ def _compose_and_run(
             exit_codes.append(_print_refusal(refusal))
             remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")
 
+    job.__module__ = f"{PACKAGE}.{name}"  # Hydra takes the name of the job from it
     # Otherwise Hydra prints an error of its own and exits before the sentence below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_with_hydra()

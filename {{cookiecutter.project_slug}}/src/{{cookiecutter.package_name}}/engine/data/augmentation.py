@@ -1,14 +1,14 @@
 """Augmentation of pictures by kornia, for `Augmented`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import kornia.augmentation as ka
 import torch
 from torch import Tensor, nn
 
-# Those that draw one row of parameters for each picture: a batch is computed at once, to the same pixels. Others may
-# share what they draw, as ColorJitter does the order of its steps, and take one picture after another.
-AT_ONCE = (
+# Transforms that draw one row of parameters for each picture: a batch is computed at once, to the same pixels. Others
+# may share what they draw, as ColorJitter does the order of its steps, and take one picture after another.
+BATCHED = (
     ka.RandomAffine,
     ka.RandomBrightness,
     ka.RandomContrast,
@@ -19,38 +19,44 @@ AT_ONCE = (
 )
 
 
-class Transformed:
-    """Kornia's `transforms` one after another, on pictures `(B, C, H, W)`, uint8 from 0 to 255.
+class KorniaAugmentation:
+    """Applies kornia's `transforms` one after another to pictures `(B, C, H, W)`, uint8 from 0 to 255.
 
-    They draw from torch's global generator, which is set from that of each picture for as long as they do.
+    They draw from torch's global generator, which is seeded for each picture from its own, and restored.
     """
 
     def __init__(self, transforms: Sequence[nn.Module]) -> None:
         self.transforms = list(transforms)
 
     def __call__(self, pictures: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        changed = pictures.float() / 255  # as kornia takes them
+        changed = pictures.float() / 255  # the range that kornia expects
         with torch.random.fork_rng(devices=[]):
             for transform in self.transforms:
                 seeds = [int(torch.randint(2**62, (), generator=generator)) for generator in generators]
-                changed = _applied(transform, changed, seeds)
+                changed = _apply(transform, changed, seeds)
         if changed.shape != pictures.shape:
             made, given = tuple(changed.shape[1:]), tuple(pictures.shape[1:])
             raise ValueError(f"augmentation made {made} of a picture of {given}")
         return (changed.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _applied(transform: nn.Module, pictures: Tensor, seeds: Sequence[int]) -> Tensor:
+def augmentation(transforms: Mapping[str, nn.Module | None] | None) -> KorniaAugmentation | None:
+    """From the section `augment` of a data set, in which null leaves a transform out."""
+    chosen = [transform for transform in (transforms or {}).values() if transform is not None]
+    return KorniaAugmentation(chosen) if chosen else None
+
+
+def _apply(transform: nn.Module, pictures: Tensor, seeds: Sequence[int]) -> Tensor:
     drawn, changed = [], []
     for picture, seed in zip(torch.split(pictures, 1), seeds, strict=True):
         torch.default_generator.manual_seed(seed)
-        if isinstance(transform, AT_ONCE):
+        if isinstance(transform, BATCHED):
             drawn.append(transform.forward_parameters(picture.shape))
         else:
             changed.append(transform(picture))
     if not drawn:
         return torch.cat(changed)
-    params = {name: torch.cat([of_picture[name] for of_picture in drawn]) for name in drawn[0]}
+    params = {name: torch.cat([parameters[name] for parameters in drawn]) for name in drawn[0]}
     params["forward_input_shape"] = torch.tensor(pictures.shape)
-    together: Tensor = transform(pictures, params=params)
-    return together
+    result: Tensor = transform(pictures, params=params)
+    return result

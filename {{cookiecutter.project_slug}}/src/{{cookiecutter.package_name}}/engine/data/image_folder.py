@@ -1,38 +1,39 @@
-"""`data=image_folder`: picture files of one's own, decoded by worker processes while the network trains."""
+"""`data=image_folder`: picture files of one's own, decoded by worker processes while the network trains.
 
+They lie in a folder for each label, or a CSV lists their paths and labels.
+"""
+
+import csv
 import hashlib
+import io
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from ..inference.images import read_picture
+from ..inference.images import SUFFIXES, read_picture
+from ..inference.inputs import files_within
 from ..spec import DataSpec
-from .augmentation import Transformed
-from .image_listing import Picture, list_pictures
-from .image_scan import look_at, num_cores
-from .labels import counts_of, known_labels, numbered, rarest
-from .loader import Batch
-from .pixel_statistics import Sums, statistics_of
-from .samples import Augmented, Samples, check_batch, check_options, evaluation_loader, training_loader
-from .splits import LEAST
+from .augmentation import augmentation
+from .data_module import SamplesDataModule
+from .labels import SEPARATOR, count_labels, known_labels, label_numbers, rarest_labels
+from .pixel_statistics import Sums, scan_pictures, statistics_of_sums
+from .samples import Batch, Samples
+from .splits import MIN_SAMPLES, SPLIT_NAMES, SPLITS
 
 log = logging.getLogger(__name__)
 
 NUM_NAMED = 5  # of the files that cannot be read
-MOST_WORKERS = 8
 
 
 class PicturesOnDisk(Samples):
-    """Decoded as they are fetched: `(B, *shape)` uint8, and labels `(B,)`; read as the server reads them."""
+    """Pictures `(B, *shape)`, uint8, decoded as they are fetched, by the function that the server reads them with."""
 
     def __init__(self, files: list[Path], labels: Tensor, shape: tuple[int, int, int]) -> None:
         self.files = np.array([os.fsencode(path) for path in files])  # one array: worker processes share it
@@ -45,11 +46,20 @@ class PicturesOnDisk(Samples):
         return torch.from_numpy(inputs), self.labels[torch.tensor(indices, dtype=torch.long)]
 
 
-class ImageFolderDataModule(pl.LightningDataModule):
+class Picture(NamedTuple):
+    """`name` is the path below the root, or as the CSV lists it; `split` is None if it is not given."""
+
+    path: Path
+    name: str
+    label: str
+    split: str | None
+
+
+class ImageFolderDataModule(SamplesDataModule):
     """Pictures `(N, C, H, W)`, uint8 from 0 to 255, resized to `size` (height, width), and labels `(N,)`, int64.
 
-    Where the split is not given, it is made of each label on its own, by `split_seed` and the names of the files: a
-    picture stays in its split when `seed` changes. A file that cannot be read is named, and left out.
+    A split that is not given is made of each label separately, from `split_seed` and the names of the files: a picture
+    stays in its split when `seed` changes. A file that cannot be read is named, and left out.
     """
 
     def __init__(
@@ -69,33 +79,31 @@ class ImageFolderDataModule(pl.LightningDataModule):
         num_workers: int | None = None,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__()
         if root is None:
             raise UserError(
                 "data.root= is needed: give a folder with a folder for each label, or a CSV of path, label."
             )
         if len(size) != 2 or min(size) < 1:
             raise UserError(f"data.size={size} is no size of a picture: give height and width, as [64,64].")
-        check_options(batch_size, num_workers or 0, val_fraction=val_fraction, test_fraction=test_fraction)
-        self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
-        self.num_workers, self.pin_memory = num_workers, pin_memory
-        self.transforms = [transform for transform in (augment or {}).values() if transform is not None]
+        fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        super().__init__(batch_size, micro_batch_size, seed, num_workers, pin_memory, **fractions)
+        self.augment = augmentation(augment)
         shape = (int(channels), size[0], size[1])
         several = task == "multilabel"
         pictures, sums, squares = _readable(list_pictures(Path(root), several), several, shape, Path(cache_dir))
         words = [picture.label for picture in pictures]
-        groups = rarest(words, LEAST) if several else words
-        rows = split(pictures, groups, val_fraction, test_fraction, split_seed)
+        groups = rarest_labels(words, MIN_SAMPLES) if several else words
+        rows = split_pictures(pictures, groups, val_fraction, test_fraction, split_seed)
         labels = tuple(known_labels((words[row] for row in rows["train"]), several))
         self.samples = {}
-        for name, of_split in rows.items():
-            truth, unknown = numbered([words[row] for row in of_split], labels, several)
+        for name, members in rows.items():
+            truth, unknown = label_numbers([words[row] for row in members], labels, several)
             if unknown is not None:
-                raise UserError(f"label '{words[of_split[unknown]]}' is in {name}, but no training picture shows it.")
-            self.samples[name] = PicturesOnDisk([pictures[row].path for row in of_split], truth, shape)
-        check_batch(batch_size, len(rows["train"]))
-        mean, std = statistics_of(sums[rows["train"]], squares[rows["train"]], size[0] * size[1])
-        made = any(picture.split is None for picture in pictures) or len({picture.split for picture in pictures}) < 3
+                raise UserError(f"label '{words[members[unknown]]}' is in {name}, but no training picture shows it.")
+            self.samples[name] = PicturesOnDisk([pictures[row].path for row in members], truth, shape)
+        mean, std = statistics_of_sums(sums[rows["train"]], squares[rows["train"]], size[0] * size[1])
+        is_split_given = {picture.split for picture in pictures} == set(SPLITS)
+        names = [pictures[row].name for row in rows["train"]]
         self.spec = DataSpec(
             name=Path(root).stem,
             task=task,
@@ -105,80 +113,119 @@ class ImageFolderDataModule(pl.LightningDataModule):
             labels=labels,
             mean=mean,
             std=std,
-            label_counts=counts_of(self.samples["train"].labels, len(labels)),
+            label_counts=count_labels(self.samples["train"].labels, len(labels)),
             description=f"{len(pictures):,} pictures of {len(labels)} labels, resized to {size[0]} x {size[1]} pixels.",
-            fingerprint=_fingerprint([pictures[row].name for row in rows["train"]]) if made else "",
+            fingerprint="" if is_split_given else hashlib.sha256("\n".join(names).encode()).hexdigest(),
         )
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        samples: PicturesOnDisk | Augmented = self.samples["train"]
-        if self.transforms:
-            samples = Augmented(self.samples["train"], Transformed(self.transforms), self.seed)
-        return training_loader(samples, self.batch_size, self.seed, self.trainer, **self._loader_options())
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return evaluation_loader(self.samples["val"], self.batch_size, self.trainer, **self._loader_options())
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return evaluation_loader(self.samples["test"], self.batch_size, self.trainer, **self._loader_options())
-
-    def _loader_options(self) -> dict[str, Any]:
-        num_workers = enough_workers(self.trainer) if self.num_workers is None else self.num_workers
-        return {"num_workers": num_workers, "pin_memory": self.pin_memory}
-
-
-def enough_workers(trainer: pl.Trainer | None) -> int:
-    """A machine's cores are shared by the processes that train on it."""
-    processes = 1 if trainer is None else trainer.world_size // getattr(trainer, "num_nodes", 1)
-    return max(1, min(MOST_WORKERS, num_cores() // processes))
 
 
 def _readable(
     pictures: list[Picture], several: bool, shape: tuple[int, int, int], cache_dir: Path
 ) -> tuple[list[Picture], Sums, Sums]:
-    found = look_at([picture.path for picture in pictures], shape, cache_dir)
-    broken = np.flatnonzero(found.reasons != "")
+    scan = scan_pictures([picture.path for picture in pictures], shape, cache_dir)
+    broken, rows = np.flatnonzero(scan.reasons != ""), np.flatnonzero(scan.reasons == "")
     if len(broken):
-        named = "; ".join(f"{pictures[row].name} ({found.reasons[row]})" for row in broken[:NUM_NAMED])
+        named = "; ".join(f"{pictures[row].name} ({scan.reasons[row]})" for row in broken[:NUM_NAMED])
         more = "" if len(broken) <= NUM_NAMED else "; ..."
         log.warning("left out    %d of %d pictures that cannot be read: %s%s", len(broken), len(pictures), named, more)
-    kept = np.flatnonzero(found.reasons == "")
-    readable = [pictures[row] for row in kept]
+    readable = [pictures[row] for row in rows]
     there, left = (known_labels((picture.label for picture in part), several) for part in (pictures, readable))
     for label in sorted(set(there) - set(left)):
         raise UserError(f"no picture of the label '{label}' can be read: leave the label out, or mend its files.")
-    return readable, found.sums[kept], found.squares[kept]
+    return readable, scan.sums[rows], scan.squares[rows]
 
 
-def split(
+def split_pictures(
     pictures: list[Picture], groups: list[str], val_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, list[int]]:
-    """Rows of each split; one that is not given is taken out of the training pictures, each label in proportion."""
-    rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    """Rows of each split; one that is not given is taken out of the training pictures, each group in proportion."""
+    rows: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row, picture in enumerate(pictures):
         rows[picture.split or "train"].append(row)
-    made = {name: part for name, part in (("test", test_fraction), ("val", val_fraction)) if not rows[name]}
-    if not made:
+    missing = {name: part for name, part in (("test", test_fraction), ("val", val_fraction)) if not rows[name]}
+    if not missing:
         return rows
-    of_label: dict[str, list[int]] = {}
+    members_by_label: dict[str, list[int]] = {}
     for row in rows["train"]:
-        of_label.setdefault(groups[row], []).append(row)
-    for label, members in of_label.items():
-        if len(members) <= len(made):
+        members_by_label.setdefault(groups[row], []).append(row)
+    for label, members in members_by_label.items():
+        if len(members) <= len(missing):
             raise UserError(
                 f"the label '{label}' has {len(members)} pictures, too few to split: give more, or leave it out."
             )
         members.sort(key=lambda row: hashlib.sha256(f"{seed}:{pictures[row].name}".encode()).digest())
         num_members = len(members)
-        for name, part in made.items():
-            taken = max(1, round(part * num_members))
-            rows[name] += members[:taken]
-            del members[:taken]
+        for name, part in missing.items():
+            size = max(1, round(part * num_members))
+            rows[name] += members[:size]
+            del members[:size]
         if not members:
             raise UserError(f"the label '{label}' has no training picture left: make data.test_fraction smaller.")
-    rows["train"] = [row for members in of_label.values() for row in members]
-    return {name: sorted(of_split) for name, of_split in rows.items()}
+    rows["train"] = [row for members in members_by_label.values() for row in members]
+    return {name: sorted(members) for name, members in rows.items()}
 
 
-def _fingerprint(names: list[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+def list_pictures(root: Path, several: bool = False) -> list[Picture]:
+    """Sorted by name, so that no file system decides about the order; raises `UserError` for what is no data set."""
+    if not root.exists():
+        raise UserError(f"data.root={root} does not exist: give a folder with a folder for each label, or a CSV.")
+    if several and root.is_dir():
+        raise UserError(
+            f"data.root={root} is a folder: several labels of a picture stand in a CSV, as red{SEPARATOR}round."
+        )
+    found = _list_folder(root) if root.is_dir() else _list_csv(root, several)
+    pictures = sorted(found, key=lambda picture: picture.name)
+    labels = known_labels((picture.label for picture in pictures), several)
+    if len(labels) < 2:
+        found_labels = f"one label, '{labels[0]}'" if labels else "no picture"
+        raise UserError(f"data.root={root} holds {found_labels}: there must be two or more labels to tell apart.")
+    return pictures
+
+
+def _list_folder(root: Path) -> Iterator[Picture]:
+    folders = _visible_folders(root)
+    splits = {folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_NAMES}
+    if "train" not in splits.values():
+        yield from _list_labels(root, folders, None)
+        return
+    for folder in folders:
+        if folder not in splits:
+            raise UserError(f"{folder} lies beside the folders of the splits: move it into them, or away.")
+        yield from _list_labels(root, _visible_folders(folder), splits[folder])
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _list_labels(root: Path, folders: list[Path], split: str | None) -> Iterator[Picture]:
+    for folder in folders:
+        files = files_within(folder, SUFFIXES)
+        if not files:
+            raise UserError(f"{folder} holds no picture ({' '.join(SUFFIXES)}): put some in, or remove it.")
+        for path in files:
+            yield Picture(path, path.relative_to(root).as_posix(), folder.name, split)
+
+
+def _list_csv(file: Path, several: bool) -> Iterator[Picture]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.root={file} is no CSV in UTF-8 ({error.reason} at byte {error.start}).") from error
+    try:
+        dialect: type[csv.Dialect] = csv.Sniffer().sniff(text[:65536], delimiters=",;\t")
+    except csv.Error:
+        dialect = csv.excel
+    rows = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
+    names = {name.strip().lower(): name for name in rows.fieldnames or []}
+    if not {"path", "label"} <= names.keys():
+        columns = ", ".join(names) or "none"
+        raise UserError(f"data.root={file} needs the columns path and label, and may have split; it has: {columns}.")
+    for row in rows:
+        values = {name: (row[column] or "").strip() for name, column in names.items()}
+        split = values.get("split", "").lower()
+        if not values["path"] or not (values["label"] or several):
+            raise UserError(f"{file}, line {rows.line_num}: the path or the label is missing.")
+        if ("split" in names) != (split in SPLIT_NAMES):
+            raise UserError(f"{file}, line {rows.line_num}: split='{split}' is none of train, val and test.")
+        yield Picture(file.parent / values["path"], values["path"], values["label"], SPLIT_NAMES.get(split))

@@ -1,7 +1,7 @@
-"""How a set is split where no split is given."""
+"""Splitting a data set that comes without a split."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,24 +11,24 @@ from sklearn.model_selection import train_test_split
 from ..errors import UserError
 
 SPLITS = ("train", "val", "test")
-# What splits are called where they are given.
+# The names of splits in folders and columns.
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-LEAST = 5  # of a label, that each split has one
+MIN_SAMPLES = 5  # of a label, so that each split has one
+
+Rows = dict[str, npt.NDArray[np.int64]]
 
 
-def stratified(
-    labels: Sequence[Any] | npt.NDArray[Any], val_fraction: float, test_fraction: float, seed: int
-) -> dict[str, npt.NDArray[np.int64]]:
-    """Rows of each split, which holds every label in the same proportion; refuses a label that is too rare for it."""
+def stratified(labels: Sequence[Any] | npt.NDArray[Any], val_fraction: float, test_fraction: float, seed: int) -> Rows:
+    """Rows of each split, each with every label in the same proportion; refuses a label that is too rare for it."""
     counts = Counter(labels)
     rarest = min(counts, key=lambda label: counts[label])
-    if counts[rarest] < LEAST:
+    if counts[rarest] < MIN_SAMPLES:
         raise UserError(
-            f"the label '{rarest}' has {counts[rarest]} samples, too few to split: give {LEAST} or more, "
+            f"the label '{rarest}' has {counts[rarest]} samples, too few to split: give {MIN_SAMPLES} or more, "
             "or leave it out."
         )
     try:
-        return _split(len(labels), val_fraction, test_fraction, seed, lambda rows: [labels[row] for row in rows])
+        return _split(len(labels), val_fraction, test_fraction, seed, np.unique(labels, return_inverse=True)[1])
     except ValueError as error:
         raise UserError(
             f"{len(labels)} samples of {len(counts)} labels are too few for data.val_fraction={val_fraction} and "
@@ -36,24 +36,18 @@ def stratified(
         ) from error
 
 
-def shuffled(
-    num_samples: int, val_fraction: float, test_fraction: float, seed: int
-) -> dict[str, npt.NDArray[np.int64]]:
+def shuffled(num_samples: int, val_fraction: float, test_fraction: float, seed: int) -> Rows:
     """Rows of each split, at random."""
-    if num_samples < LEAST:
-        raise UserError(f"{num_samples} samples are too few to split: give {LEAST} or more.")
-    return _split(num_samples, val_fraction, test_fraction, seed, lambda rows: None)
+    if num_samples < MIN_SAMPLES:
+        raise UserError(f"{num_samples} samples are too few to split: give {MIN_SAMPLES} or more.")
+    return _split(num_samples, val_fraction, test_fraction, seed, None)
 
 
 def _split(
-    num_samples: int,
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    labels_of: Callable[[npt.NDArray[np.int64]], Sequence[Any] | None],
-) -> dict[str, npt.NDArray[np.int64]]:
+    num_samples: int, val_fraction: float, test_fraction: float, seed: int, labels: npt.NDArray[np.int64] | None
+) -> Rows:
     rows = np.arange(num_samples)
-    rest, test = train_test_split(rows, test_size=test_fraction, stratify=labels_of(rows), random_state=seed)
-    part = val_fraction / (1 - test_fraction)
-    train, val = train_test_split(rest, test_size=part, stratify=labels_of(rest), random_state=seed)
+    rest, test = train_test_split(rows, test_size=test_fraction, stratify=labels, random_state=seed)
+    part, labels = val_fraction / (1 - test_fraction), None if labels is None else labels[rest]
+    train, val = train_test_split(rest, test_size=part, stratify=labels, random_state=seed)
     return dict(zip(SPLITS, (train, val, test), strict=True))

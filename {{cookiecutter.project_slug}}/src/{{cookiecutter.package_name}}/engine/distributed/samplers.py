@@ -27,7 +27,7 @@ class BatchSplit:
     def of(cls, batch_size: int, num_devices: int, micro_batch_size: int | str | None = None) -> "BatchSplit":
         """Raises `UserError` for a batch that does not divide.
 
-        `micro_batch_size` is the most that a device holds at once; `auto` is for the callback `LargestMicroBatch` to find.
+        `micro_batch_size` is the most that a device holds at once; the callback `MicroBatchFinder` resolves `auto`.
         """
         share, rest = divmod(batch_size, num_devices)
         if rest:
@@ -104,8 +104,8 @@ class TrainingBatchSampler(Sampler[list[int]]):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield batch[part * size + self.rank : (part + 1) * size : self.world_size]
 
-    def of_step(self, step: int) -> list[int]:
-        """The samples of an optimiser step of this epoch, of all ranks."""
+    def step_samples(self, step: int) -> list[int]:
+        """The samples of an optimiser step of this epoch on all ranks."""
         return self._order()[step * self.batch_size : (step + 1) * self.batch_size]
 
     def _order(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""A bundle: `artifacts/<name>/<version>/`, published whole or not at all, with the manifest that describes it."""
+"""Publishes a bundle, `artifacts/<name>/<version>/`, as a whole or not at all, with the manifest that describes it."""
 
 import errno
 import hashlib
@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..atomic import atomic_write
 from ..console import write_json
 from ..errors import UserError
-from ..inference.runtime import MANIFEST, digest, versions
+from ..inference.runtime import MANIFEST, SCHEMA_VERSION, digest, versions
 from ..runs.provenance import git_state
 from ..runs.provenance import versions as package_versions
 from .gate import Limits, Parity
-from .signature import SCHEMA_VERSION, Contract
+from .signature import Contract
 from .triton import CONFIG, check_config, config_text
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ ABANDONED_AFTER = 24 * 3600  # seconds
 
 
 @contextmanager
-def incoming(name_dir: Path) -> Iterator[Path]:
-    """A folder beside the versions to build the next one in; whatever is left in it at the end is removed."""
-    made = [folder for folder in (name_dir, name_dir.parent) if not folder.exists()]
+def staging_folder(name_dir: Path) -> Iterator[Path]:
+    """Yields a folder beside the versions, in which the next one is built; what is left in it at the end is removed."""
+    created = [folder for folder in (name_dir, name_dir.parent) if not folder.exists()]
     try:
         name_dir.mkdir(parents=True, exist_ok=True)
-        for left in name_dir.glob(".incoming-*"):  # by an export that was killed
-            if time.time() - left.stat().st_mtime > ABANDONED_AFTER:
-                shutil.rmtree(left, ignore_errors=True)
+        for abandoned in name_dir.glob(".incoming-*"):  # by an export that was killed
+            if time.time() - abandoned.stat().st_mtime > ABANDONED_AFTER:
+                shutil.rmtree(abandoned, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=".incoming-", dir=name_dir))
         try:
             yield folder
@@ -46,18 +47,18 @@ def incoming(name_dir: Path) -> Iterator[Path]:
     except OSError as error:
         place = Path(os.fsdecode(error.filename)) if error.filename else name_dir
         if error.errno is None or not (place.is_relative_to(name_dir) or name_dir.is_relative_to(place)):
-            raise  # of the data, as a file that is missing
+            raise  # an error of the data, for example a missing file
         raise UserError(f"{name_dir} cannot be written: {error.strerror or error}; nothing was published.") from error
     finally:
-        for parent in made:
+        for parent in created:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
 
 
 def publish(folder: Path, seal: Callable[[Path, int], None]) -> Path:
-    """Renames `folder` to the next version; `seal(folder, version)` writes what depends on the number.
+    """Renames `folder` to the next version, after `seal(folder, version)` wrote what depends on the number.
 
-    A rename to a folder with files in it fails, so of two exports at once one takes the next number.
+    A rename to a folder that is not empty fails, so one of two simultaneous exports takes the next number.
     """
     folder.chmod(0o755)  # the temporary folder was private
     version = max(versions(folder.parent), default=0)
@@ -71,8 +72,8 @@ def publish(folder: Path, seal: Callable[[Path, int], None]) -> Path:
                 raise
 
 
-def check_standing_config(name_dir: Path, contract: Contract, max_batch_size: int, has_onnx: bool) -> None:
-    """Triton serves every version of this name by one configuration: made once, and held to from then on."""
+def check_triton_config(name_dir: Path, contract: Contract, max_batch_size: int, has_onnx: bool) -> None:
+    """Refuses an export that does not fit the configuration by which Triton serves every version of this name."""
     path = name_dir / CONFIG
     if path.exists():
         check_config(path, contract.signature, max_batch_size)
@@ -80,20 +81,20 @@ def check_standing_config(name_dir: Path, contract: Contract, max_batch_size: in
             raise UserError(f"{path} serves model.onnx: add onnx to formats, or give another export.name=.")
 
 
-def place_config(folder: Path, contract: Contract, max_batch_size: int) -> None:
-    """Beside the folder of a version that is about to be published; one that stands there already stays."""
-    path, made = folder.parent / CONFIG, folder / CONFIG
-    if path.exists():  # that of an export at the same time, it may be
+def write_triton_config(folder: Path, contract: Contract, max_batch_size: int) -> None:
+    """Writes the configuration beside the version that is about to be published, unless there is one."""
+    path = folder.parent / CONFIG
+    if path.exists():  # a simultaneous export may have written it
         check_config(path, contract.signature, max_batch_size)
-    else:
-        made.write_text(config_text(contract.name, contract.signature, max_batch_size), encoding="utf-8")
-        made.replace(path)
+        return
+    with atomic_write(path, "w") as file:
+        file.write(config_text(contract.name, contract.signature, max_batch_size))
 
 
 def describe(
     contract: Contract, checkpoint: "Checkpoint", parities: list[Parity], limits: Limits, **figures: Any
 ) -> dict[str, Any]:
-    """The manifest but for what only publishing tells: version, time and files."""
+    """Returns the manifest without what is known only at its publication: version, time and files."""
     spec = checkpoint.spec
     config = json.dumps(checkpoint.config, sort_keys=True, ensure_ascii=False)
     return {
@@ -129,18 +130,18 @@ def _target(spec: "DataSpec") -> dict[str, Any]:
 
 
 def write_manifest(contents: Mapping[str, Any], folder: Path) -> None:
-    """With size and hash of every file that lies in `folder`, beside those that `contents` lists already."""
-    lying = {
+    """Writes the manifest with size and hash of every file in `folder` and of those that `contents` lists already."""
+    found = {
         path.name: {"sha256": digest(path), "bytes": path.stat().st_size}
         for path in folder.iterdir()
         if path.name != MANIFEST
     }
-    files = dict(sorted({**contents.get("files", {}), **lying}.items()))
+    files = dict(sorted({**contents.get("files", {}), **found}.items()))
     write_json({**contents, "files": files}, folder / MANIFEST)
 
 
 def add_to(bundle: Path, manifest: Mapping[str, Any], write: Callable[[Path], None]) -> None:
-    """Moves what `write(folder)` makes into a published bundle, and at last the manifest that lists it.
+    """Moves the files that `write(folder)` makes into a published bundle, the manifest that lists them last.
 
     After an error or an interruption the bundle is as it was.
     """
@@ -167,7 +168,7 @@ def add_to(bundle: Path, manifest: Mapping[str, Any], write: Callable[[Path], No
 
 
 def without_local_paths(section: Any) -> Any:
-    """A folder of this machine means nothing elsewhere, and tells who trained: its last part is kept."""
+    """Shortens absolute paths to their last part: elsewhere they mean nothing, and they may name the user."""
     if isinstance(section, Mapping):
         return {key: without_local_paths(value) for key, value in section.items()}
     if isinstance(section, list):

@@ -1,4 +1,4 @@
-"""The table of formats, and what each of their modules does: `export`, `check` and `load`. Imports no torch."""
+"""The table of formats, and the functions of their modules: `export`, `check` and `load`. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ CALIBRATION_OPTIONS: dict[str, int | str] = {"num_calibration_samples": 512, "ca
 
 @dataclass(frozen=True)
 class Format:
-    """`options` are those of the section `export` that it takes, with their defaults; `needs` are Python packages.
+    """`options` are those that the format takes from the section `export`, with their defaults.
 
-    An `exact` format gives the trained model's figures; another is reduced, and held to the task metric. To load a
-    file that is `code` can run whatever was put into it.
+    An `exact` format reproduces the outputs of the trained model; a reduced one is judged by the task's metric. `needs`
+    are Python packages. Loading a file that is `code` can run whatever was put into it.
     """
 
     name: str
@@ -55,7 +55,7 @@ FORMATS = {
 
 
 class Run(Protocol):
-    """Input `(B, ...)` to the outputs in the order of the signature, each `(B, K)` float32."""
+    """Maps input `(B, ...)` to the outputs in the order of the signature, each `(B, K)` float32."""
 
     def __call__(self, inputs: Array) -> tuple[Array, ...]: ...
 
@@ -64,13 +64,13 @@ class Exporter(Protocol):
     """The module of a format."""
 
     def export(self, source: "Source") -> bytes:
-        """The contents of the file, with the contract's summary in it."""
+        """Returns the contents of the file, with the contract's summary in it."""
 
     def check(self, path: Path, contract: "Contract") -> None:
-        """Raises `GateFailure` for a file that is not what it should be, without running it; others where damaged."""
+        """Raises `GateFailure` for a file that breaks the contract, any error for a damaged one; runs neither."""
 
     def load(self, path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
-        """On the CPU; `optimize=False` runs the graph as it was written."""
+        """Loads the file on the CPU; `optimize=False` runs the graph as it was written."""
 
 
 def exporter(format_name: str) -> Exporter:

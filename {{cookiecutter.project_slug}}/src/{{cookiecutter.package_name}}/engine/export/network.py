@@ -1,4 +1,4 @@
-"""The network as it is deployed, and what an exporter makes its file of."""
+"""The network as it is deployed, and what an exporter gets."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ from torch import Tensor, nn
 
 from ..spec import DataSpec
 from ..training.base_module import BaseModule
-from ..training.output_layers import OutputLayer
+from ..training.layers import OutputLayer
 from .formats import Array, Run
-from .isolation import median_latency_ms
+from .gate import median_latency_ms
 from .signature import Contract, GateFailure
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an exporter makes its file of."""
+    """What an exporter gets."""
 
     network: nn.Module
     example: Tensor  # 2 samples or more: a batch of 1 would fix the axis
     contract: Contract
     options: Mapping[str, Any]  # of this format, by name
-    model_section: Mapping[str, Any]  # of the configuration, from which the network can be built again
+    model_section: Mapping[str, Any]  # the configuration from which the network can be built again
     spec: DataSpec
-    training_inputs: Callable[[int], Array]  # that many raw inputs `(N, ...)` of the training split
+    training_inputs: Callable[[int], Array]  # returns that many raw inputs `(N, ...)` of the training split
 
 
 class DeployedNetwork(nn.Module):
-    """Raw input `(B, *spec.input_shape)` to what the task answers, each `(B, K)` float32."""
+    """Maps raw input `(B, *spec.input_shape)` to the outputs of the task, each `(B, K)` float32."""
 
     def __init__(self, model: BaseModule) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class DeployedNetwork(nn.Module):
 
 
 def deployed(model: BaseModule) -> DeployedNetwork:
-    """In inference mode on the CPU, without gradients; a tensor of float64 that the network has of its own stays so."""
+    """Returns the network in inference mode on the CPU, without gradients; its own float64 tensors stay float64."""
     network = DeployedNetwork(model).to(device="cpu").eval()
     return network.requires_grad_(False)
 
 
 def eager(network: nn.Module) -> Run:
-    """The network as a format runs it: arrays in, arrays out."""
+    """Returns the network as a function of arrays, like a loaded file."""
 
     def run(inputs: Array) -> tuple[Array, ...]:
         with torch.inference_mode():
@@ -64,7 +64,7 @@ def eager(network: nn.Module) -> Run:
 
 
 def eager_latency_ms(network: nn.Module, inputs: Array) -> float:
-    """With one thread, as the files are timed."""
+    """Times one sample with one thread, as the files are timed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

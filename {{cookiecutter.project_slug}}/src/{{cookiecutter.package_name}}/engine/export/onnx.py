@@ -27,7 +27,7 @@ def export(source: Source) -> bytes:
 
 
 def export_model(source: Source) -> onnx.ModelProto:
-    """In float32; the smaller formats start from it too."""
+    """Exports in float32; the reduced formats start from it too."""
     import torch
 
     opset, newest = source.contract.opset, onnx.defs.onnx_opset_version()
@@ -51,7 +51,7 @@ def export_model(source: Source) -> onnx.ModelProto:
 
 
 def serialized(model: onnx.ModelProto, source: Source) -> bytes:
-    """Without what the exporter notes beside each node: stack traces, with paths of the machine that it ran on."""
+    """Drops what the exporter adds to each node: stack traces with paths of this machine."""
     for message in messages(model):
         for field in ("metadata_props", "doc_string"):
             if field in message.DESCRIPTOR.fields_by_name:
@@ -66,7 +66,7 @@ def check(path: Path, contract: Contract) -> None:
 
 
 def check_model(path: Path, contract: Contract) -> onnx.ModelProto:
-    """The same for each of the ONNX formats; returns the model for what is a format's own."""
+    """Checks what holds for all ONNX formats; returns the model for the checks of one format."""
     model = onnx.load(path, load_external_data=False)
     for message in messages(model):
         if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
@@ -99,7 +99,7 @@ def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
 
 
 def messages(message: Message) -> Iterator[Any]:
-    """The message and all that lie in it."""
+    """Yields the message and all messages within it."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
@@ -126,7 +126,7 @@ def _check_tensors(path: Path, kind: str, found: list[Any], expected: tuple[Tens
 
 
 def _check_inference_mode(path: Path, model: onnx.ModelProto) -> None:
-    """Dropout and BatchNormalization say in the graph whether they train; ONNX Runtime's optimiser would hide it.
+    """Refuses a Dropout or BatchNormalization in training mode, which ONNX Runtime's optimiser would hide.
 
     Functions and the branches of an `If` are searched too.
     """

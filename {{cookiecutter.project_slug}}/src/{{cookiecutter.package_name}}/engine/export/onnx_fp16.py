@@ -1,4 +1,4 @@
-"""`formats=[onnx_fp16]`: half the size; computed in 16 bits on a GPU, and in 32 bits where a device cannot."""
+"""`formats=[onnx_fp16]`: half the size; computed in 16 bits on a GPU, and in 32 bits on devices that cannot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "export", "load"]
 
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # with weights: where the work is
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators with weights
 
 
 def export(source: Source) -> bytes:
@@ -27,25 +27,25 @@ def export(source: Source) -> bytes:
     nodes = list(model.graph.node)
     first = next((place for place, node in enumerate(nodes) if node.op_type in PRODUCTS), 0)
     before, rest = nodes[:first], nodes[first:]
-    made = {name for node in before for name in node.output} | {value.name for value in model.graph.input}
-    taken_before, taken = _taken(before), _taken(rest)
-    between = made & taken
+    computed = {name for node in before for name in node.output} | {value.name for value in model.graph.input}
+    read_before, read = _inputs(before), _inputs(rest)
+    between = computed & read
     inputs = [value for value in (*model.graph.input, *model.graph.value_info) if value.name in between]
-    reduced = _reduced(model, rest, inputs, taken)
-    of_32_bits = [value.name for value in inputs if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
+    reduced = _reduced(model, rest, inputs, read)
+    in_32_bits = [value.name for value in inputs if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
     casts = [
-        onnx.helper.make_node("Cast", [name], [_of_16_bits(name)], to=onnx.TensorProto.FLOAT16) for name in of_32_bits
+        onnx.helper.make_node("Cast", [name], [_half_name(name)], to=onnx.TensorProto.FLOAT16) for name in in_32_bits
     ]
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in taken_before]
-    both = {tensor.name for tensor in kept} & taken
-    renamed = both.union(of_32_bits)
+    weights_before = [tensor for tensor in model.graph.initializer if tensor.name in read_before]
+    both = {tensor.name for tensor in weights_before} & read
+    renamed = both.union(in_32_bits)
     for message in messages(reduced.graph):
         if isinstance(message, onnx.NodeProto):
-            message.input[:] = [_of_16_bits(name) if name in renamed else name for name in message.input]
+            message.input[:] = [_half_name(name) if name in renamed else name for name in message.input]
     for tensor in reduced.graph.initializer:
-        tensor.name = _of_16_bits(tensor.name) if tensor.name in both else tensor.name
-    behind = list(reduced.graph.node)
-    for field, values in (("node", [*before, *casts, *behind]), ("initializer", [*kept, *reduced.graph.initializer])):
+        tensor.name = _half_name(tensor.name) if tensor.name in both else tensor.name
+    weights = [*weights_before, *reduced.graph.initializer]
+    for field, values in (("node", [*before, *casts, *reduced.graph.node]), ("initializer", weights)):
         parts = [type(value).FromString(value.SerializeToString()) for value in values]
         model.graph.ClearField(field)
         getattr(model.graph, field).extend(parts)
@@ -54,13 +54,13 @@ def export(source: Source) -> bytes:
 
 
 def _reduced(
-    model: onnx.ModelProto, rest: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], taken: set[str]
+    model: onnx.ModelProto, rest: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], read: set[str]
 ) -> onnx.ModelProto:
-    """The nodes `rest` as a model of its own, whose `inputs` are of 16 bits; of its outputs only those of the graph."""
+    """Returns the nodes `rest` as a model in 16 bits with these `inputs`; it has the outputs of the graph."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     part = onnx.ModelProto.FromString(model.SerializeToString())
-    weights = [tensor for tensor in model.graph.initializer if tensor.name in taken]
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
     for field, values in (("node", rest), ("input", inputs), ("initializer", weights), ("value_info", [])):
         part.graph.ClearField(field)
         getattr(part.graph, field).extend(values)
@@ -69,13 +69,13 @@ def _reduced(
     return reduced
 
 
-def _taken(nodes: list[onnx.NodeProto]) -> set[str]:
-    """Names of what the nodes read, those within their branches included."""
+def _inputs(nodes: list[onnx.NodeProto]) -> set[str]:
+    """Returns the names that the nodes read, within their branches too."""
     inner = (message for node in nodes for message in messages(node) if isinstance(message, onnx.NodeProto))
     return {name for node in inner for name in node.input}
 
 
-def _of_16_bits(name: str) -> str:
+def _half_name(name: str) -> str:
     return f"{name}_16_bits"
 
 

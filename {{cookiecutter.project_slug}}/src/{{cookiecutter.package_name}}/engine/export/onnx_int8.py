@@ -1,4 +1,4 @@
-"""`formats=[onnx_int8]`: weights and activations of 8 bits, scaled by what samples of the training split show."""
+"""`formats=[onnx_int8]`: weights and activations of 8 bits, calibrated on samples of the training split."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "export", "load"]
 
-# Where the weights are; the rest stays in float32, softmax and normalisation above all.
+# Operators with weights; the rest stays in float32, above all softmax and normalisation.
 QUANTIZED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 BATCH_SIZE = 64
 
 
 def export(source: Source) -> bytes:
-    """Static quantization as by Jacob et al. (2018, arXiv:1712.05877), one scale for each channel of the weights."""
+    """Quantizes statically as by Jacob et al. (2018, arXiv:1712.05877), one scale for each channel of the weights."""
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, quantize_static
 
     class Samples(CalibrationDataReader):  # type: ignore[misc]
@@ -45,9 +45,9 @@ def export(source: Source) -> bytes:
         "entropy": CalibrationMethod.Entropy,
         "percentile": CalibrationMethod.Percentile,
     }
-    logging.getLogger().addFilter(_is_no_advice)
+    logging.getLogger().addFilter(_is_not_advice)
     try:
-        # Some ways to calibrate print what they do.
+        # Some calibration methods print what they do.
         with tempfile.TemporaryDirectory(prefix="int8-") as scratch, redirect_stdout(io.StringIO()):
             quantized = Path(scratch, "quantized.onnx")
             quantize_static(
@@ -60,7 +60,7 @@ def export(source: Source) -> bytes:
             )
             return serialized(onnx.load(quantized), source)
     finally:
-        logging.getLogger().removeFilter(_is_no_advice)
+        logging.getLogger().removeFilter(_is_not_advice)
 
 
 def check(path: Path, contract: Contract) -> None:
@@ -69,6 +69,6 @@ def check(path: Path, contract: Contract) -> None:
         raise GateFailure(f"{path.name} holds no weight of 8 bits: the network has none of {', '.join(QUANTIZED)}.")
 
 
-def _is_no_advice(record: logging.LogRecord) -> bool:
+def _is_not_advice(record: logging.LogRecord) -> bool:
     """ONNX Runtime advises to simplify the graph first, which torch's exporter has done."""
     return "pre-processing before quantization" not in record.getMessage()

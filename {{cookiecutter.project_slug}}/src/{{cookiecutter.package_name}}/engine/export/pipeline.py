@@ -1,4 +1,4 @@
-"""The files of a bundle, each written and admitted by the gate; card and manifest come after."""
+"""Writes the files of a bundle and passes each through the gate; card and manifest come afterwards."""
 
 import logging
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from ..data.labels import counts_of
+from ..data.labels import count_labels
 from ..errors import UserError
 from ..inference.runtime import GOLDEN
 from ..spec import DataSpec
@@ -18,8 +18,7 @@ from ..training.checkpoints import Checkpoint
 from ..training.plots import plot_test
 from .bundle import without_local_paths
 from .formats import FORMATS, Array, exporter
-from .gate import Limits, Parity, Reference, admit
-from .isolation import first_samples
+from .gate import Limits, Parity, Reference, admit, first_samples
 from .network import Source, deployed, eager, eager_latency_ms
 from .signature import Contract, GateFailure
 
@@ -36,17 +35,17 @@ def write_verified(
     limits: Limits,
     folder: Path,
 ) -> tuple[list[Parity], dict[str, Any]]:
-    """`formats` maps names to options. Returns what the gate measured, and figures for the manifest.
+    """Returns what the gate measured, and entries of the manifest; `formats` maps names to options.
 
-    Raises `GateFailure` for the formats that failed, once all were tried.
+    Raises `GateFailure` for all formats that failed, once all were tried.
     """
     model = checkpoint.model()
     network = deployed(model)
     inputs, truth = _test_samples(datamodule)
-    answer = eager(network)
-    reference = Reference.of(answer, inputs, truth, limits.max_batch_size, checkpoint.spec.task)
+    run = eager(network)
+    reference = Reference.of(run, inputs, truth, limits.max_batch_size, checkpoint.spec.task)
     rebuilt = eager(deployed(checkpoint.model()))(inputs[:1])
-    if not np.allclose(rebuilt[0], reference.by_batch[1][0], atol=1e-4):  # kernels may round otherwise
+    if not np.allclose(rebuilt[0], reference.by_batch[1][0], atol=1e-4):  # kernels may round differently
         raise GateFailure("the network answers otherwise once it is built anew: keep what it draws in a buffer.")
     source = Source(
         network=network,
@@ -59,7 +58,7 @@ def write_verified(
     )
     parities = _write_and_admit(source, formats, reference, limits, folder)
     golden = inputs[:NUM_GOLDEN]
-    named = zip((tensor.name for tensor in contract.signature.outputs), answer(golden), strict=True)
+    named = zip((tensor.name for tensor in contract.signature.outputs), run(golden), strict=True)
     np.savez(folder / GOLDEN, **{"input": golden, **dict(named)})  # type: ignore[arg-type]
     metrics = model.test_figures(torch.from_numpy(reference.first), torch.from_numpy(truth))
     plot_test(model, folder)
@@ -72,7 +71,7 @@ def write_verified(
 
 
 def _data(spec: DataSpec, datamodule: pl.LightningDataModule, num_test: int) -> dict[str, Any]:
-    """What the manifest says of it."""
+    """Returns the manifest's entry of the data."""
     training: Any = datamodule.train_dataloader().dataset
     labels = getattr(training, "labels", None)  # (N,)
     num_val = len(datamodule.val_dataloader().dataset)
@@ -80,7 +79,7 @@ def _data(spec: DataSpec, datamodule: pl.LightningDataModule, num_test: int) -> 
         "name": spec.name,
         "description": spec.description,
         "num_samples": {"train": len(training), "val": num_val, "test": num_test},
-        "label_counts": list(counts_of(labels, spec.num_outputs)) if labels is not None and spec.labels else None,
+        "label_counts": list(count_labels(labels, spec.num_outputs)) if labels is not None and spec.labels else None,
     }
 
 
@@ -95,12 +94,12 @@ def _write_and_admit(
             (folder / file).write_bytes(exported(name, replace(source, options=options)))
             log.info("verifying   %s", file)
             parities.append(admit(name, folder, source.contract, reference, limits))
-        except GateFailure as failure:  # the others are tried all the same
+        except GateFailure as failure:  # the other formats are tried all the same
             log.info("failed      %s", file)
             failures.append(str(failure).rstrip("."))
     if failures:
-        told = "; ".join(failures)
-        raise GateFailure(f"{told}; {len(failures)} of {len(formats)} formats failed, so nothing was published.")
+        reasons = "; ".join(failures)
+        raise GateFailure(f"{reasons}; {len(failures)} of {len(formats)} formats failed, so nothing was published.")
     return parities
 
 
@@ -109,7 +108,7 @@ def exported(name: str, source: Source) -> bytes:
         return exporter(name).export(source)
     except (UserError, OSError):
         raise
-    except Exception as error:  # what an exporter raises for an operator that it does not know is its own
+    except Exception as error:  # an exporter raises errors of its own for an operator that it does not know
         cause: BaseException = error
         while cause.__cause__ is not None:  # the first one names the operator
             cause = cause.__cause__
@@ -119,14 +118,14 @@ def exported(name: str, source: Source) -> bytes:
 
 def _test_samples(datamodule: pl.LightningDataModule) -> tuple[Array, Array]:
     datamodule.prepare_data()
-    datamodule.setup("fit")  # for calibration, and to count its samples
+    datamodule.setup("fit")  # for the calibration, and to count the samples
     datamodule.setup("test")
     inputs, labels = zip(*datamodule.test_dataloader(), strict=True)
     return torch.cat(inputs).numpy(), torch.cat(labels).numpy()
 
 
 def _training_inputs(datamodule: pl.LightningDataModule, num_samples: int) -> Array:
-    """As many as there are, if that is less."""
+    """Returns that many inputs, or all if there are fewer."""
     found: list[Array] = []
     for inputs, _ in datamodule.train_dataloader():
         found.append(inputs.numpy())

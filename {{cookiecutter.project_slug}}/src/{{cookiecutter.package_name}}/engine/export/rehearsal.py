@@ -1,4 +1,4 @@
-"""Whether a network can be exported, asked before it is trained for days and not after."""
+"""Tries whether a network can be exported before it is trained for days."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .signature import Contract, GateFailure, Signature
 log = logging.getLogger(__name__)
 
 REHEARSED = ("onnx", "torchscript")
-TOLERANCE = 1e-4  # untrained weights can be anything: what is sought is a graph that computes something else
+TOLERANCE = 1e-4  # weights are untrained here: only a graph that computes something else should fail
 
 
 def rehearse(model_section: Mapping[str, Any], spec: DataSpec, inputs: Array) -> None:
-    """Exports a network as new as the one to be trained, and runs its files on `inputs`, of two samples or more.
+    """Exports an untrained network, and runs its files on `inputs`, which are two samples or more.
 
     Raises `GateFailure`.
     """

@@ -1,4 +1,4 @@
-"""What every file of a bundle promises, independent of its format. Imports no torch."""
+"""The contract of every file of a bundle, independent of its format. Imports no torch."""
 
 import json
 from collections.abc import Mapping
@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..inference.runtime import SCHEMA_VERSION
 from ..inference.tasks import TASKS
 
 if TYPE_CHECKING:
     from ..spec import DataSpec
 
-SCHEMA_VERSION = 1
-
 
 def verified_batch_sizes(max_batch_size: int) -> list[int]:
-    """The batches that the gate tries: one, odd and even ones, and the largest."""
+    """Returns the batch sizes that the gate tries: 1, odd and even ones, and the largest."""
     return sorted({size for size in (1, 2, 7, 64) if size <= max_batch_size} | {max_batch_size})
 
 
@@ -27,7 +26,7 @@ class GateFailure(UserError):
 
 @dataclass(frozen=True)
 class TensorSignature:
-    """`shape` without the batch axis, which is free in every tensor; `range` holds the bounds of raw input.
+    """`shape` is without the batch axis, which is dynamic in every tensor; `range` holds the bounds of raw input.
 
     `columns` are those of a table, as in the DataSpec.
     """
@@ -39,7 +38,7 @@ class TensorSignature:
     columns: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the manifest: -1 stands for the batch axis."""
+        """Returns the entry of the manifest, in which -1 stands for the batch axis."""
         entry: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": [-1, *self.shape]}
         if self.range is not None:
             entry["range"] = list(self.range)
@@ -69,7 +68,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a file must be, whoever asks: the gate before it is published, or `verify` long after."""
+    """What a file must be, for the gate before its publication and for `verify` long afterwards."""
 
     name: str
     signature: Signature
@@ -80,7 +79,7 @@ class Contract:
 
     @property
     def summary(self) -> dict[str, str]:
-        """What each file says of itself: text only, and nothing that changes from version to version."""
+        """Returns the metadata in each file: strings only, and nothing that changes from version to version."""
         return {
             "name": self.name,
             "schema_version": str(SCHEMA_VERSION),

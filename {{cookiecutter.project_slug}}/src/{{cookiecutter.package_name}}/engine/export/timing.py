@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .formats import Array, Run, exporter
-from .isolation import first_samples
+from .gate import first_samples
 from .signature import GateFailure
 
 NUM_WARMUP_CALLS, MIN_CALLS = 3, 5

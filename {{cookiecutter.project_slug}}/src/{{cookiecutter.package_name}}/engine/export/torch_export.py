@@ -17,9 +17,9 @@ from .network import Source, eager
 from .signature import Contract, GateFailure
 
 SUMMARY = "summary.json"
-TORCHS_OWN = ("aten", "prim", "prims")  # operators that every torch has
-# What a node remembers of the Python code that it came from, with paths of this machine.
-ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack")
+TORCH_NAMESPACES = ("aten", "prim", "prims")  # of operators that every torch has
+# Metadata of a node that names the Python code it came from, with paths of this machine.
+SOURCE_METADATA = ("stack_trace", "nn_module_stack", "source_fn_stack")
 
 
 def export(source: Source) -> bytes:
@@ -29,10 +29,10 @@ def export(source: Source) -> bytes:
         for graph in program.graph_module.modules():
             if isinstance(graph, GraphModule):
                 for node in graph.graph.nodes:
-                    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in TORCHS_OWN:
+                    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in TORCH_NAMESPACES:
                         raise ValueError(f"it would run only where the operator {node.target} is registered")
-                    for origin in ORIGINS:
-                        node.meta.pop(origin, None)
+                    for key in SOURCE_METADATA:
+                        node.meta.pop(key, None)
         torch.export.save(program, written, extra_files={SUMMARY: json.dumps(source.contract.summary)})
     return written.getvalue()
 
@@ -55,7 +55,7 @@ def check(path: Path, contract: Contract) -> None:
 
 
 def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
-    """Nothing optimises it here: `optimize` changes nothing."""
+    """`optimize` changes nothing: there is no optimiser."""
     torch.set_num_threads(num_threads)
     return eager(_read(path, {}).module())
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from .network import Source
 
 SUMMARY = "summary.json"
-# Records that torch's archives hold beside a model's own.
-VERSIONS, WRITTEN_ANYWAY = ("version", ".data/version"), ("byteorder", ".data/serialization_id")
-# The trace keeps what followed from a number, which is right of shapes; torch's own functions look at nothing else.
-LOOKED, AT_SHAPES = "Converting a tensor to a", "torch/nn/functional.py"
+# Records of an archive that torch writes besides those of the model.
+VERSION_RECORDS, AUTOMATIC_RECORDS = ("version", ".data/version"), ("byteorder", ".data/serialization_id")
+# A trace fixes what depended on a Python number. Torch's own functions read only shapes, which may be fixed.
+CONVERSION_WARNING, TORCH_FUNCTIONS = "Converting a tensor to a", "torch/nn/functional.py"
 IGNORED_WARNINGS = (
     WarningFilter(
         Warning,  # of torch 2.13 a DeprecationWarning, of 2.14 a FutureWarning
@@ -35,17 +35,17 @@ IGNORED_WARNINGS = (
 
 
 def export(source: Source) -> bytes:
-    from . import torch_export  # imports lightning, which a process that only runs a file can do without
+    from . import torch_export  # it imports lightning, which a process that only runs a file does not need
 
-    with warnings.catch_warnings(record=True) as told, torch.inference_mode():
-        warnings.filterwarnings("always", LOOKED, TracerWarning)
+    with warnings.catch_warnings(record=True) as caught, torch.inference_mode():
+        warnings.filterwarnings("always", CONVERSION_WARNING, TracerWarning)
         ignore_warnings(*IGNORED_WARNINGS)
         traced = jit.trace(source.network, source.example)
-    for warning in told:
-        if not str(warning.message).startswith(LOOKED):
+    for warning in caught:
+        if not str(warning.message).startswith(CONVERSION_WARNING):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        elif not Path(warning.filename).as_posix().endswith(AT_SHAPES):
-            torch_export.export(source)  # raises for a value, and takes a shape
+        elif not Path(warning.filename).as_posix().endswith(TORCH_FUNCTIONS):
+            torch_export.export(source)  # raises for a value of a tensor, and accepts a shape
     written = io.BytesIO()
     with warnings_ignored(*IGNORED_WARNINGS):
         jit.save(traced, written, _extra_files={SUMMARY: json.dumps(source.contract.summary)})
@@ -83,15 +83,15 @@ def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
 
 
 def _without_source_paths(archive: io.BytesIO) -> bytes:
-    """Without the members that say for each line of code which file of this machine it came from."""
+    """Drops the records that name, for each line of code, the file of this machine it came from."""
     archive.seek(0)
-    found, kept = torch._C.PyTorchFileReader(archive), io.BytesIO()
-    writer = torch._C.PyTorchFileWriter(kept)
-    for name in found.get_all_records():
-        contents = found.get_record(name)
-        if name in VERSIONS:  # of the operators' schemas: at another one they would be read as older ones
+    reader, copy = torch._C.PyTorchFileReader(archive), io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(copy)
+    for name in reader.get_all_records():
+        contents = reader.get_record(name)
+        if name in VERSION_RECORDS:  # with another version the operators would be read as older ones
             writer.set_min_version(int(contents))
-        elif name not in WRITTEN_ANYWAY and not name.endswith(".debug_pkl"):
+        elif name not in AUTOMATIC_RECORDS and not name.endswith(".debug_pkl"):
             writer.write_record(name, contents, len(contents))
     writer.write_end_of_file()
-    return kept.getvalue()
+    return copy.getvalue()

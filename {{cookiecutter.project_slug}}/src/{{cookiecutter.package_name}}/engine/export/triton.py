@@ -15,9 +15,8 @@ Fields = dict[str, list[Any]]
 
 
 def config_text(name: str, signature: Signature, max_batch_size: int) -> str:
-    """What Triton needs to serve `model.onnx`; what is added to it by hand stays, an export does not overwrite it."""
+    """Returns what Triton needs to serve `model.onnx`; an export never overwrites the file, so edits by hand stay."""
     outputs = ",\n".join(_tensor_text(tensor) for tensor in signature.outputs)
-    batching = "dynamic_batching {}"
     return f"""# Served as it stands: tritonserver --model-repository=<the folder above this one>
 name: "{name}"
 backend: "onnxruntime"
@@ -28,21 +27,21 @@ input [
 output [
 {outputs}
 ]
-{batching}
+dynamic_batching {{}}
 """
 
 
 def check_config(path: Path, signature: Signature, max_batch_size: int) -> None:
-    """Refuses a bundle that the standing configuration does not fit: Triton would not load it, or not keep to it."""
+    """Refuses a bundle that does not fit the existing configuration: Triton would not load it, or exceed its limits."""
     try:
         config = _parse(path.read_text(encoding="utf-8"))
         largest = int(config.get("max_batch_size", ["0"])[-1])
-        standing = {kind: [_shown(tensor) for tensor in config.get(kind, [])] for kind in ("input", "output")}
+        existing = {kind: [_shown(tensor) for tensor in config.get(kind, [])] for kind in ("input", "output")}
     except (ValueError, LookupError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): mend it, or delete it to have it written anew.") from error
     remedy = f"give another export.name= than '{path.parent.name}'"
     for kind, tensors in (("input", (signature.input,)), ("output", signature.outputs)):
-        found, expected = standing[kind], [_tensor(tensor) for tensor in tensors]
+        found, expected = existing[kind], [_tensor(tensor) for tensor in tensors]
         if found != expected:
             shown = f"{kind} {'; '.join(found) or 'nothing'}, but this model {'; '.join(expected)}"
             raise UserError(f"{path} has {shown}: {remedy}.")
@@ -68,7 +67,7 @@ def _tensor_text(tensor: TensorSignature) -> str:
 
 
 def _parse(text: str) -> Fields:
-    """Protobuf's text format, as far as a configuration needs it: field names to lists of values."""
+    """Parses protobuf's text format, as far as a configuration needs it, to lists of values by field name."""
     found = re.findall(r'"(?:[^"\\]|\\.)*"|#.*|[{}\[\]:,;<>]|[^\s{}\[\]:,;<>"#]+', text)
     tokens = iter([token for token in found if not token.startswith("#")])
     fields = _fields(tokens)

@@ -1,10 +1,10 @@
-"""Check a bundle again: hashes, manifest, structure of each file, and its answers to the golden samples.
+"""Check a bundle again: hashes, manifest, structure of each file, and its outputs for the golden samples.
 
 python -m <package> verify
 python -m <package> verify bundle=artifacts/<name>/<version>
 python -m <package> verify bundle=artifacts/<name>/<version> trust=true
 
-Without torch, but for the formats that need it.
+Only the formats that need torch import it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(config: Config) -> None:
 def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
     """Returns the manifest; raises `BadBundle` or `GateFailure`, which name the file that is wrong.
 
-    `trust` also runs the formats that are code.
+    With `trust` the formats that are code are run too.
     """
     from ..inference.runtime import BadBundle
     from .formats import FORMATS
@@ -75,7 +75,7 @@ def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
 
 
 def read_checked(folder: Path) -> dict[str, Any]:
-    """The manifest, once it fits its schema and every file its hash."""
+    """Returns the manifest after a check against its schema, and of every file against its hash."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
@@ -94,18 +94,17 @@ def read_checked(folder: Path) -> dict[str, Any]:
 
 
 def _check_answers(folder: Path, entry: dict[str, Any], contract: Contract, manifest: dict[str, Any]) -> None:
-    """Holds a file against the answers that the trained model gave at its export."""
+    """Compares a file with the outputs that the trained model gave at its export."""
     from ..inference.runtime import read_golden
     from ..inference.tasks import TASKS
     from .formats import FORMATS
-    from .gate import check_repeats, check_structure, compare_batches
-    from .isolation import first_samples, run_isolated
+    from .gate import check_repeats, check_structure, compare_batches, first_samples, isolated_answers
 
     path, format = folder / FORMATS[entry["format"]].file, FORMATS[entry["format"]]
     check_structure(format.name, path, contract)
     inputs, *outputs = read_golden(folder)
     sizes = sorted({size for size in (1, 2, 7) if size <= manifest["max_batch_size"]} | {manifest["max_batch_size"]})
-    answers = run_isolated(format.name, path, inputs, sizes, manifest["max_batch_size"])
+    answers = isolated_answers(format.name, path, inputs, sizes, manifest["max_batch_size"])
     check_repeats(path, answers, sizes)
     expected = {size: tuple(first_samples(output, size) for output in outputs) for size in sizes}
     # A reduced format may be as far from the trained model as it was when it was published.

@@ -1,1 +1,1 @@
-"""What runs where the model is used: neither torch nor lightning is imported here."""
+"""Bundles, their inputs and their answers; nothing here imports torch or lightning."""

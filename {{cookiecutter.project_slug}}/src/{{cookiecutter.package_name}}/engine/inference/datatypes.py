@@ -1,6 +1,7 @@
-"""The types of tensors."""
+"""Names of tensor types."""
 
-TYPES = {  # numpy's names to those of the Open Inference Protocol, which are Triton's too
+# From numpy's names to those of the Open Inference Protocol, which Triton uses too.
+TYPES = {
     "bool": "BOOL",
     **{f"uint{bits}": f"UINT{bits}" for bits in (8, 16, 32, 64)},
     **{f"int{bits}": f"INT{bits}" for bits in (8, 16, 32, 64)},

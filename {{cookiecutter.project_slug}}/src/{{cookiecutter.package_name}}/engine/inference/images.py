@@ -1,4 +1,4 @@
-"""Picture files as the network takes them; the data sets, the loader and the server all read them through this."""
+"""Picture files as arrays for the network; the data sets, `predict` and the server all read them here."""
 
 from collections.abc import Iterator, Mapping
 from io import BytesIO
@@ -13,17 +13,17 @@ from .input_schema import Array, InputSchema
 
 PAGE = "page.html"
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# What is inside counts, not the name: Pillow would hand an EPS file to Ghostscript, which runs programs.
+# By content, whatever the name: Pillow would hand an EPS file to Ghostscript, which runs programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-MODES = {1: "L", 3: "RGB"}  # by the number of channels
-MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; a file of some bytes can claim any size
+MODES = {1: "L", 3: "RGB"}  # Pillow's modes by the number of channels
+MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; a file of a few bytes can claim any size
 
 
 def read_picture(file: Path | BinaryIO, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """A picture as `(C, H, W)` of `shape`, uint8: turned as its EXIF data says, on black where it is transparent.
+    """Returns a picture as uint8 `(C, H, W)`, resized to `shape`, rotated by its EXIF data, its transparency on black.
 
     Only the first frame of an animation is read; 16 bits a pixel become the upper 8. Raises `OSError` or `ValueError`
-    for what is no picture, damaged or too large.
+    for a file that is not a picture, damaged or too large.
     """
     channels, height, width = shape
     try:
@@ -31,7 +31,7 @@ def read_picture(file: Path | BinaryIO, shape: tuple[int, int, int]) -> npt.NDAr
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"its {opened.width} x {opened.height} pixels are more than {MAX_PIXELS:,}")
             opened.draft(None, (2 * max(height, width),) * 2)  # JPEG: a far larger one is decoded at 1/2, 1/4 or 1/8
-            picture = _flat(ImageOps.exif_transpose(opened)).convert(MODES[channels])
+            picture = _eight_bits_opaque(ImageOps.exif_transpose(opened)).convert(MODES[channels])
     except UnidentifiedImageError as error:
         raise ValueError("it is no picture, or damaged") from error
     except (OSError, ValueError):
@@ -44,34 +44,35 @@ def read_picture(file: Path | BinaryIO, shape: tuple[int, int, int]) -> npt.NDAr
     return np.ascontiguousarray(pixels.reshape(height, width, channels).transpose(2, 0, 1))
 
 
-def read(path: Path, accepted: InputSchema) -> Iterator[Array]:
-    """The one sample that a file holds."""
-    yield from _as_input(path, accepted)
+def read(path: Path, schema: InputSchema) -> Iterator[Array]:
+    """Yields the one sample that a file holds."""
+    yield _as_input(path, schema)[0]
 
 
-def read_body(body: bytes, accepted: InputSchema) -> Array:
-    """The contents of a picture file as `(1, *accepted.shape)`."""
-    return _as_input(BytesIO(body), accepted)
+def read_body(body: bytes, schema: InputSchema) -> Array:
+    """Returns the contents of a picture file as `(1, *schema.shape)`."""
+    return _as_input(BytesIO(body), schema)
 
 
-def read_object(row: Mapping[str, Any], accepted: InputSchema) -> Array:
+def read_object(row: Mapping[str, Any], schema: InputSchema) -> Array:
+    """Refuses a JSON object: only rows of a table are sent as one."""
     raise ValueError("it is no list: send one sample, flat or nested, or a picture file")
 
 
-def _as_input(file: Path | BinaryIO, accepted: InputSchema) -> Array:
-    if len(accepted.shape) != 3 or accepted.shape[0] not in MODES:
-        raise ValueError(f"the model takes {accepted}, no pictures")
-    channels, height, width = accepted.shape
+def _as_input(file: Path | BinaryIO, schema: InputSchema) -> Array:
+    if len(schema.shape) != 3 or schema.shape[0] not in MODES:
+        raise ValueError(f"the model takes {schema}, no pictures")
+    channels, height, width = schema.shape
     pixels = read_picture(file, (channels, height, width))[np.newaxis]
-    low, high = accepted.range
+    low, high = schema.range
     if (low, high) == (0, 255):
-        return pixels.astype(accepted.dtype)
+        return pixels.astype(schema.dtype)
     scaled = low + pixels * ((high - low) / 255)
-    return (np.rint(scaled) if accepted.dtype.kind in "ui" else scaled).astype(accepted.dtype)
+    return (np.rint(scaled) if schema.dtype.kind in "ui" else scaled).astype(schema.dtype)
 
 
-def _flat(picture: Image.Image) -> Image.Image:
-    """Without transparency, and of 8 bits: Pillow's own conversion cuts off all that is brighter than 255."""
+def _eight_bits_opaque(picture: Image.Image) -> Image.Image:
+    """Removes transparency, and reduces to 8 bits: Pillow's own conversion makes all above 255 white."""
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):

@@ -1,7 +1,8 @@
-"""What a network takes, and which module reads files into it."""
+"""The input of a network, and the module that reads files into it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -13,14 +14,14 @@ from ..errors import UserError
 
 Array = npt.NDArray[Any]
 
-ARRAY = ".npy"
+ARRAY_SUFFIX = ".npy"
 
 
 @dataclass(frozen=True)
 class Column:
-    """Of a table: `categories` in the order of their codes, which begin at 1; None for a column of numbers.
+    """A column of a table; `gaps` tells whether a value was missing in the training split.
 
-    `gaps` says whether a value was missing in the training split.
+    `categories` stand in the order of their codes, which begin at 1; None for a column of numbers.
     """
 
     name: str
@@ -28,21 +29,20 @@ class Column:
     gaps: bool = False
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> "Column":
-        """From a manifest or a DataSpec."""
+    def from_dict(cls, entry: Mapping[str, Any]) -> "Column":
+        """Reads an entry of a manifest or a DataSpec."""
         categories = entry["categories"]
         return cls(entry["name"], None if categories is None else tuple(categories), entry["gaps"])
 
     def to_dict(self) -> dict[str, Any]:
-        categories = None if self.categories is None else list(self.categories)
-        return {"name": self.name, "categories": categories, "gaps": self.gaps}
+        return asdict(self) | {"categories": None if self.categories is None else list(self.categories)}
 
 
 @dataclass(frozen=True)
 class InputSchema:
-    """One sample is `shape`, of `dtype`, its values from `range[0]` to `range[1]`.
+    """Shape, dtype and bounds of one sample of raw input, without the batch axis.
 
-    That of a table has a value for each of `columns`, and NaN where one is missing.
+    A sample of a table has one value for each of `columns`, and NaN where a value is missing.
     """
 
     shape: tuple[int, ...]
@@ -51,45 +51,49 @@ class InputSchema:
     columns: tuple[Column, ...] = ()
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> "InputSchema":
-        """From the input in a manifest."""
-        columns = tuple(Column.of(column) for column in entry.get("columns", ()))
+    def from_dict(cls, entry: Mapping[str, Any]) -> "InputSchema":
+        """Reads the entry of an input in a manifest."""
+        columns = tuple(Column.from_dict(column) for column in entry.get("columns", ()))
         return cls(tuple(entry["shape"][1:]), np.dtype(entry["dtype"]), tuple(entry["range"]), columns)
 
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}"
 
-    def admits(self, values: Array) -> bool:
-        low, high = self.range
+    @cached_property
+    def integer_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value of an integer dtype; NaN for other dtypes, so that no comparison holds."""
+        if self.dtype.kind not in "iu":
+            return np.nan, np.nan
+        return np.iinfo(self.dtype).min, np.iinfo(self.dtype).max
+
+    def is_in_range(self, values: Array) -> bool:
+        (low, high), (least, most) = self.range, self.integer_bounds
+        if low <= least and most <= high:  # as for pixels from 0 to 255
+            return True
         known = values[~np.isnan(values)] if self.columns else values
-        return not known.size or bool(low <= known.min() and known.max() <= high)  # of a NaN, neither holds
+        return not known.size or bool(low <= known.min() and known.max() <= high)  # false for a NaN
 
     @property
     def reader(self) -> "Reader":
-        """The module that reads files; a project has the one for its own kind of data."""
-        kind = "tables" if self.columns else "pictures"
+        """The module that reads files; imported here, since a project has only the one for its own kind of data."""
+        kind, name = ("tables", ".tables") if self.columns else ("pictures", ".images")
         try:
-            return cast(Reader, import_module(".tables" if self.columns else ".images", __package__))
+            return cast(Reader, import_module(name, __package__))
         except ModuleNotFoundError as error:
             raise UserError(f"the model takes {kind}, which this project does not read ({error}).") from error
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of files that hold samples."""
-        return (*self.reader.SUFFIXES, ARRAY)
+        """Suffixes of files that hold samples."""
+        return (*self.reader.SUFFIXES, ARRAY_SUFFIX)
 
 
 class Reader(Protocol):
-    """The module `pictures` or `tables`: each raises `OSError` or `ValueError` for what cannot be used."""
+    """The module `images` or `tables`; its functions raise `OSError` or `ValueError` for input that cannot be used."""
 
     SUFFIXES: Sequence[str]
-    PAGE: str  # that the server shows
+    PAGE: str  # the server's page for people
 
-    def read(self, path: Path, accepted: InputSchema) -> Iterable[Array | str]:
-        """Samples, each of `accepted.shape`, or why one cannot be used."""
-
-    def read_body(self, body: bytes, accepted: InputSchema) -> Array:
-        """The contents of a file that holds one sample, as `(1, *accepted.shape)`."""
-
-    def read_object(self, row: Mapping[str, Any], accepted: InputSchema) -> Array:
-        """A JSON object that describes one sample, as `(1, *accepted.shape)`."""
+    def read(self, path: Path, schema: InputSchema) -> Iterable[Array | str]: ...
+    def read_body(self, body: bytes, schema: InputSchema) -> Array: ...
+    def read_object(self, row: Mapping[str, Any], schema: InputSchema) -> Array: ...

@@ -2,16 +2,16 @@
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..atomic import atomic_write
 from ..errors import UserError
 from .inputs import Sample
 from .tasks import Task
@@ -40,48 +40,42 @@ def written(path: Path, task: Task, labels: Sequence[str], probabilities: bool) 
     """
 
     def told(row: npt.NDArray[Any]) -> Told:
-        return task.told(row, labels, every=probabilities)
+        return task.describe(row, labels, every=probabilities)
 
-    incoming = path.with_name(f".{path.name}.{os.getpid()}")
+    mode, writer = WRITERS[path.suffix.lower()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         example = {"file": "", "index": 0, **told(np.zeros(max(1, len(labels)), np.float32))}
-        with WRITERS[path.suffix.lower()](incoming, example) as write:
+        with atomic_write(path, mode) as file, writer(file, example) as write:
             yield lambda sample, row: write({"file": sample.file, "index": sample.index, **told(row)})
-        incoming.replace(path)
     except OSError as error:
         raise UserError(f"output={path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        if path.parent.is_dir():
-            incoming.unlink(missing_ok=True)
 
 
 @contextmanager
-def _csv(path: Path, example: Told) -> Iterator[Callable[[Told], None]]:
+def _csv(file: IO[str], example: Told) -> Iterator[Callable[[Told], None]]:
     """Several labels stand in one cell, between semicolons."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_flat(example))
-        yield lambda told: writer.writerow(
-            ";".join(value) if isinstance(value, list) else value for value in _flat(told).values()
-        )
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_flat(example))
+    yield lambda told: writer.writerow(
+        ";".join(value) if isinstance(value, list) else value for value in _flat(told).values()
+    )
 
 
 @contextmanager
-def _json_lines(path: Path, example: Told) -> Iterator[Callable[[Told], None]]:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        yield lambda told: print(json.dumps(told, ensure_ascii=False), file=file)
+def _json_lines(file: IO[str], example: Told) -> Iterator[Callable[[Told], None]]:
+    yield lambda told: print(json.dumps(told, ensure_ascii=False), file=file)
 
 
 @contextmanager
-def _parquet(path: Path, example: Told) -> Iterator[Callable[[Told], None]]:
+def _parquet(file: IO[bytes], example: Told) -> Iterator[Callable[[Told], None]]:
     import pyarrow as pa
     from pyarrow import parquet
 
     types = {str: pa.string(), int: pa.int64(), float: pa.float64(), list: pa.list_(pa.string())}
     schema = pa.schema([(name, types[type(value)]) for name, value in _flat(example).items()])
     rows: list[Told] = []
-    with parquet.ParquetWriter(path, schema) as writer:
+    with parquet.ParquetWriter(file, schema) as writer:
 
         def write(told: Told) -> None:
             rows.append(_flat(told))
@@ -96,7 +90,11 @@ def _parquet(path: Path, example: Told) -> Iterator[Callable[[Told], None]]:
         flush()
 
 
-WRITERS = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
+WRITERS: dict[str, tuple[str, Callable[[IO[Any], Told], AbstractContextManager[Callable[[Told], None]]]]] = {
+    ".csv": ("w", _csv),
+    ".jsonl": ("w", _json_lines),
+    ".parquet": ("wb", _parquet),
+}
 
 
 def _flat(told: Told) -> Told:

@@ -1,10 +1,10 @@
-"""A bundle without torch: numpy and ONNX Runtime are all that it needs.
+"""Loads and runs a bundle with numpy and ONNX Runtime alone.
 
-from <package>.serving.runtime import Bundle
+from <package>.engine.inference.runtime import Bundle
 
 bundle = Bundle("artifacts/<name>/1")
-bundle.predict(inputs)  # what is told of each sample
-bundle(inputs)  # the outputs themselves
+bundle.predict(inputs)  # a label and its probability for each sample
+bundle(inputs)  # the outputs of the network
 """
 
 import hashlib
@@ -21,19 +21,20 @@ from .input_schema import Array, InputSchema
 from .tasks import TASKS
 
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+SCHEMA_VERSION = 2  # of the manifest; 1 was that of template 0.9
 
 
 class BadBundle(UserError):
-    """A bundle that is not what was published; the sentence names the file."""
+    """A bundle that differs from what was published; the sentence names the file."""
 
     exit_code = 1
 
 
 class Bundle:
-    """One exported model, its files checked against their hashes before anything is loaded.
+    """One exported model; all its files are checked against their hashes before one is loaded.
 
-    `file` is one of the bundle's ONNX files. `num_threads=0` leaves their number to ONNX Runtime. Raises `BadBundle`
-    for a file that is missing, changed or not listed, and `UserError` for a provider that is not there.
+    `file` is one of the bundle's ONNX files. `num_threads=0` lets ONNX Runtime choose the number of threads. Raises
+    `BadBundle` for a file that is missing, changed or not listed, and `UserError` for a provider that is missing.
     """
 
     def __init__(
@@ -56,37 +57,37 @@ class Bundle:
             self.max_batch_size: int = self.manifest["max_batch_size"]
             (tensor,) = self.manifest["inputs"]
             self.input_name: str = tensor["name"]
-            self.accepted = InputSchema.of(tensor)
+            self.input_schema = InputSchema.from_dict(tensor)
             self.outputs = [tensor["name"] for tensor in self.manifest["outputs"]]
         except (KeyError, TypeError, ValueError) as error:
             raise BadBundle(f"{MANIFEST} of {self.folder} describes no model: {error!r}.") from error
         self.session = _session(self.folder / file, providers, num_threads)
 
     def __call__(self, inputs: Array) -> tuple[Array, ...]:
-        """Raw input `(B, ...)` to the outputs in their order, each `(B, K)` float32; raises `ValueError` for others."""
-        shape, dtype = self.accepted.shape, self.accepted.dtype
+        """Computes the outputs, each `(B, K)` float32, of raw input `(B, ...)`; raises `ValueError` for other input."""
+        shape, dtype = self.input_schema.shape, self.input_schema.dtype
         if inputs.shape[1:] != shape or inputs.dtype != dtype or not len(inputs):
             expected = f"{dtype} (B, {', '.join(map(str, shape))}), B of 1 or more"
             raise ValueError(f"the input is {inputs.dtype} {inputs.shape}, but the model takes {expected}")
         return tuple(self.session.run(self.outputs, {self.input_name: inputs}))
 
     def predict(self, inputs: Array) -> list[dict[str, Any]]:
-        """Of each sample, as `{"label": ..., "probability": ...}`; in batches of at most `max_batch_size`."""
-        found: list[dict[str, Any]] = []
+        """Returns `{"label": ..., "probability": ...}` or the like for each sample, in batches of `max_batch_size`."""
+        predictions: list[dict[str, Any]] = []
         for start in range(0, len(inputs), self.max_batch_size):
             last = self(inputs[start : start + self.max_batch_size])[-1]
-            found += [self.task.told(row, self.labels, every=False) for row in last]
-        return found
+            predictions += [self.task.describe(row, self.labels, every=False) for row in last]
+        return predictions
 
 
 def find_bundle(bundle: str, artifact_dir: Path) -> Path:
-    """The folder itself, the newest version of `artifacts/<name>`, or for `latest` what was published last."""
+    """Returns the folder itself, the newest version of `artifacts/<name>`, or for `latest` the newest bundle of all."""
     folder = Path(bundle).expanduser().resolve()
     if bundle == "latest":
         found = [path for path in artifact_dir.glob(f"*/*/{MANIFEST}") if path.parent.name.isdecimal()]
         if not found:
             raise UserError(f"bundle=latest finds none under {artifact_dir}: export one, or give bundle=<folder>.")
-        # Not by the file's own time: that is another one in a copy, and once `benchmark` has added its figures.
+        # Not by the time of the file, which a copy changes, and `benchmark` when it adds its figures.
         created = {path.parent: str(read_manifest(path.parent).get("created")) for path in found}
         return max(created, key=lambda path: (created[path], int(path.name)))
     if not folder.is_dir():
@@ -96,6 +97,7 @@ def find_bundle(bundle: str, artifact_dir: Path) -> Path:
 
 
 def versions(name_dir: Path) -> list[int]:
+    """Returns the versions in `artifacts/<name>`, in no particular order."""
     return [int(path.name) for path in name_dir.iterdir() if path.name.isdecimal() and path.is_dir()]
 
 
@@ -105,16 +107,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no bundle: it has no {MANIFEST}. Give a folder as artifacts/<name>/<version>.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest.get("schema_version", 1)
         files = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadBundle(f"{MANIFEST} of {folder} cannot be read: {type(error).__name__}: {error}.") from error
+    if version == 1:
+        raise BadBundle(f"{folder} was written by version 0.9 of the template, which was never released: export again.")
+    if version != SCHEMA_VERSION:
+        raise BadBundle(
+            f"{folder} was written by another version of the template (schema version {version}, this project reads "
+            f"{SCHEMA_VERSION}): update the project."
+        )
     if escaping := [name for name in files if Path(name).name != name]:
         raise BadBundle(f"{MANIFEST} of {folder} lists {escaping[0]}, which is no plain file name.")
     return dict(manifest)
 
 
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Every file that the manifest lists, byte for byte, and nothing beside them."""
+    """Raises `BadBundle` unless the folder holds the files that the manifest lists, byte for byte, and no others."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or not path.is_file():
             raise BadBundle(f"{path.name} in {folder} is no plain file: a bundle holds no links and no folders.")
@@ -129,14 +139,14 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_golden(folder: Path) -> tuple[Array, ...]:
-    """Real samples `(N, ...)`, and the outputs that the trained model gave them, in their order."""
+    """Returns real samples `(N, ...)`, and the outputs of the trained model for them, in the manifest's order."""
     manifest = read_manifest(folder)
+    tensors = [*manifest["inputs"], *manifest["outputs"]]
     try:
         with (folder / GOLDEN).open("rb") as file, np.load(file) as golden:
-            arrays = tuple(golden[tensor["name"]] for tensor in (*manifest["inputs"], *manifest["outputs"]))
+            arrays = tuple(golden[tensor["name"]] for tensor in tensors)
     except Exception as error:  # a damaged archive raises whatever its bytes lead the reader to
         raise BadBundle(f"{GOLDEN} in {folder} cannot be read: {type(error).__name__}: {error}.") from error
-    tensors = [*manifest["inputs"], *manifest["outputs"]]
     for tensor, array in zip(tensors, arrays, strict=True):
         expected = (len(arrays[0]) if arrays[0].ndim else 0, *tensor["shape"][1:])
         if (array.dtype, array.shape) != (np.dtype(tensor["dtype"]), expected) or not array.size:
@@ -145,7 +155,7 @@ def read_golden(folder: Path) -> tuple[Array, ...]:
 
 
 def difference(found: Array, expected: Array) -> float:
-    """max |a - b| / max(1, |b|): absolute for small values, relative for large ones; infinite for NaN."""
+    """Returns max |a - b| / max(1, |b|): absolute for small values, relative for large ones; infinite for NaN."""
     if found.shape != expected.shape:
         return float("inf")
     worst = np.max(np.abs(found - expected) / np.maximum(1, np.abs(expected)), initial=0.0)
@@ -153,7 +163,7 @@ def difference(found: Array, expected: Array) -> float:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file, as hexadecimal digits."""
+    """Returns the sha256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -162,15 +172,13 @@ def _session(path: Path, providers: Sequence[str], num_threads: int) -> onnxrunt
     available = onnxruntime.get_available_providers()
     for provider in providers:
         if provider not in available:
-            raise UserError(
-                f"providers=[{provider}] is not available here: this ONNX Runtime has {', '.join(available)}."
-            )
+            known = ", ".join(available)
+            raise UserError(f"providers=[{provider}] is not available here: this ONNX Runtime has {known}.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     session = onnxruntime.InferenceSession(path, options, providers=list(providers))
     if lost := [provider for provider in providers if provider not in session.get_providers()]:
-        # ONNX Runtime says so in its log only, and goes on with the next one.
-        raise UserError(
-            f"providers=[{lost[0]}] cannot be started here: its driver or libraries are missing, or too old."
-        )
+        # ONNX Runtime only logs this, and continues with the next provider.
+        reason = "its driver or libraries are missing, or too old"
+        raise UserError(f"providers=[{lost[0]}] cannot be started here: {reason}.")
     return session

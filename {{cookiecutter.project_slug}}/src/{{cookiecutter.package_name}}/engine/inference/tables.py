@@ -1,4 +1,4 @@
-"""Tables as the network takes them: CSV, Parquet, and rows as JSON; the data set, the loader and the server read so."""
+"""Tables as arrays for the network: CSV, Parquet and JSON, for data sets, `predict` and the server."""
 
 import csv
 import io
@@ -19,14 +19,14 @@ Cells = npt.NDArray[Any]  # (N,) float64 with NaN for a gap, or text as objects 
 SUFFIXES = (".csv", ".parquet", ".tsv")
 PAGE = "form.html"
 SEPARATORS = ",;\t|"
-# What stands for a missing number, in small letters; in a column of text only an empty cell is a gap.
+# Words for a missing number, in small letters; in a column of text only an empty cell is a gap.
 GAPS = {"", "na", "n/a", "nan", "null", "none", "?"}
 MOST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by the names of their columns; `places` tells of each row where it stands, as `line 3`."""
+    """Cells by the names of their columns; `places` tells where each row stands in its file, as `line 3`."""
 
     cells: Mapping[str, Cells]
     places: Sequence[str]
@@ -38,24 +38,24 @@ class Table:
         return self.cells[name]
 
     def without(self, rows: Sequence[int]) -> "Table":
-        kept = sorted(set(range(len(self.places))) - set(rows))
-        cells = {name: cells[kept] for name, cells in self.cells.items()}
-        return Table(cells, [self.places[row] for row in kept], self.comma)
+        remaining = sorted(set(range(len(self.places))) - set(rows))
+        cells = {name: cells[remaining] for name, cells in self.cells.items()}
+        return Table(cells, [self.places[row] for row in remaining], self.comma)
 
     def numbers(self, name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Of a column: values `(N,)` with NaN for gaps, and which cells hold no number that 32 bits can hold."""
+        """Returns a column's values `(N,)`, NaN for gaps, and a mask of cells that are no number within float32."""
         cells = self.column(name)
         values = cells if cells.dtype.kind == "f" else np.array([_number(word, self.comma) for word in cells])
         bad = np.isinf(values) | (np.abs(values) > MOST)
         return np.where(bad, np.nan, values), bad
 
     def words(self, name: str) -> list[str]:
-        """Of a column: its cells as text, whole numbers without a point, "" for a gap."""
+        """Returns a column's cells as text: integers without a point, "" for a gap."""
         return [word if isinstance(word, str) else as_word(word) for word in self.column(name).tolist()]
 
 
 def _number(word: str, comma: bool) -> float:
-    """NaN for a gap, infinity for what is no number."""
+    """Parses a cell; NaN for a gap, infinity for text that is no number."""
     word = word.strip()
     if word.lower() in GAPS:
         return math.nan
@@ -68,20 +68,21 @@ def _number(word: str, comma: bool) -> float:
 
 
 def as_word(value: Any) -> str:
+    """Writes a cell as text, so that a category is the same from CSV, Parquet and JSON."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def read_table(file: Path) -> Table:
-    """Raises `OSError` or `ValueError` for what is no table, damaged, or has rows of another length."""
+    """Raises `OSError` or `ValueError` for a file that is no table, damaged, or has rows of different lengths."""
     if file.suffix.lower() == ".parquet":
         return _parquet(file)
     return parse_csv(file.read_bytes())
 
 
 def parse_csv(contents: bytes) -> Table:
-    """With a line of names first; in UTF-8 with or without a byte-order mark; separated by a comma, `;`, tab or `|`."""
+    """Parses UTF-8, with or without a byte-order mark, separated by a comma, `;`, tab or `|`; names come first."""
     try:
         text = contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -108,7 +109,7 @@ def parse_csv(contents: bytes) -> Table:
 
 
 def _separator(text: str) -> str:
-    """The one that the first line holds most often, outside of quotes."""
+    """Returns the separator that the first line holds most often outside of quotes."""
     unquoted = "".join(text.partition("\n")[0].split('"')[::2])
     counts = Counter(character for character in unquoted if character in SEPARATORS)
     return counts.most_common(1)[0][0] if counts else ","
@@ -123,7 +124,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _parquet(file: Path) -> Table:
-    import pyarrow as pa
+    import pyarrow as pa  # here: only Parquet needs it, and a server's environment does not have it
     from pyarrow import parquet
 
     try:
@@ -142,9 +143,9 @@ def _parquet(file: Path) -> Table:
 
 
 def encode(table: Table, columns: Sequence[Column]) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
-    """`(N, C)`: numbers, NaN where one is missing, and of a category its place from 1 on, 0 where it was never seen.
+    """Returns `(N, C)`: numbers, NaN for a gap; codes of categories from 1 on, 0 for a category that is not known.
 
-    With it, why a row cannot be used, by its number. Raises `ValueError` where a column is not there.
+    The second value tells why a row cannot be used, by its number. Raises `ValueError` for a missing column.
     """
     values = np.zeros((len(table.places), len(columns)), dtype=np.float32)
     reasons: dict[int, str] = {}
@@ -160,39 +161,39 @@ def encode(table: Table, columns: Sequence[Column]) -> tuple[npt.NDArray[np.floa
     return values, reasons
 
 
-def read(path: Path, accepted: InputSchema) -> Iterator[npt.NDArray[Any] | str]:
-    """Each row as `(C,)`, or why it cannot be used."""
-    values, reasons = encode(read_table(path), accepted.columns)
+def read(path: Path, schema: InputSchema) -> Iterator[npt.NDArray[Any] | str]:
+    """Yields each row as `(C,)`, or the reason why it cannot be used."""
+    values, reasons = encode(read_table(path), schema.columns)
     if not len(values):
         raise ValueError("it holds no row")
     for row, sample in enumerate(values):
         yield reasons.get(row, sample)
 
 
-def read_body(body: bytes, accepted: InputSchema) -> npt.NDArray[Any]:
-    """A CSV with one row, below the line of names, as `(1, C)`."""
-    return _only_row(parse_csv(body), accepted)
+def read_body(body: bytes, schema: InputSchema) -> npt.NDArray[Any]:
+    """Returns a CSV with a line of names and one row as `(1, C)`."""
+    return _only_row(parse_csv(body), schema)
 
 
-def read_object(row: Mapping[str, Any], accepted: InputSchema) -> npt.NDArray[Any]:
-    """Values by the names of the columns, null for a gap, as `(1, C)`."""
+def read_object(row: Mapping[str, Any], schema: InputSchema) -> npt.NDArray[Any]:
+    """Returns values by the names of the columns, null for a gap, as `(1, C)`."""
     cells = {}
-    for column in accepted.columns:
+    for column in schema.columns:
         if column.name not in row:
             raise ValueError(f"'{column.name}' is missing: send null where it is not known")
         value = row[column.name]
         if not isinstance(value, str | int | float | None):
             raise ValueError(f"'{column.name}' is neither a number nor text")
         words = [as_word(value)]
-        if isinstance(value, bool):  # written as in the file that was trained on
+        if isinstance(value, bool):  # a CSV may have any of True, true and TRUE
             words += [words[0].lower(), words[0].upper()]
         known = [word for word in words if word in (column.categories or ())]
         cells[column.name] = np.array([*known, *words][:1], dtype=object)
-    return _only_row(Table(cells, ["the row"]), accepted)
+    return _only_row(Table(cells, ["the row"]), schema)
 
 
-def _only_row(table: Table, accepted: InputSchema) -> npt.NDArray[Any]:
-    values, reasons = encode(table, accepted.columns)
+def _only_row(table: Table, schema: InputSchema) -> npt.NDArray[Any]:
+    values, reasons = encode(table, schema.columns)
     if len(values) != 1:
         raise ValueError(f"it holds {len(values)} rows: send one")
     if reasons:

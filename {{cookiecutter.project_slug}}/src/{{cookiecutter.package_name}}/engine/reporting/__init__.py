@@ -1,1 +1,1 @@
-"""TODO."""
+"""What runs print and leave behind, and the command `runs`."""

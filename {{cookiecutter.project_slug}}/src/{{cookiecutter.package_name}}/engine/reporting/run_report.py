@@ -1,9 +1,11 @@
-"""What a run says at its start and leaves behind at its end: lines, tables and pictures."""
+"""What a run prints at its start and leaves behind at its end: lines, `report.md`, tables and pictures."""
 
 from __future__ import annotations
 
 import csv
 import logging
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,25 +16,28 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ..config import PACKAGE
 from ..config.command_line import Config
-from ..console import python, shown, write_json
+from ..console import duration, python, shown, write_json
 from ..distributed.devices import Devices
 from ..distributed.samplers import BatchSplit
+from ..markdown import render
+from ..runs import run_record
+from ..runs.provenance import commit_words
 from ..training.base_module import BaseModule
 from ..training.checkpoints import Checkpoint
-from ..training.plots import LOSSES, plot_curves, plot_test
-from .run_page import write_page
+from ..training.plots import LOSSES, PICTURES, plot_curves, plot_test
 
 if TYPE_CHECKING:
     from ..export.gate import Parity
 
 log = logging.getLogger(__name__)
 
-PACKAGE = __name__.split(".")[0]
+SPLITS = ("train", "val", "test")
 
 
 def announce(config: Config, devices: Devices, split: BatchSplit | None, model: BaseModule) -> None:
-    """Before the first step: what is trained, where, how a batch is split, and the learning rate."""
+    """Logs before the first step what is trained, where, how a batch is split, and the learning rate."""
     num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     num_frozen = sum(weight.numel() for weight in model.parameters()) - num_weights
     of_all = f"{num_weights:,} of {num_weights + num_frozen:,}" if num_frozen else f"{num_weights:,}"
@@ -49,17 +54,17 @@ def announce(config: Config, devices: Devices, split: BatchSplit | None, model: 
 
 
 def _rates(model: BaseModule) -> str:
-    """Of what trains; `kept` and `new` where weights were taken from a file."""
+    """Returns the learning rates of what trains; `pretrained` and `new` where weights were taken from a file."""
     groups = model.build_optimizer().param_groups
     training = [group for group in groups if any(weight.requires_grad for weight in group["params"])]
     rates = [(group["lr"], f" ({group['name']})" if "name" in group else "") for group in training]
     return ", ".join(f"{rate:g}{name}" for rate, name in sorted(set(rates)))
 
 
-def keep_metrics(metrics_csv: Path, loggers: list[Logger], before: Checkpoint | None) -> None:
-    """A CSVLogger begins its file anew: of a run that goes on, what came before is written into it once more.
+def restore_metrics(metrics_csv: Path, loggers: list[Logger], before: Checkpoint | None) -> None:
+    """Logs the earlier figures of a resumed run once more, because a CSVLogger begins its file anew.
 
-    So are figures of the epoch that only the checkpoint has: Lightning logs them after it was saved.
+    Those of the last epoch may be in the checkpoint alone: Lightning logs them after it was saved.
     """
     if before is None or not metrics_csv.is_file():
         return
@@ -89,17 +94,48 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, model: BaseM
         plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", LOSSES[model.spec.task])
     if model.counts is not None:
         plot_test(model, run_dir)
-    write_page(run_dir, metrics, model.spec.task, best if best.is_file() else None)
+    write_report(run_dir, metrics, model.spec.task, best if best.is_file() else None)
     _log_metrics(metrics)
     log.info("run         %s, described in its report.md", shown(run_dir))
+    for trace in run_dir.glob("*.pt.trace.json"):  # of debug=profiler
+        trace = trace.rename(run_dir / "trace.json")
+        log.info("profile     read fit-profile.txt there, and open %s at https://ui.perfetto.dev", shown(trace))
     if best.is_file():
         log.info("checkpoint  %s", shown(best))
-        log.info("next        %s -m %s evaluate ckpt_path=%s", python(), PACKAGE, shown(best))
-        log.info("            %s -m %s export ckpt_path=%s", python(), PACKAGE, shown(best))
+        for heading, line in zip(("next", ""), _next_commands(best), strict=True):
+            log.info("%-12s%s", heading, line)
+
+
+def write_report(run_dir: Path, metrics: Mapping[str, float], task: str, checkpoint: Path | None) -> None:
+    """Writes `report.md` from the record of the run, its pictures, and `metrics` by their logged names."""
+    record = run_record.read(run_dir)
+    started = record.get("started", run_record.now())
+    splits = [split for split in SPLITS if any(name.startswith(f"{split}/") for name in metrics)]
+    names = sorted({name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in splits})
+    pictures = [("curves.png", "Figures of each epoch, of training and of validation"), PICTURES[task]]
+    text = render(
+        Path(__file__).with_name("report.md.jinja"),
+        name=run_dir.name,
+        started=started,
+        duration=duration(time.time() - time.mktime(time.strptime(started, run_record.TIME_FORMAT))),
+        commit=commit_words(record.get("git")),
+        versions=record.get("versions", {}),
+        options=run_record.typed_options(run_dir),
+        splits=splits,
+        figures={name: [metrics.get(f"{split}/{name}") for split in splits] for name in names},
+        pictures=[picture for picture in pictures if (run_dir / picture[0]).is_file()],
+        checkpoint=checkpoint,
+        commands=_next_commands(checkpoint) if checkpoint is not None else [],
+    )
+    (run_dir / "report.md").write_text(text, encoding="utf-8")
+
+
+def _next_commands(checkpoint: Path) -> list[str]:
+    return [f"{python()} -m {PACKAGE} {command} ckpt_path={shown(checkpoint)}" for command in ("evaluate", "export")]
 
 
 def report_evaluation(metrics: dict[str, float], model: BaseModule, run_dir: Path) -> None:
-    """Writes `metrics.json` and a picture of the answers."""
+    """Writes `metrics.json` and a picture of the test predictions."""
     write_json(dict(sorted(metrics.items())), run_dir / "metrics.json")
     plot_test(model, run_dir)
     _log_metrics(metrics)
@@ -107,7 +143,7 @@ def report_evaluation(metrics: dict[str, float], model: BaseModule, run_dir: Pat
 
 
 def report_export(bundle: Path, parities: list[Parity]) -> None:
-    """A table of the verified files, and what to do with them."""
+    """Prints a table of the verified files and what to do with them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("format")
     for heading in ("size", "largest difference", "alike", "one sample"):

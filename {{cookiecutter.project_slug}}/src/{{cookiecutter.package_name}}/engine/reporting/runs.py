@@ -18,16 +18,21 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from rich import box
+from rich.table import Table
 
 from ..config.command_line import Config, command
-from ..console import shown
+from ..config.validation import read_options
+from ..console import shown, wide_console
 from ..errors import UserError, nearest
 from ..runs import run_record
+from ..runs.provenance import commit_words
 
 log = logging.getLogger(__name__)
 
-DAY, BEGINNING = 24 * 3600, 60  # seconds
+DAY, STARTUP = 24 * 3600, 60  # seconds
 GOING = "it is still going"
+IGNORED_OPTIONS = ("paths.", "tags")  # differ between any two runs, or say nothing of their results
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """What its directory tells. `name` is the end of the path: a time, or the time of a sweep and a number."""
+    """A run directory. `name` is the end of its path: a time, or the time of a sweep and a number."""
 
     name: str
     folder: Path
@@ -55,14 +60,14 @@ class Run:
     @property
     def started(self) -> str:
         written = time.localtime((self.folder / ".hydra").stat().st_mtime)
-        return str(run_record.read(self.folder).get("started", time.strftime(run_record.TIME, written)))
+        return str(run_record.read(self.folder).get("started", time.strftime(run_record.TIME_FORMAT, written)))
 
     def config(self) -> dict[str, Any]:
         plain = OmegaConf.to_container(OmegaConf.load(self.folder / ".hydra/config.yaml"))
         return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
     def metrics(self) -> dict[str, float]:
-        """Of the end of the run; empty where it has none."""
+        """Returns the figures of the end of the run; none before it."""
         try:
             figures: dict[str, float] = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -70,7 +75,7 @@ class Run:
         return figures
 
     def best(self) -> tuple[str, float] | None:
-        """The name and the best value of what its best checkpoint is chosen by; of a run that is going until now."""
+        """Returns the name and, so far, the best value of the figure by which the best checkpoint is chosen."""
         chosen = (self.config().get("callbacks") or {}).get("best") or {}
         monitor, mode = chosen.get("monitor", "val/loss"), max if chosen.get("mode") == "max" else min
         try:
@@ -83,17 +88,14 @@ class Run:
 
 @command("runs", needs=("paths",))
 def main(config: Config) -> None:
-    from ..config.validation import read_options
-    from .run_tables import print_comparison, print_runs
-
     options = read_options(config, Options)
     log_dir, artifact_dir = Path(config["paths"]["log_dir"]), Path(config["paths"]["artifact_dir"])
     runs = find(log_dir)
     if options.compare is not None:
-        print_comparison(*(named(name, runs) for name in options.compare))
+        print_comparison(*(find_one(name, runs) for name in options.compare))
     elif options.remove is not None or options.remove_older_than is not None:
-        chosen = [named(name, runs) for name in options.remove or []]
-        remove(chosen, old(runs, options.remove_older_than), artifact_dir)
+        chosen = [find_one(name, runs) for name in options.remove or []]
+        remove(chosen, older_than(options.remove_older_than, runs), artifact_dir)
     elif not runs:
         log.info("There is no run under %s yet.", log_dir / "train")
     else:
@@ -101,14 +103,14 @@ def main(config: Config) -> None:
 
 
 def find(log_dir: Path) -> list[Run]:
-    """The oldest first; jobs of a sweep as `<sweep>/<number>`."""
+    """Returns all runs, the oldest first; the jobs of a sweep are named `<sweep>/<number>`."""
     folders = [folder for folder in run_record.run_dirs(log_dir) if (folder / ".hydra/config.yaml").is_file()]
     runs = [Run("/".join(folder.relative_to(log_dir / "train").parts[1:]), folder) for folder in folders]
     return sorted(runs, key=lambda run: (run.started, run.name))
 
 
-def named(name: str, runs: list[Run]) -> Run:
-    """By its name in the table, its directory, or `latest`."""
+def find_one(name: str, runs: list[Run]) -> Run:
+    """Returns the run of this name in the table or of this directory, or the `latest`."""
     if name == "latest" and runs:
         return runs[-1]
     for run in runs:
@@ -117,23 +119,23 @@ def named(name: str, runs: list[Run]) -> Run:
     raise UserError(f"'{name}' is no run; {nearest(name, [run.name for run in runs])}")
 
 
-def old(runs: list[Run], days: float | None) -> list[Run]:
+def older_than(days: float | None, runs: list[Run]) -> list[Run]:
     if days is None:
         return []
-    limit = time.strftime(run_record.TIME, time.localtime(time.time() - days * DAY))
+    limit = time.strftime(run_record.TIME_FORMAT, time.localtime(time.time() - days * DAY))
     return [run for run in runs if run.started < limit]
 
 
 def remove(chosen: list[Run], others: list[Run], artifact_dir: Path) -> None:
-    """Refuses to remove what is in use of `chosen`, before any is removed; of `others` it is kept, and named."""
+    """Removes runs. One in use is refused among `chosen`, before any is removed, and left out among `others`."""
     for run in chosen:
-        going = run_record.is_held(run.folder / run_record.LOCK)
-        if reason := GOING if going else why_kept(run, artifact_dir):
+        going = run_record.is_locked(run.folder / run_record.LOCK)
+        if reason := GOING if going else reason_in_use(run, artifact_dir):
             raise UserError(f"'{run.name}' is kept: {reason}; nothing was removed.")
     for run in {run.name: run for run in (*chosen, *others)}.values():
         try:
             with FileLock(run.folder / run_record.LOCK, timeout=0):  # it could go on meanwhile
-                reason = why_kept(run, artifact_dir)
+                reason = reason_in_use(run, artifact_dir)
                 if reason is None:
                     shutil.rmtree(run.folder)
                 else:
@@ -149,14 +151,14 @@ def remove(chosen: list[Run], others: list[Run], artifact_dir: Path) -> None:
         log.info("removed     %s", run.name)
 
 
-def why_kept(run: Run, artifact_dir: Path) -> str | None:
-    """None for a run that may be removed."""
-    from ..inference.runtime import MANIFEST, digest
+def reason_in_use(run: Run, artifact_dir: Path) -> str | None:
+    """Returns None for a run that may be removed."""
+    from ..inference.runtime import MANIFEST, digest  # with it ONNX Runtime, for which `--help` should not wait
 
-    known = run_record.read(run.folder)
-    if not known and time.time() - (run.folder / ".hydra").stat().st_mtime < BEGINNING:
+    record = run_record.read(run.folder)
+    if not record and time.time() - (run.folder / ".hydra").stat().st_mtime < STARTUP:
         return "it is just beginning"
-    for bundle in map(Path, known.get("bundles", [])):
+    for bundle in map(Path, record.get("bundles", [])):
         if bundle.is_dir():
             return f"the bundle {shown(bundle)} came from it"
     hashes = {digest(path) for path in run.folder.rglob("*.ckpt")}
@@ -168,6 +170,57 @@ def why_kept(run: Run, artifact_dir: Path) -> str | None:
         if source in hashes:
             return f"the bundle {manifest.parent} came from it"
     return None
+
+
+def print_runs(runs: list[Run]) -> None:
+    """Prints the latest run last, beside the prompt, each with the first test score that its task has."""
+    table = Table("run", "started", "state", "differs from the defaults", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[-1].overflow = "fold"
+    best, scores = [run.best() for run in runs], [_score(run.metrics()) for run in runs]
+    columns = (best, scores)
+    names = [sorted({figure[0] for figure in column if figure is not None}) for column in columns]
+    for heading in (*(f"best {name}" for name in names[0]), *names[1]):
+        table.add_column(heading, justify="right")
+    for run, *figures in zip(runs, *columns, strict=True):
+        values = [
+            f"{figure[1]:.4g}" if figure is not None and figure[0] == name else ""
+            for figure, of_column in zip(figures, names, strict=True)
+            for name in of_column
+        ]
+        options = " ".join(run_record.typed_options(run.folder))
+        table.add_row(run.name, run.started, run_record.read_state(run.folder), options, *values)
+    wide_console().print(table)
+
+
+def print_comparison(first: Run, second: Run) -> None:
+    """Prints the options that differ, then the figures of both."""
+    table = Table("", first.name, second.name, box=box.SIMPLE_HEAD, pad_edge=False)
+    one, other = _flatten(first.config()), _flatten(second.config())
+    for option in sorted(one.keys() | other.keys()):
+        if one.get(option) != other.get(option) and not option.startswith(IGNORED_OPTIONS):
+            table.add_row(option, *(str(options.get(option, "")) for options in (one, other)))
+    table.add_section()
+    table.add_row("state", *(run_record.read_state(run.folder) for run in (first, second)))
+    table.add_row("commit", *(commit_words(run_record.read(run.folder).get("git")) for run in (first, second)))
+    figures = [first.metrics(), second.metrics()]
+    for name in sorted(figures[0].keys() | figures[1].keys()):
+        table.add_row(name, *("" if name not in metrics else f"{metrics[name]:.4g}" for metrics in figures))
+    wide_console().print(table)
+
+
+def _score(metrics: dict[str, float]) -> tuple[str, float] | None:
+    names = [name for name in ("test/acc", "test/f1", "test/r2") if name in metrics]
+    return (names[0], metrics[names[0]]) if names else None
+
+
+def _flatten(section: Any, path: str = "") -> dict[str, Any]:
+    """Returns nested options by their dotted names."""
+    if not isinstance(section, dict):
+        return {path: section}
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat.update(_flatten(value, f"{path}.{key}".lstrip(".")))
+    return flat
 
 
 if __name__ == "__main__":

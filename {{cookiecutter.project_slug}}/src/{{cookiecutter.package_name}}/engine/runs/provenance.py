@@ -1,4 +1,4 @@
-"""Where a result comes from: the commit of the source, and the versions of what it ran on."""
+"""Where a result comes from: the commit of the source, and the versions of the packages."""
 
 import platform
 import shutil
@@ -16,14 +16,14 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def commit_words(git: Mapping[str, Any] | None) -> str:
-    """Of what `git_state` found, in Markdown."""
+    """Describes what `git_state` returned, in Markdown."""
     if git is None:
         return "no commit is known"
     return f"commit `{git['commit'][:12]}`" + ("" if git["clean"] else ", with changes that were not committed")
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of this project's source, and whether all of it was committed; None outside a repository."""
+    """Returns the commit of this project's source and whether all of it was committed; None outside a repository."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

@@ -1,4 +1,4 @@
-"""`resume=latest` or `resume=<run directory>`: the options of that run again, in its directory."""
+"""`resume=latest` or `resume=<run directory>`: continues a run in its directory, with its options."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ OPTION = "resume="
 
 
 def with_resumed(arguments: list[str]) -> list[str]:
-    """The command line of a run that goes on: what it was started with, and over that what is typed now."""
+    """Returns the command line of a resumed run: the options that it was started with, then those typed now."""
     given = [argument.removeprefix(OPTION) for argument in arguments if argument.startswith(OPTION)]
     if not given or given[-1] == "null":
         return arguments
@@ -24,11 +24,11 @@ def with_resumed(arguments: list[str]) -> list[str]:
     run_dir = find(given[-1], Path(log_dirs[-1] if log_dirs else "logs"))
     if not os.access(run_dir, os.W_OK):
         raise UserError(f"{shown(run_dir)} cannot be written by this user: make it writable, or start another run.")
-    place = QuotedString(str(run_dir), Quote.double).with_quotes()
-    others = [argument for argument in arguments if not argument.startswith(OPTION)]
-    typed = {_name(option) for option in others}
-    kept = [option for option in run_record.differences(run_dir) if _name(option) not in typed]
-    return [*kept, *others, f"resume={place}", f"hydra.run.dir={place}", "hydra.output_subdir=null"]
+    quoted = QuotedString(str(run_dir), Quote.double).with_quotes()
+    typed_now = [argument for argument in arguments if not argument.startswith(OPTION)]
+    names = {_name(option) for option in typed_now}
+    earlier = [option for option in run_record.typed_options(run_dir) if _name(option) not in names]
+    return [*earlier, *typed_now, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
 
 
 def _name(option: str) -> str:
@@ -36,7 +36,7 @@ def _name(option: str) -> str:
 
 
 def find(resume: str, log_dir: Path) -> Path:
-    """For `latest` the run in whose directory something was written last."""
+    """Returns the directory; for `latest` that of the run in which a file was written last."""
     if resume != "latest":
         run_dir = Path(resume.strip("'\"")).expanduser().resolve()
         if not (run_dir / OVERRIDES).is_file():

@@ -1,4 +1,4 @@
-"""What is kept of a run beside its figures, in `run.json`: from which source it came, and how it ended."""
+"""The record of a run, `run.json`: from which source and options it was started, and how it ended."""
 
 import json
 import os
@@ -15,43 +15,43 @@ from .. import rendezvous
 from ..console import shown, write_json
 from ..errors import UserError
 
-RECORD, LOCK = "run.json", ".lock"
+FILE, LOCK = "run.json", ".lock"
 OVERRIDES = ".hydra/overrides.yaml"
-OF_TRIALS = "+callbacks.search."  # options that make a training the trial of a search, which has ended
-TIME = "%Y-%m-%d %H:%M:%S"
+SEARCH_OPTIONS = "+callbacks.search."  # options that make a training the trial of a search, which has ended
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 PATIENCE = 120  # seconds in which a shared disk gives up the lock of a machine that was lost
 
 Record = dict[str, Any]
 
 
 def read(run_dir: Path) -> Record:
-    """Empty where a run did not come to its first step."""
+    """Returns the record, which is empty where a run did not come to its first step."""
     try:
-        record: Record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        record: Record = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record
 
 
 def write(run_dir: Path, **changed: Any) -> None:
-    """Beside what it holds already, and whole or not at all."""
-    incoming = run_dir / f"{RECORD}.incoming"
-    write_json({**read(run_dir), **changed}, incoming)
-    incoming.replace(run_dir / RECORD)
+    """Changes some entries of the record."""
+    write_json({**read(run_dir), **changed}, run_dir / FILE)
 
 
-def begin(run_dir: Path, options: list[str] | None, origin: Mapping[str, Any], trackers: Mapping[str, str]) -> None:
-    """Before the first step; a run that goes on keeps when it was started. `options` are those that were typed."""
+def write_start(
+    run_dir: Path, options: list[str] | None, provenance: Mapping[str, Any], trackers: Mapping[str, str]
+) -> None:
+    """Called before the first step, with the typed options; a run that goes on keeps the time when it was started."""
     started = read(run_dir).get("started", now())
     begun = f"{now()}, process {os.getpid()}"
-    write(run_dir, state="running", started=started, begun=begun, options=options, **origin, trackers={**trackers})
+    write(run_dir, state="running", started=started, begun=begun, options=options, **provenance, trackers={**trackers})
 
 
 @contextmanager
-def recording(run_dir: Path) -> Iterator[None]:
-    """Writes how a run that came to its first step ended.
+def locked_run(run_dir: Path) -> Iterator[None]:
+    """Locks the directory while its run is going, and writes how a run ended that came to its first step.
 
-    Holds its lock meanwhile: a run whose record says `running` while nobody holds its lock was lost.
+    A run whose record says `running` while no process holds the lock was lost.
     """
     if rendezvous.is_follower():
         yield
@@ -74,20 +74,20 @@ def recording(run_dir: Path) -> Iterator[None]:
         state, reason = "failed", " ".join(str(error).split()) or type(error).__name__
         raise
     finally:
-        if read(run_dir) != before:  # else it was refused: what is told is of an earlier start
+        if read(run_dir) != before:  # else this start was refused, and the record is that of an earlier one
             write(run_dir, state=state, ended=now(), reason=reason)
         lock.release()
         (run_dir / LOCK).unlink(missing_ok=True)
 
 
-def state_of(run_dir: Path) -> str:
-    """finished, running, interrupted, failed; lost where it was ended without a word, `not begun` without a record."""
+def read_state(run_dir: Path) -> str:
+    """Returns finished, running, interrupted or failed; lost after a kill; `not begun` without a record."""
     state = str(read(run_dir).get("state", "not begun"))
-    return "lost" if state == "running" and not is_held(run_dir / LOCK) else state
+    return "lost" if state == "running" and not is_locked(run_dir / LOCK) else state
 
 
-def is_held(lock: Path) -> bool:
-    """Whether a living process holds it; where a disk knows no locks, whether the file is there."""
+def is_locked(lock: Path) -> bool:
+    """Whether a living process holds the lock; where a disk knows no locks, whether the file exists."""
     if not lock.exists():
         return False
     try:
@@ -98,26 +98,26 @@ def is_held(lock: Path) -> bool:
 
 
 def run_dirs(log_dir: Path) -> list[Path]:
-    """Of `train`: single runs, and the jobs of sweeps."""
+    """Returns the directories of all trainings: single runs, and the jobs of sweeps."""
     return [path for pattern in ("runs/*", "multiruns/*/*") for path in (log_dir / "train").glob(pattern)]
 
 
-def differences(run_dir: Path) -> list[str]:
-    """The options that were typed: all others are those of `configs/`."""
+def typed_options(run_dir: Path) -> list[str]:
+    """Returns the options that were typed; all others are those of the option files."""
     options = read(run_dir).get("options")
-    if options is None:  # it did not come to its first step
+    if options is None:  # the run did not come to its first step
         file = run_dir / OVERRIDES
         options = list(OmegaConf.load(file)) if file.is_file() else []
-    return [str(option) for option in options if not str(option).startswith(OF_TRIALS)]
+    return [str(option) for option in options if not str(option).startswith(SEARCH_OPTIONS)]
 
 
-def note_bundle(checkpoint: Path, bundle: Path) -> None:
-    """In the run that the checkpoint is of: going on, it would write over the file that the bundle was made of."""
+def add_bundle(checkpoint: Path, bundle: Path) -> None:
+    """Notes an export in the checkpoint's run: if the run goes on, it overwrites the file that was exported."""
     run_dir = checkpoint.parents[1]
-    with suppress(OSError):  # a run of somebody else's, it may be
-        if (run_dir / RECORD).is_file():
+    with suppress(OSError):  # the run may be another user's
+        if (run_dir / FILE).is_file():
             write(run_dir, bundles=sorted({*read(run_dir).get("bundles", []), str(bundle.resolve())}))
 
 
 def now() -> str:
-    return time.strftime(TIME)
+    return time.strftime(TIME_FORMAT)

@@ -108,5 +108,6 @@ def _pixels(figure: Any, num_figures: int) -> Any:
     """Renders one of the figures that share a row."""
     figure.set(size_inches=(14 / num_figures, 4), dpi=100, layout_engine="constrained")
     figure.canvas.draw()
+    pixels = np.array(figure.canvas.buffer_rgba())
     plt.close(figure)
-    return np.asarray(figure.canvas.buffer_rgba())
+    return pixels

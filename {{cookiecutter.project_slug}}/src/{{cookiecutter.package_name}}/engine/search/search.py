@@ -7,19 +7,14 @@
 The same command goes on with a search that was ended; started twice, both processes share its trials.
 """
 
-from ..config.command_line import Config, command
+from ..config.command_line import Config
+from .report import report_search
+from .study import open_search, usable_storage
 
 
-@command("search", needs=("data", "model", "trainer", "strategy", "paths", "search"))
 def main(config: Config) -> None:
-    from .report import report_search  # torch and Optuna, which `--help` and a mistyped option do without
-    from .study import open_search, usable_storage
-
+    """Runs trials until there are `num_trials`, and reports the best."""
     with usable_storage(config["paths"]["output_dir"]):
         search = open_search(config)
         search.run()
         report_search(search)
-
-
-if __name__ == "__main__":
-    main()

@@ -33,8 +33,8 @@ from ..config.validation import check_arguments, read_options
 from ..console import shown
 from ..distributed.plan import make_plan
 from ..errors import UserError
-from ..runs.run_record import OF_TRIALS
-from ..training.fine_tuning import with_start
+from ..runs import run_record
+from ..training.fine_tuning import with_starting_point
 from ..training.options import TrainOptions
 from .space import distributions, hydra_value, options, samples, short_names, suggest, to_text
 
@@ -99,7 +99,7 @@ def open_search(config: Config) -> "Search":
             raise UserError(f"search.space: {error}") from error
         if number == 0:
             read_options(sampled, TrainOptions)
-            make_plan(with_start(sampled))
+            make_plan(with_starting_point(sampled))
     build(settings.sampler, "search.sampler", seed=0)
     if settings.pruner:
         build(settings.pruner, "search.pruner")
@@ -284,9 +284,9 @@ class Search:
             "test=false",  # the test split must not choose the options
             *(["rehearse_export=false"] if trial.number else []),  # once is enough
             f"hydra.run.dir={hydra_value(str(folder))}",
-            f"{OF_TRIALS}_target_={__package__}.pruning.PruningCallback",
-            f"{OF_TRIALS}folder={hydra_value(str(self.folder))}",
-            f"{OF_TRIALS}trial_id={trial._trial_id}",
+            f"{run_record.SEARCH_OPTIONS}_target_={__package__}.pruning.PruningCallback",
+            f"{run_record.SEARCH_OPTIONS}folder={hydra_value(str(self.folder))}",
+            f"{run_record.SEARCH_OPTIONS}trial_id={trial._trial_id}",
         ]
         try:
             return train([*self.command, *chosen, *trial_options], folder / "output.txt")

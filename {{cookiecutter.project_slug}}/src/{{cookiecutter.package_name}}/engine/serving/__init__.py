@@ -1,1 +1,1 @@
-"""The server: requests over HTTP to answers, and what is told about them."""
+"""The HTTP server of a bundle: ONNX Runtime behind the Open Inference Protocol, without torch."""

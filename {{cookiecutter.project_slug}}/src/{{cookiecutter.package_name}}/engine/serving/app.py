@@ -1,4 +1,4 @@
-"""The HTTP server: the Open Inference Protocol v2, `/predict` for people, and a page that shows it."""
+"""The HTTP application: the Open Inference Protocol v2, `/predict` for people, and a page that uses it."""
 
 import asyncio
 import signal
@@ -7,170 +7,154 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 
-import anyio
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Route
 
-from . import bodies, protocol
-from .guard import CLIENT_CLOSED_REQUEST, Access, Guard, error_response, json_response, one_line
+from . import protocol
 from .metrics import Metrics
-from .served import Served
-from .tensors import Array, Rejected
-from .versions import Versions
+from .middleware import CLIENT_CLOSED_REQUEST, error_response, json_response, printable
+from .model_versions import ModelVersions, ServedModel
+from .payload import Array, RequestError, sample_from_file, sample_from_json
 
 PACKAGE = __name__.split(".")[0]
 PAGES = Path(__file__).parent
-# What the page may do: its own script and style, its own server, the picture that was dropped.
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'unsafe-inline'",
-        "style-src 'unsafe-inline'",
-        "connect-src 'self'",
-        "img-src blob: data:",
-    ]
+MODEL, VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
+# The page may run its own script and style, ask its own server, and show the picture that was dropped.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src blob: data:"
 )
 
 
 def create_app(
-    versions: Versions,
-    access: Access,
-    metrics: Metrics,
-    poll_seconds: float | None,
-    started: Callable[[], None],
-) -> Guard:
-    """Every answer that is no success is `{"error": <one sentence>}`.
+    versions: ModelVersions, metrics: Metrics, poll_seconds: float | None, started: Callable[[], None]
+) -> FastAPI:
+    """Creates an application whose answers are `{"error": <one sentence>}` where they are no success.
 
-    It looks for another version on SIGHUP, and every `poll_seconds`; `started` is called once it does.
+    It looks for another version on SIGHUP and every `poll_seconds`, and calls `started` once it does.
     """
 
     @asynccontextmanager
-    async def watching(app: FastAPI) -> AsyncIterator[None]:
-        loop, tasks = asyncio.get_running_loop(), set()
-
-        def move() -> None:
-            task = loop.create_task(versions.move(retry=True))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        reload = asyncio.Event()
         if hasattr(signal, "SIGHUP"):  # Windows has none
-            loop.add_signal_handler(signal.SIGHUP, move)
-        if poll_seconds is not None:
-            tasks.add(loop.create_task(versions.watch(poll_seconds)))
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.set)
+        watcher = asyncio.create_task(versions.watch(poll_seconds, reload))
         started()
         yield
-        for task in tasks:
-            task.cancel()
+        watcher.cancel()
 
-    app = FastAPI(title=PACKAGE, docs_url=None, redoc_url=None, openapi_url=None, lifespan=watching)
-    _add_errors(app, metrics)
-    _add_inference(app, versions, metrics)  # first: routes are tried one after the other
-    _add_descriptions(app, versions, metrics)
-    return Guard(app, access, metrics)
-
-
-def _add_errors(app: FastAPI, metrics: Metrics) -> None:
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Rejected)
-        return error_response(error, metrics)
-
-    async def failed(request: Request, error: Exception) -> Response:
-        return json_response({"error": "the server failed, and its log has the reason."}, 500)
-
-    async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-    async def not_found(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        sentence = one_line(f"{request.method} {request.url.path}: {error.detail}")
-        return json_response({"error": sentence}, error.status_code)
-
-    app.add_exception_handler(Rejected, refused)
-    app.add_exception_handler(HTTPException, not_found)
-    app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Exception, failed)
+    endpoints = Endpoints(versions, metrics)
+    return FastAPI(
+        title=PACKAGE,
+        openapi_url=None,
+        lifespan=lifespan,
+        routes=endpoints.routes(),
+        exception_handlers={
+            RequestError: endpoints.refused,
+            HTTPException: endpoints.not_found,
+            ClientDisconnect: endpoints.disconnected,
+            Exception: endpoints.failed,
+        },
+    )
 
 
-def _add_descriptions(app: FastAPI, versions: Versions, metrics: Metrics) -> None:
-    async def page(request: Request) -> Response:
-        page = PAGES / versions.current.accepted.reader.PAGE
-        return FileResponse(page, headers={"Content-Security-Policy": POLICY})
+class Endpoints:
+    """Answers requests; the metrics name routes as these methods."""
 
-    async def server(request: Request) -> Response:
-        version = versions.current.model.version
-        return json_response({"name": PACKAGE, "version": version, "extensions": protocol.EXTENSIONS})
+    def __init__(self, versions: ModelVersions, metrics: Metrics) -> None:
+        self._versions, self._metrics = versions, metrics
 
-    async def taken(request: Request) -> Response:
-        return json_response(versions.current.description())
+    def routes(self) -> list[BaseRoute]:
+        return [  # tried in this order
+            *(Route(f"{path}/infer", self.infer, methods=["POST"]) for path in (MODEL, VERSION)),
+            Route("/predict", self.predict, methods=["POST"]),
+            Route("/predict", self.description),
+            Route("/", self.page),
+            Route("/v2", self.server),
+            Route("/v2/health/live", self.health),
+            Route("/v2/health/ready", self.health),  # the server listens only once the golden samples were answered
+            Route("/metrics", self.metrics),
+            *(Route(path, self.model) for path in (MODEL, VERSION)),
+            *(Route(f"{path}/ready", self.model_ready) for path in (MODEL, VERSION)),
+        ]
 
-    async def healthy(request: Request) -> Response:
-        return Response()
-
-    async def model(request: Request) -> Response:
-        return json_response(_named(request, versions).model.metadata())
-
-    async def model_ready(request: Request) -> Response:
-        _named(request, versions)
-        return Response()
-
-    async def prometheus(request: Request) -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
-
-    app.add_route("/", page)
-    app.add_route("/v2", server)
-    app.add_route("/predict", taken)
-    app.add_route("/v2/health/live", healthy)
-    app.add_route("/v2/health/ready", healthy)  # it listens only once the golden samples were answered
-    app.add_route("/metrics", prometheus)
-    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        app.add_route(path, model)
-        app.add_route(f"{path}/ready", model_ready)
-
-
-def _add_inference(app: FastAPI, versions: Versions, metrics: Metrics) -> None:
-    async def answered(served: Served, inputs: Array) -> dict[str, Array]:
-        arrays = await served.infer(inputs)
-        if metrics.drift is not None:
-            metrics.drift.observe(inputs, arrays[served.bundle.outputs[-1]])
-        return arrays
-
-    async def infer(request: Request) -> Response:
-        served, body = _named(request, versions), await request.body()
+    async def infer(self, request: Request) -> Response:
+        model, body = self._find_model(request), await request.body()
         start = perf_counter()
         header_length = dict(request.scope["headers"]).get(protocol.HEADER_LENGTH.encode())
-        asked = protocol.read(body, header_length and header_length.decode("latin-1"), served.model)
-        metrics.read.observe(perf_counter() - start)
-        arrays = await answered(served, asked.inputs)
+        asked = protocol.read(body, header_length and header_length.decode("latin-1"), model.metadata)
+        self._metrics.read.observe(perf_counter() - start)
+        outputs = await self._compute(model, asked.inputs)
         start = perf_counter()
-        body, length = protocol.answer(asked, arrays, served.model)
-        metrics.written.observe(perf_counter() - start)
+        body, length = protocol.write(asked, outputs, model.metadata)
+        self._metrics.written.observe(perf_counter() - start)
         if length is None:
             return Response(body, media_type="application/json")
-        headers = {protocol.HEADER_LENGTH: str(length)}
-        return Response(body, media_type="application/octet-stream", headers=headers)
+        return Response(body, media_type="application/octet-stream", headers={protocol.HEADER_LENGTH: str(length)})
 
-    async def predict(request: Request) -> Response:
-        served, kind = versions.current, request.headers.get("content-type", "")
-        if kind.startswith("multipart/"):
-            raise Rejected("send the file itself, as curl --data-binary does, and no form.", 415)
-        read = bodies.from_json if kind.startswith("application/json") else bodies.from_file
-        body = await request.body()
-        sample = await anyio.to_thread.run_sync(read, body, served.accepted)
-        (last,) = (await answered(served, sample))[served.bundle.outputs[-1]]
-        return json_response(served.bundle.task.told(last, served.bundle.labels, every=True))
+    async def predict(self, request: Request) -> Response:
+        model, content_type = self._versions.current, request.headers.get("content-type", "")
+        if content_type.startswith("multipart/"):
+            raise RequestError("send the file itself, as curl --data-binary does, and no form.", 415)
+        read = sample_from_json if content_type.startswith("application/json") else sample_from_file
+        sample = await asyncio.to_thread(read, await request.body(), model.bundle.input_schema)
+        (last,) = (await self._compute(model, sample))[model.bundle.outputs[-1]]
+        return json_response(model.bundle.task.describe(last, model.bundle.labels, every=True))
 
-    for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
-        app.add_route(path, infer, methods=["POST"])
-    app.add_route("/predict", predict, methods=["POST"])
+    async def description(self, request: Request) -> Response:
+        return json_response(self._versions.current.describe())
 
+    async def page(self, request: Request) -> Response:
+        page = PAGES / self._versions.current.bundle.input_schema.reader.PAGE
+        return FileResponse(page, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
-def _named(request: Request, versions: Versions) -> Served:
-    served, name, wanted = versions.current, request.path_params["name"], request.path_params.get("version")
-    model = served.model
-    if name != model.name or wanted not in (None, model.version):
-        asked = name if wanted is None else f"{name}, version {wanted},"
-        there = f"{model.name}, version {model.version}, is"
-        raise Rejected(f"{asked} is not served here: {there}.", 404, "unknown_model")
-    return served
+    async def server(self, request: Request) -> Response:
+        version = self._versions.current.metadata.version
+        return json_response({"name": PACKAGE, "version": version, "extensions": protocol.EXTENSIONS})
+
+    async def health(self, request: Request) -> Response:
+        return Response()
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def model(self, request: Request) -> Response:
+        return json_response(self._find_model(request).metadata.to_response())
+
+    async def model_ready(self, request: Request) -> Response:
+        self._find_model(request)
+        return Response()
+
+    async def refused(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
+        return error_response(error, self._metrics)
+
+    async def not_found(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        sentence = printable(f"{request.method} {request.url.path}: {error.detail}")
+        return json_response({"error": sentence}, error.status_code)
+
+    async def disconnected(self, request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def failed(self, request: Request, error: Exception) -> Response:
+        return json_response({"error": "the server failed, and its log has the reason."}, 500)
+
+    async def _compute(self, model: ServedModel, inputs: Array) -> dict[str, Array]:
+        outputs = await model.infer(inputs)
+        if self._metrics.drift is not None:
+            self._metrics.drift.observe(inputs, outputs[model.bundle.outputs[-1]])
+        return outputs
+
+    def _find_model(self, request: Request) -> ServedModel:
+        """Returns the current model; raises `RequestError` if the path names another model or version."""
+        current, name, version = self._versions.current, request.path_params["name"], request.path_params.get("version")
+        served = current.metadata
+        if name != served.name or version not in (None, served.version):
+            asked = name if version is None else f"{name}, version {version},"
+            sentence = f"{asked} is not served here: {served.name}, version {served.version}, is."
+            raise RequestError(sentence, 404, "unknown_model")
+        return current

@@ -6,32 +6,18 @@ SERVE_TOKEN=... python -m <package> serve host=0.0.0.0
 python -m <package> serve providers=[CUDAExecutionProvider]
 """
 
-from __future__ import annotations
-
 import ipaddress
-import logging
 import os
-import signal
-import socket
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..config.command_line import Config, command
-from ..console import shown
+from ..config.validation import read_options
 from ..errors import UserError
 
-if TYPE_CHECKING:
-    from .batching import OpenRequests
-    from .metrics import Metrics
-    from .served import Served
-    from .versions import Versions
-
-log = logging.getLogger(__name__)
-
-TOKEN = "SERVE_TOKEN"  # an environment variable: an option would be seen by everybody on the machine
-LEAST_BODY, BYTES_PER_NUMBER = 16 * 2**20, 32  # of a body: a picture's; of a float as JSON
+TOKEN = "SERVE_TOKEN"  # an environment variable, since everybody on the machine can see options
 
 
 @dataclass(frozen=True)
@@ -55,12 +41,6 @@ class Options:
     drift: bool
 
 
-class CutOff(UserError):
-    """Requests that came in, and took too long when the server had to end."""
-
-    exit_code = 1
-
-
 RANGES = {
     "port": (0, 2**16 - 1),
     "num_threads": (0, 1024),
@@ -76,66 +56,18 @@ RANGES = {
 
 @command("serve", needs=("paths",))
 def main(config: Config) -> None:
-    from ..config.validation import read_options
-
     options = read_options(config, Options)
     token = _check(options)
     if find_spec("fastapi") is None:
         raise UserError("serving is not installed: run 'pip install -c constraints.txt --group serve'.")
 
-    from .app import create_app
-    from .guard import Access
-    from .listening import listen, run
-    from .logs import is_terminal, log_as_json
-    from .metrics import Metrics
+    from .server import run_server  # here: FastAPI may be missing, and `--help` needs neither it nor ONNX Runtime
 
-    if hasattr(signal, "SIGHUP"):  # Windows has none
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can move: it takes the newest version now
-    as_json = options.logs == "json" or (options.logs == "auto" and not is_terminal())
-    if as_json:
-        log_as_json()
-    metrics = Metrics(options.drift)
-    versions, open_requests = _versions(options, Path(config["paths"]["artifact_dir"]), metrics)
-    access = Access(options.max_body_bytes or _largest_body(versions.current), token, as_json)
-    with listen(options.host, options.port) as listening:
-        app = create_app(
-            versions,
-            access,
-            metrics,
-            options.poll_seconds,
-            started=lambda: _say(versions.current, listening, token),
-        )
-        run(app, listening, options.grace_seconds, open_requests)
-    if app.num_cut_off:
-        seconds = options.grace_seconds
-        raise CutOff(
-            f"grace_seconds={seconds} was too short: {app.num_cut_off} requests that had come in were cut off."
-        )
-    log.info("stopped     every request that had come in was answered")
-
-
-def _versions(options: Options, artifact_dir: Path, metrics: Metrics) -> tuple[Versions, OpenRequests]:
-    from ..inference.runtime import Bundle, find_bundle
-    from .batching import Limits, OpenRequests
-    from .served import Served
-    from .versions import Versions
-
-    given = Path(options.bundle).expanduser()
-    folder = find_bundle(options.bundle, artifact_dir)
-    if options.bundle == "latest" or folder.parent == given.resolve():
-        folder = folder.parent  # no version was named: the newest, and what comes after it
-    open_requests = OpenRequests()
-    limits = Limits(options.max_queue, options.max_delay_ms / 1e3, options.timeout_seconds)
-
-    def load(folder: Path) -> Served:
-        bundle = Bundle(folder, providers=options.providers, num_threads=options.num_threads)
-        return Served(bundle, limits, open_requests, metrics, options.tolerance)
-
-    return Versions(folder, load, metrics), open_requests
+    run_server(options, token, Path(config["paths"]["artifact_dir"]))
 
 
 def _check(options: Options) -> str | None:
-    """The token that clients must show, if any."""
+    """Refuses options that cannot work; returns the token that clients must send, if any."""
     for name, (low, high) in RANGES.items():
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
@@ -158,20 +90,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _largest_body(served: Served) -> int:
-    return max(LEAST_BODY, served.model.max_elements * BYTES_PER_NUMBER)
-
-
-def _say(served: Served, listening: socket.socket, token: str | None) -> None:
-    host, port = listening.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    log.info("bundle      %s: its files and golden samples are as they were published", shown(served.bundle.folder))
-    log.info("speed       %.3f ms for one sample%s", served.latency_ms, "; with a token" if token else "")
-    log.info("next        open %s in a browser, or: curl --data-binary @<file> %s/predict", address, address)
-    log.info("serving     %s, version %s, at %s", served.model.name, served.model.version, address)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""From configuration to objects; no configuration is passed on to them."""
+"""Builds the objects that the configuration names; none of them receives the configuration itself."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,35 +21,35 @@ from ..distributed.strategies import build_strategy, leave_signals_alone
 from ..errors import UserError, one_line
 from ..spec import DataSpec
 from .base_module import BaseModule
-from .callbacks.checkpoint_contents import LastFigures, RandomState, SelfContained
-from .callbacks.micro_batch_finder import LargestMicroBatch
+from .callbacks.checkpoint_contents import CheckpointContents
+from .callbacks.micro_batch_finder import MicroBatchFinder
 from .checkpoint_io import AtomicCheckpointIO
-from .trackers import Steady, prepared
+from .trackers import FaultTolerantLogger, prepared_section
 
 
 def build_model(section: Mapping[str, Any], spec: DataSpec) -> BaseModule:
-    """The network sized by `spec`."""
-    if "net" not in section:  # other groups may have left something of the section
+    """Builds the model, its network sized by `spec`."""
+    if "net" not in section:  # `model=null` leaves what other groups set in the section
         raise UserError("'model' is needed: it cannot be left out.")
     model: BaseModule = build(section, "model", spec=spec)
     return model
 
 
 def build_for_training(section: Mapping[str, Any], spec: DataSpec, lr_factor: float) -> BaseModule:
-    """With a learning rate times `lr_factor`."""
+    """Builds a model whose learning rate is multiplied by `lr_factor`, with the first weights of its network."""
     if lr_factor != 1:
         if "lr" not in section["optimizer"]:
             raise UserError("lr_scaling needs a learning rate to scale: set model.optimizer.lr.")
         optimizer = {**section["optimizer"], "lr": section["optimizer"]["lr"] * lr_factor}
         section = {**section, "optimizer": optimizer}
     model = build_model(section, spec)
-    getattr(model.net[1], "before_training", lambda: None)()  # of a network that begins with weights of elsewhere
-    try_optimizer(model)
+    getattr(model.net[1], "before_training", lambda: None)()  # loads pretrained weights, as `TimmNet`
+    check_optimizer(model)
     return model
 
 
-def try_optimizer(model: BaseModule) -> None:
-    """Once, so that a value that it or the scheduler does not take is refused before the run."""
+def check_optimizer(model: BaseModule) -> None:
+    """Builds the optimizer and the scheduler once, so that a value that they refuse is reported before the run."""
     try:
         model.configure_optimizers()
     except (TypeError, ValueError) as error:
@@ -57,42 +57,42 @@ def try_optimizer(model: BaseModule) -> None:
 
 
 def build_loggers(sections: Mapping[str, Any] | None, run_dir: Path) -> list[Logger]:
-    """What tracks runs elsewhere must not end one; `run_dir` knows their numbers of a run that goes on."""
+    """Builds the loggers, each but the CSV file so that its failure does not end the run."""
     loggers: list[Logger] = []
     for name, given in (sections or {}).items():
-        section = prepared(name, given, run_dir) if given else None
+        section = prepared_section(name, given, run_dir) if given else None
         if section is None:
             continue
         try:
             logger: Logger = build(section, f"logger.{name}")
-            loggers.append(logger if isinstance(logger, CSVLogger) else Steady(logger, name))
         except ModuleNotFoundError as error:
             raise UserError(
                 f"logger={name} is not installed: run 'pip install -c constraints.txt {name}', or take logger=csv."
             ) from error
+        loggers.append(logger if isinstance(logger, CSVLogger) else FaultTolerantLogger(logger, name))
     return loggers
 
 
 def build_callbacks(
     config: Config, loggers: list[Logger], contents: dict[str, Any], split: BatchSplit | None = None
 ) -> list[Callback]:
-    """Those of `configs/callbacks/`; an entry set to null is left out. `contents` goes into every checkpoint."""
+    """Builds the callbacks that are not set to null, and the engine's own; every checkpoint receives `contents`."""
     sections = {name: section for name, section in (config.get("callbacks") or {}).items() if section}
     for name, section in sections.items():
         if section.get("save_weights_only"):
             raise UserError(f"callbacks.{name}.save_weights_only=true leaves out what evaluate and export need.")
     built = [build(section, f"callbacks.{name}") for name, section in sections.items()]
-    if not loggers:  # there is nowhere to write the learning rate, and the monitor refuses to start
+    if not loggers:  # LearningRateMonitor refuses to start without one
         built = [callback for callback in built if not isinstance(callback, LearningRateMonitor)]
     if split is not None and config["data"].get("micro_batch_size") == "auto":
-        built.append(LargestMicroBatch(split))
-    return [*built, RandomState(), LastFigures(), SelfContained(contents)]
+        built.append(MicroBatchFinder(split))
+    return [*built, CheckpointContents(contents)]
 
 
 def build_trainer(
     config: Config, plan: Plan, callbacks: list[Callback], loggers: list[Logger], num_steps: int = 1
 ) -> pl.Trainer:
-    """`num_steps` is the number of micro-batches that a device makes of its part of a batch."""
+    """`num_steps` is the number of micro-batches into which a device splits its part of a batch."""
     if not config["trainer"]["enable_progress_bar"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer: pl.Trainer = build(
@@ -102,7 +102,7 @@ def build_trainer(
         strategy=build_strategy(plan.strategy, plan.devices),
         callbacks=callbacks,
         logger=loggers or False,
-        # Lightning's own sampler pads, and would count samples twice.
+        # Lightning's own sampler pads, which counts samples twice.
         use_distributed_sampler=False,
         plugins=[_environment(), AtomicCheckpointIO()],
     )
@@ -112,9 +112,9 @@ def build_trainer(
 
 
 def _environment() -> ClusterEnvironment:
-    """Who started the processes; left to itself Lightning takes any process of a SLURM job for one of several."""
+    """Names the launcher, because Lightning takes any process in a SLURM job for one of several."""
     started = rendezvous.started()
     if started is None:
         return LightningEnvironment()
-    # Its own way to requeue a job saves in the middle of a step; here the job's script does it.
+    # Lightning requeues a job by a checkpoint within a step; here the job's script requeues it.
     return SLURMEnvironment(auto_requeue=False) if started.starter == "srun" else TorchElasticEnvironment()

@@ -1,4 +1,4 @@
-"""A checkpoint of this project: how it is found, read safely and turned into a model and its data again."""
+"""Checkpoints of this project: how they are found, read safely and turned into a model and its data again."""
 
 import inspect
 import logging
@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import get_object
 
+from ..config import PACKAGE
 from ..config.command_line import Config
 from ..config.instantiation import build
 from ..errors import UserError
@@ -22,19 +23,19 @@ from .checkpoint_io import is_damaged, sum_file
 
 log = logging.getLogger(__name__)
 
-PACKAGE = __name__.split(".")[0]
+FORMAT_VERSION = 1  # of the section `project` of a checkpoint; raised with every change that `load` cannot read
 # What a configuration that comes from a checkpoint may name; anything else could run foreign code.
 TRUSTED = (PACKAGE, "torch", "lightning", "torchmetrics", "kornia")
-# Options of `data.`: where its files are, and places of any kind.
-FILES = ("root", "path")
-PLACES = (*FILES, "cache_dir")
+# Options of `data.` that are paths: of its files, and of anything.
+DATA_PATHS = ("root", "path")
+PATHS = (*DATA_PATHS, "cache_dir")
 # Options of `data.` that move samples from one split to another.
-OF_THE_SPLIT = ("val_fraction", "test_fraction", "split_seed")
+SPLIT_OPTIONS = ("val_fraction", "test_fraction", "split_seed")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors and plain data, loaded with `weights_only=True`."""
+    """The contents of a checkpoint: tensors and plain data, loaded with `weights_only=True`."""
 
     path: Path
     epoch: int
@@ -42,25 +43,25 @@ class Checkpoint:
     config: Config
     spec: DataSpec
     state_dict: dict[str, torch.Tensor]
-    kept: frozenset[str]  # names of the parameters that its training had taken from `model.weights`
-    figures: dict[str, float]  # of the last epoch, as they were logged
+    pretrained_names: frozenset[str]  # of the parameters that its training had taken from `model.weights`
+    figures: dict[str, float]  # of the last epoch, by their logged names
 
     def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
-        """The data that the model was trained on; `overrides` (options of `data.`) go over its configuration.
+        """Builds the data that the model was trained on; `overrides` are options of `data.` that replace its own.
 
-        Refuses another split: it would test on samples that the model was trained on.
+        Refuses another split, which would test on samples that the model was trained on.
         """
-        for name in OF_THE_SPLIT:
+        for name in SPLIT_OPTIONS:
             value, trained = overrides.get(name), self.config["data"].get(name)
             if value is not None and value != trained:
                 raise UserError(
                     f"data.{name}={value} would test on samples that the model was trained on: "
                     f"leave it at {trained}, or train with it."
                 )
-        # Data that asks for it, as a table, is read as that of the training was.
+        # A table, for example, takes the columns and labels that the training found.
         takes = inspect.signature(get_object(self.config["data"]["_target_"])).parameters
-        given = {"trained": self.spec} if "trained" in takes else {}
-        datamodule: Any = build({**self.config["data"], **overrides}, "data", **given)
+        trained_spec = {"trained": self.spec} if "trained" in takes else {}
+        datamodule: Any = build({**self.config["data"], **overrides}, "data", **trained_spec)
         self._refuse_other_data(datamodule.spec, overrides)
         module: pl.LightningDataModule = datamodule
         return module
@@ -73,7 +74,7 @@ class Checkpoint:
             )
         if spec.input_shape != self.spec.input_shape:
             raise UserError(f"data has samples of {spec.input_shape}, but the model takes {self.spec.input_shape}.")
-        options = [name for name in FILES if name in self.config["data"]]
+        options = [name for name in DATA_PATHS if name in self.config["data"]]
         given = any(overrides.get(name) is not None for name in options)
         if spec.fingerprint != self.spec.fingerprint and not given:
             named = " or ".join(f"data.{name}" for name in options) or "data"
@@ -83,13 +84,13 @@ class Checkpoint:
             )
 
     def model(self) -> BaseModule:
-        """The trained network on the CPU; the data is not needed for it."""
+        """Builds the trained model on the CPU, without the data."""
         model = build_model(self.config["model"], self.spec)
         self.load_weights_into(model)
         return model
 
     def load_weights_into(self, model: BaseModule) -> None:
-        """Refuses a network of another shape, as after a change of its code."""
+        """Refuses a network whose weights have other shapes, as after a change of its code."""
         try:
             model.load_state_dict(self.state_dict)
         except RuntimeError as error:
@@ -97,20 +98,26 @@ class Checkpoint:
             raise UserError(f"ckpt_path={self.path} does not fit the network as it is now: {reason}") from error
         # On data that has changed since, mean and deviation are still those of the weights.
         model.spec = replace(model.spec, mean=self.spec.mean, std=self.spec.std)
-        model.kept = self.kept
+        model.pretrained_names = self.pretrained_names
 
 
 def self_description(config: Config, model: BaseModule) -> dict[str, Any]:
-    """What `SelfContained` stores, and `load` reads back; places of files hold from any folder."""
+    """Returns what `CheckpointContents` stores and `load` reads back; paths become absolute, to hold from any folder."""
     sections = {name: config[name] for name in ("data", "model", "seed")}
-    places = {name: config["data"][name] for name in PLACES if config["data"].get(name) is not None}
-    found = {name: str(path.resolve()) for name in places if (path := Path(places[name]).expanduser()).exists()}
-    sections["data"] = {**config["data"], **found}
-    return {"package": PACKAGE, "config": sections, "spec": model.spec.to_dict(), "kept": sorted(model.kept)}
+    paths = {name: Path(config["data"][name]).expanduser() for name in PATHS if config["data"].get(name) is not None}
+    absolute = {name: str(path.resolve()) for name, path in paths.items() if path.exists()}
+    sections["data"] = {**config["data"], **absolute}
+    return {
+        "package": PACKAGE,
+        "format_version": FORMAT_VERSION,
+        "config": sections,
+        "spec": model.spec.to_dict(),
+        "pretrained_names": sorted(model.pretrained_names),
+    }
 
 
 def find(ckpt_path: str, log_dir: Path) -> Path:
-    """The file itself, or for `latest` the best checkpoint of the run that was trained last."""
+    """Returns the given path, or for `latest` the best checkpoint of the run that was trained last."""
     if ckpt_path != "latest":
         return Path(ckpt_path).expanduser().resolve()
     best = [path for run_dir in run_dirs(log_dir) if (path := run_dir / "checkpoints/best.ckpt").is_file()]
@@ -125,9 +132,9 @@ def find(ckpt_path: str, log_dir: Path) -> Path:
 
 
 def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Checkpoint:
-    """Refuses what is missing, damaged, of another project, or names code from outside `TRUSTED`.
+    """Refuses a file that is missing, damaged, of another project or version, or names code outside `TRUSTED`.
 
-    `option` is the one that gave the path, for the sentence of a refusal.
+    `option` is the one that gave the path, for the error message.
     """
     if path.is_dir():
         raise UserError(f"{option}={path} is a folder: give the file in it, as <run directory>/checkpoints/best.ckpt.")
@@ -144,6 +151,7 @@ def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Check
     project = contents.get("project") if isinstance(contents, dict) else None
     if not isinstance(project, dict) or project.get("package") != PACKAGE:
         raise UserError(f"{option}={path} was not written by {PACKAGE}: it can only be used where it was trained.")
+    _check_version(project.get("format_version"), f"{option}={path}")
     refuse_foreign_code(project["config"], f"{option}={path}")
     return Checkpoint(
         path=path,
@@ -152,15 +160,25 @@ def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Check
         config=project["config"],
         spec=DataSpec.from_dict(project["spec"]),
         state_dict=contents["state_dict"],
-        kept=frozenset(project.get("kept", ())),
-        figures=contents.get("figures", {}),
+        pretrained_names=frozenset(project["pretrained_names"]),
+        figures=contents["figures"],
     )
 
 
-def refuse_foreign_code(section: Any, source: str) -> None:
-    """Before training too: a checkpoint that names such a class could not be loaded again.
+def _check_version(version: object, source: str) -> None:
+    if not isinstance(version, int):
+        raise UserError(f"{source} was written by version 0.9 of the template, which was never released: train again.")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{source} was written by another version of the template (format version {version}, this project reads "
+            f"{FORMAT_VERSION}): update the project."
+        )
 
-    A checkpoint holds resolved values, and an interpolation in one would be resolved when the model is built.
+
+def refuse_foreign_code(section: Any, source: str) -> None:
+    """Called before training too, because a checkpoint that names such a class could not be loaded again.
+
+    A checkpoint holds resolved values; an interpolation in one would be resolved when the model is built.
     """
     if isinstance(section, str) and "${" in section:
         raise UserError(f"{source} holds the interpolation '{section}', which could run foreign code: it is not used.")
@@ -180,7 +198,7 @@ def refuse_foreign_code(section: Any, source: str) -> None:
 
 
 def _is_trusted(target: str) -> bool:
-    """A class that is defined where the name says: `torch.hub.load` and `<package>.cli.os.system` are not."""
+    """Whether the name is that of a class of `TRUSTED`: `torch.hub.load` and `<package>.x.os.system` are not."""
     if target.split(".")[0] not in TRUSTED:
         return False
     try:

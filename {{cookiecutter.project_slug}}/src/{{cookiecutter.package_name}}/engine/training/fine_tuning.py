@@ -1,7 +1,7 @@
-"""Fine-tuning: what a run starts from, where not from new weights.
+"""The starting point of a run, other than new weights.
 
-`ckpt_path` goes on with a run. `model.weights` begins another with what an earlier one has learned: nothing but its
-weights, for data whose labels may be others.
+`ckpt_path` continues a training, with its optimizer and its epoch. `model.weights` begins another one with nothing but
+the weights of an earlier one, for data that may have other labels: fine-tuning.
 """
 
 import json
@@ -20,9 +20,9 @@ from ..errors import UserError
 from ..runs import run_record
 from ..spec import DataSpec
 from .base_module import BaseModule
-from .build import try_optimizer
+from .build import check_optimizer
 from .checkpoints import Checkpoint, load, refuse_foreign_code
-from .parameter_groups import shaped_by_labels, shortened
+from .optimizers import head_parameters, shortened
 from .resume import from_newest_checkpoint
 
 log = logging.getLogger(__name__)
@@ -30,56 +30,56 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Weights:
-    """`spec` is of the data that they were trained on; None where the file does not say."""
+    """`spec` describes the data that they were trained on; None if the file does not contain it."""
 
     path: Path
     tensors: dict[str, Tensor]
     spec: DataSpec | None
 
 
-def with_start(config: Config) -> Config:
-    """Of a run that goes on, with its last checkpoint; refuses a bad file before any process is started."""
-    for section in ("data", "model"):  # else a checkpoint could not be loaded again
+def with_starting_point(config: Config) -> Config:
+    """Resolves `resume=`, and refuses a starting point that cannot be used, before any process is started."""
+    for section in ("data", "model"):  # a checkpoint of the run could not be loaded again
         refuse_foreign_code(config[section], section)
     config = config if rendezvous.is_follower() else from_newest_checkpoint(config)
     ckpt_path, weights = config["ckpt_path"], config["model"].get("weights")
     if ckpt_path is not None and weights is not None:
         raise UserError(f"ckpt_path={ckpt_path} and model.weights={weights} are two starts of a run: leave one out.")
     if ckpt_path is not None:
-        _refuse_the_end(config, load(Path(ckpt_path)))
+        _refuse_finished_run(config, load(Path(ckpt_path)))
     if weights is not None:
-        read(Path(str(weights)))  # whether it is text at all is checked later
+        read_weights(Path(str(weights)))  # its type is checked later
     return config
 
 
-def _refuse_the_end(config: Config, checkpoint: Checkpoint) -> None:
-    """A run that has come to its end would be left without the figures of its training."""
-    done, most = checkpoint.epoch + 1, config["trainer"].get("max_epochs") or 0
-    has_ended = run_record.state_of(Path(config["paths"]["output_dir"])) == "finished"
-    if config.get("resume") and has_ended and 0 < most <= done:
+def _refuse_finished_run(config: Config, checkpoint: Checkpoint) -> None:
+    """Continued without an epoch left to train, it would lose the metrics of its training."""
+    num_epochs, max_epochs = checkpoint.epoch + 1, config["trainer"].get("max_epochs") or 0
+    has_finished = run_record.read_state(Path(config["paths"]["output_dir"])) == "finished"
+    if config.get("resume") and has_finished and 0 < max_epochs <= num_epochs:
         raise UserError(
-            f"resume={config['resume']} has come to its end, after {done} epochs: give trainer.max_epochs=."
+            f"resume={config['resume']} has come to its end, after {num_epochs} epochs: give trainer.max_epochs=."
         )
 
 
-def begin(model: BaseModule, ckpt_path: str | None) -> Checkpoint | None:
-    """Fills `model` with what the run starts from; returns the checkpoint of a run that goes on."""
+def load_starting_point(model: BaseModule, ckpt_path: str | None) -> Checkpoint | None:
+    """Loads the starting point into `model`; returns the checkpoint of a training that is continued."""
     checkpoint = None
     if ckpt_path is not None:
-        checkpoint = load(Path(ckpt_path), check_sum=False)  # `with_start` has looked at it
+        checkpoint = load(Path(ckpt_path), check_sum=False)  # `with_starting_point` has compared it
         checkpoint.load_weights_into(model)
     elif model.weights is not None:
-        take(read(Path(model.weights)), model)
-    if model.pretrained_lr_factor != 1 and not model.kept:
+        transfer(read_weights(Path(model.weights)), model)
+    if model.pretrained_lr_factor != 1 and not model.pretrained_names:
         raise UserError(
             f"model.pretrained_lr_factor={model.pretrained_lr_factor} is for pretrained weights: give model.weights=."
         )
-    try_optimizer(model)
+    check_optimizer(model)
     return checkpoint
 
 
-def read(path: Path) -> Weights:
-    """A checkpoint of this project, the `model.safetensors` of a bundle, or such a file of a network alone."""
+def read_weights(path: Path) -> Weights:
+    """Reads a checkpoint of this project, the `model.safetensors` of a bundle, or such a file of a network alone."""
     path = path.expanduser()
     if path.suffix != ".safetensors":
         checkpoint = load(path, option="model.weights")
@@ -88,7 +88,7 @@ def read(path: Path) -> Weights:
         raise UserError(f"model.weights={path} does not exist: give the path of a .ckpt or .safetensors file.")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # `file` is no mapping
             spec = json.loads((file.metadata() or {}).get("spec", "null"))
         return Weights(path, tensors, None if spec is None else DataSpec.from_dict(spec))
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
@@ -96,22 +96,22 @@ def read(path: Path) -> Weights:
         raise UserError(f"model.weights={path} cannot be read, it is damaged or no safetensors ({reason}).") from error
 
 
-def take(weights: Weights, model: BaseModule) -> None:
-    """Copies what fits by name and shape, and names in `model.kept` the parameters that were taken.
+def transfer(weights: Weights, model: BaseModule) -> None:
+    """Copies the tensors that fit by name and shape, and sets `model.pretrained_names` to the parameters among them.
 
-    What the labels shape starts anew, unless they are the same in the same order. Mean and deviation of the input stay
-    those that the weights were trained with, and go into `model.spec`, where the raw input is of the same kind.
+    Parameters of the last layer start anew, unless the labels are the same in the same order. Mean and standard
+    deviation of the input stay those of `weights`, and go into `model.spec`, if the raw input is of the same kind.
     """
     own, given, trained = model.state_dict(), weights.tensors, weights.spec
-    if trained is not None and trained.columns and _columns_of(trained) != _columns_of(model.spec):
+    if trained is not None and trained.columns and _columns(trained) != _columns(model.spec):
         raise UserError(f"model.weights={weights.path} was trained on other columns or categories: give the same.")
     if not own.keys() & given.keys():  # of the network alone, without the normalisation before it
         given = {f"net.1.{name}": tensor for name, tensor in given.items()}
     head = set()
-    if trained is None or _answers_of(trained) != _answers_of(model.spec):
-        head = {f"net.1.{name}" for name in shaped_by_labels(model.net[1], model.make_net, model.spec)}
+    if trained is None or _outputs(trained) != _outputs(model.spec):
+        head = {f"net.1.{name}" for name in head_parameters(model.net[1], model.make_net, model.spec)}
     statistics = {f"net.0.{name}" for name, _ in model.net[0].named_buffers()}
-    if trained is not None and _kind_of_input(trained) == _kind_of_input(model.spec):
+    if trained is not None and _raw_input(trained) == _raw_input(model.spec):
         statistics = set()
     taken = [name for name in own if name not in head | statistics and _fits(given.get(name), own[name])]
     _refuse_misfit(weights.path, model, given, head, taken)
@@ -120,21 +120,21 @@ def take(weights: Weights, model: BaseModule) -> None:
             own[name].copy_(given[name])
     if trained is not None and "net.0.mean" in taken:
         model.spec = replace(model.spec, mean=trained.mean, std=trained.std)
-    model.kept = frozenset(name for name, _ in model.named_parameters() if name in taken)
+    model.pretrained_names = frozenset(name for name, _ in model.named_parameters() if name in taken)
     anew = [name for name in own if name not in taken]
     named = f", {len(anew)} start anew: {shortened(anew)}" if anew else ""
     log.info("starts from %s: %d tensors taken%s", shown(weights.path), len(taken), named)
 
 
-def _columns_of(spec: DataSpec) -> list[tuple[str, list[str] | None]]:
+def _columns(spec: DataSpec) -> list[tuple[str, list[str] | None]]:
     return [(column["name"], column["categories"]) for column in spec.columns]
 
 
-def _answers_of(spec: DataSpec) -> tuple[str, tuple[str, ...], str]:
+def _outputs(spec: DataSpec) -> tuple[str, tuple[str, ...], str]:
     return spec.task, spec.labels, spec.target
 
 
-def _kind_of_input(spec: DataSpec) -> tuple[str, tuple[float, float]]:
+def _raw_input(spec: DataSpec) -> tuple[str, tuple[float, float]]:
     return spec.input_dtype, spec.input_range
 
 
@@ -143,7 +143,7 @@ def _fits(given: Tensor | None, own: Tensor) -> bool:
 
 
 def _refuse_misfit(path: Path, model: BaseModule, given: dict[str, Tensor], head: set[str], taken: list[str]) -> None:
-    """The bulk must fit, by the number of weights: less is another network, and training would hide it."""
+    """Refuses weights of which less than half fit: they are of another network, which training would hide."""
     body = {name: weight for name, weight in model.named_parameters() if name not in head}
     missing = [name for name in body if name not in taken]
     num_weights, num_missing = (sum(body[name].numel() for name in names) for names in (body, missing))

@@ -1,4 +1,4 @@
-"""Layers that the networks share."""
+"""Layers that the networks share: normalisation of the input, activation checkpointing and the exported outputs."""
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,15 @@ from ..spec import DataSpec
 
 
 class Constants(nn.Module):
-    """Its own buffers never change, so ddp need not send them."""
+    """A module whose own buffers never change, so that ddp does not broadcast them."""
 
     has_constant_buffers = True
 
 
 class Normalize(Constants):
-    """Raw input `(B, C, ...)` of any dtype to floats of mean 0 and deviation 1, one figure a channel.
+    """Raw input `(B, C, ...)` of any dtype to floats of mean 0 and standard deviation 1, channel by channel.
 
-    A part of the network, so that an exported artifact takes the same raw input as training did.
+    A part of the network, so that an exported artifact takes the same raw input as in training.
     """
 
     mean: Tensor
@@ -34,10 +34,10 @@ class Normalize(Constants):
 
 
 class Segments(nn.Sequential):
-    """A sequence of layers that keeps only what lies between its segments, and computes the rest again backwards.
+    """A sequence of layers with activation checkpointing (Chen et al., 2016, arXiv:1604.06174).
 
-    Activation checkpointing (Chen et al., 2016, arXiv:1604.06174): less memory for about a third more time, and the
-    same result, dropout included. 0 segments keep everything.
+    Only the activations between segments are stored, and the others computed again in the backward pass: less memory
+    for about a third more time, and the same result, dropout included. 0 segments store all activations.
     """
 
     def __init__(self, layers: list[nn.Module], num_segments: int) -> None:
@@ -55,3 +55,26 @@ class Segments(nn.Sequential):
             for layer in self:
                 x = layer(x)
         return x
+
+
+class OutputLayer(Constants):
+    """The exported outputs of a task, each `(B, K)`, from the outputs `(B, K)` of the network.
+
+    Logits and their softmax, or for several labels their sigmoid; for regression the number in the units of the
+    target, which the network predicts with mean 0 and standard deviation 1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__()
+        self.task = spec.task
+        if self.task == "regression":  # not among the weights: they follow from the DataSpec
+            self.register_buffer("mean", torch.tensor(spec.target_mean), persistent=False)
+            self.register_buffer("std", torch.tensor(spec.target_std), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.task == "regression":
+            return (x * self.std + self.mean,)
+        return x, x.sigmoid() if self.task == "multilabel" else x.softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Cross entropy, in which each sample counts by its label where the labels are uneven."""
+"""Cross entropy with class weights."""
 
 import math
 from typing import Literal
@@ -18,8 +18,8 @@ class CrossEntropy(Constants):
     """Logits `(B, K)` and labels `(B,)` to the mean over the samples of cross entropy times the label's weight.
 
     The weights are divided by their mean over the training split, a constant, so that the loss stays on its scale.
-    torch's own `weight=` divides by the weights of the batch at hand: a part of a batch would count by what labels it
-    happens to hold, and the gradient would depend on how the batch was split.
+    torch's own `weight=` divides by the sum of the weights in the batch, so that the gradient would depend on how a
+    batch is split.
     """
 
     scales: Tensor | None
@@ -37,7 +37,7 @@ class CrossEntropy(Constants):
 
 
 def label_scales(spec: DataSpec, class_weights: Literal["balanced"] | list[float]) -> list[float]:
-    """A figure a label, whose mean over the training samples is 1; `balanced` is N / (K * count), scikit-learn's."""
+    """A weight for each label, with mean 1 over the training samples; `balanced` is scikit-learn's N / (K * count)."""
     counts, num_labels = spec.label_counts, spec.num_outputs
     if len(counts) != num_labels:
         raise UserError(

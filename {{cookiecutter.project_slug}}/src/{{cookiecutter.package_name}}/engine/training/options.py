@@ -1,4 +1,4 @@
-"""The plain options of a training, which belong to no group."""
+"""The options of `train.yaml` that belong to no group."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,8 +8,6 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The plain options of `train.yaml`."""
-
     seed: int
     tags: list[str]
     resume: str | None
@@ -26,6 +24,6 @@ class TrainOptions:
             raise UserError(f"base_batch_size={self.base_batch_size} holds no sample: give 1 or more.")
 
     def lr_factor(self, batch_size: int) -> float:
-        """`linear` as in Goyal et al. (2017, arXiv:1706.02677), `sqrt` as in Krizhevsky (2014, arXiv:1404.5997)."""
+        """Scales `linear` as Goyal et al. (2017, arXiv:1706.02677), `sqrt` as Krizhevsky (2014, arXiv:1404.5997)."""
         exponent = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[self.lr_scaling]
         return float((batch_size / self.base_batch_size) ** exponent)

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and the answers to the test samples."""
+"""Pictures of a run: its curves, and its predictions for the test samples."""
 
 import csv
 from collections import defaultdict
@@ -12,14 +12,14 @@ from matplotlib.ticker import MaxNLocator
 
 from .base_module import BaseModule
 
-# By the task: the file and what it shows.
+# By task: the file and its caption.
 PICTURES = {
     "classification": ("confusion_matrix.png", "Confusion matrix of the test split: rows are the true labels"),
     "multilabel": ("labels.png", "Each label in the test split: found, missed, and said of others"),
     "regression": ("predicted.png", "Predictions beside the truth in the test split"),
 }
 
-# Okabe and Ito (2008): the colour-blind can tell them apart.
+# Okabe and Ito (2008): colours that the colour-blind can tell apart.
 COLOURS = {"train": "#0072B2", "val": "#D55E00"}
 LOSSES = {"classification": "cross entropy (nats)", "multilabel": "binary cross entropy (nats)", "regression": "loss"}
 NAMES = {
@@ -36,7 +36,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def plot_curves(metrics_csv: Path, picture: Path, loss: str) -> None:
-    """One panel a metric, training and validation together, from the logger's `metrics.csv`."""
+    """Plots one panel per metric, training and validation together, from the logger's `metrics.csv`."""
     panels: dict[str, dict[str, Series]] = defaultdict(dict)
     with metrics_csv.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -67,16 +67,16 @@ def _plot_panel(axes: Axes, metric: str, series: dict[str, Series], loss: str) -
 
 
 def plot_test(model: BaseModule, folder: Path) -> None:
-    """As the model card shows it; there must have been a test."""
+    """Plots the predictions for the test split, from the counts that a test leaves in the module."""
     assert model.counts is not None
     counts, spec = model.counts.cpu().numpy(), model.spec
-    labels = [label.replace("$", r"\$") for label in spec.labels]  # else it opens a formula
+    labels = [label.replace("$", r"\$") for label in spec.labels]  # a dollar sign would open a formula
     if spec.task == "classification":
         figure = _confusion_matrix(counts, labels)
     elif spec.task == "multilabel":
-        figure = _labels(counts, labels)
+        figure = _label_bars(counts, labels)
     else:
-        figure = _beside(counts, spec.target, spec.target_mean, spec.target_std)
+        figure = _predicted_by_true(counts, spec.target, spec.target_mean, spec.target_std)
     figure.savefig(folder / PICTURES[spec.task][0], dpi=120)
 
 
@@ -100,8 +100,8 @@ def _confusion_matrix(counts: Counts, labels: list[str]) -> Figure:
     return figure
 
 
-def _labels(counts: Counts, labels: list[str]) -> Figure:
-    """`counts` is `(K, 2, 2)`: of each label, the samples without and with it, by what was predicted."""
+def _label_bars(counts: Counts, labels: list[str]) -> Figure:
+    """`counts` is `(K, 2, 2)`: for each label the samples without and with it, by the prediction."""
     found, missed, wrong = counts[:, 1, 1], counts[:, 1, 0], counts[:, 0, 1]
     places = np.arange(len(labels))
     figure = Figure(figsize=(7, max(2.5, 0.4 * len(labels) + 1.5)), layout="constrained")
@@ -118,7 +118,7 @@ def _labels(counts: Counts, labels: list[str]) -> Figure:
     return figure
 
 
-def _beside(counts: Counts, target: str, mean: float, std: float) -> Figure:
+def _predicted_by_true(counts: Counts, target: str, mean: float, std: float) -> Figure:
     """`counts` is `(B, B)`: samples by their true value (rows) and their prediction, 3 deviations to both sides."""
     low, high = mean - WIDEST * std, mean + WIDEST * std
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")

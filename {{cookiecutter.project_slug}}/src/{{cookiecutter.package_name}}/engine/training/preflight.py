@@ -1,4 +1,4 @@
-"""What a training would stumble over after hours is looked at before its first step."""
+"""Checks before the first step for faults that a training would otherwise meet after hours."""
 
 import shutil
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..config.command_line import Config
 from ..console import shown
-from ..data.loader import MIB, Loader
+from ..data.samples import MIB, Loader
 from ..errors import Fault, UserError
 from ..spec import DataSpec
 from .callbacks.checkpoint_contents import random_state, set_random_state
-from .checkpoint_io import LAST, take_as_last
+from .checkpoint_io import LAST, copy_to_last
 
-MOST_SAMPLES = 64  # of the training split, that are looked at
+NUM_CHECKED = 64  # samples of the training split
 
 
 def before_training(
@@ -30,16 +30,16 @@ def before_training(
     trainer: pl.Trainer,
     rehearse: Callable[[Config, DataSpec, npt.NDArray[Any]], None],
 ) -> None:
-    """On the first rank: the disk, `last.ckpt`, the first batch, and whether what is trained can be exported.
+    """Checks on the first rank the disk, the first batch and whether the network can be exported.
 
-    The training then has its random numbers and its threads as if nothing had been.
+    The random generators and the number of threads are restored afterwards.
     """
     run_dir, start = Path(config["paths"]["output_dir"]), Path(config["ckpt_path"] or "")
     check_disk(run_dir, trainer, model)
     if start.parent == run_dir / "checkpoints" and start.name != LAST:
-        take_as_last(start)
+        copy_to_last(start)
     with ExitStack() as afterwards:
-        afterwards.callback(torch.set_num_threads, torch.get_num_threads())  # a file of torch that is loaded sets one
+        afterwards.callback(torch.set_num_threads, torch.get_num_threads())  # loading a TorchScript file sets it
         afterwards.callback(set_random_state, random_state())
         x, _ = first_batch(datamodule)
         if config["rehearse_export"] and config["ckpt_path"] is None:
@@ -47,13 +47,12 @@ def before_training(
 
 
 def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) -> None:
-    """Whether all checkpoints of the run fit at once: weights, and the two figures of each that Adam keeps."""
-    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    size = 3 * weights
-    kept = sum(max(1, getattr(callback, "save_top_k", 1)) for callback in trainer.checkpoint_callbacks)
-    num_files = kept + 2  # the previous one, and the one that is being written
-    there = sum(path.stat().st_size for path in run_dir.glob("checkpoints/*.ckpt"))
-    needed, free = num_files * size - there, shutil.disk_usage(run_dir).free
+    """Checks that all checkpoints of the run fit at once: the weights, and two values for each that Adam stores."""
+    size = 3 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    num_saved = sum(max(1, getattr(callback, "save_top_k", 1)) for callback in trainer.checkpoint_callbacks)
+    num_files = num_saved + 2  # the previous one, and the one that is being written
+    existing = sum(path.stat().st_size for path in run_dir.glob("checkpoints/*.ckpt"))
+    needed, free = num_files * size - existing, shutil.disk_usage(run_dir).free
     if trainer.checkpoint_callbacks and free < needed:
         raise Fault(
             f"{shown(run_dir)} has {free / MIB:,.0f} MiB left, and up to {num_files} checkpoints of "
@@ -62,13 +61,13 @@ def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) ->
 
 
 def first_batch(datamodule: pl.LightningDataModule) -> tuple[Tensor, Tensor]:
-    """Of the training split as it lies, before it is shuffled; refuses what does not fit `datamodule.spec`."""
+    """The first samples of the training split, unshuffled; refuses those that do not fit `datamodule.spec`."""
     datamodule.prepare_data()
     datamodule.setup("fit")
     loader: Any = datamodule.train_dataloader()
     if isinstance(loader, Loader):
-        samples: Any = getattr(loader.dataset, "samples", loader.dataset)  # as they are without augmentation
-        loader = Loader(samples, batch_sampler=[list(range(min(len(samples), MOST_SAMPLES)))])
+        samples: Any = getattr(loader.dataset, "samples", loader.dataset)  # without augmentation
+        loader = Loader(samples, batch_sampler=[list(range(min(len(samples), NUM_CHECKED)))])
     x, y = next(iter(loader))
     check_samples(x, y, datamodule.spec)  # type: ignore[attr-defined]
     return x, y
@@ -85,7 +84,9 @@ def check_samples(x: Tensor, y: Tensor, spec: DataSpec) -> None:
     if not torch.isfinite(y if y.is_floating_point() else y.float()).all():
         raise UserError("the first batch holds targets that are NaN or infinite: leave such samples out.")
     low, high = spec.input_range
-    outside = ((x < low) | (x > high) | torch.isinf(x)).flatten(1).any(1)  # a gap, as NaN, is for the network to fill
+    outside = (
+        ((x < low) | (x > high) | torch.isinf(x)).flatten(1).any(1)
+    )  # NaN is a gap in a table, which the network fills
     if outside.any():
         bad = int(outside.nonzero()[0])
         raise UserError(f"sample {bad} of the training data holds values outside of {low:g} to {high:g}, its range.")

@@ -1,4 +1,4 @@
-"""From which checkpoint a run goes on that was ended, or whose processes were lost."""
+"""The checkpoint from which a run is continued after it ended, or after it lost a process."""
 
 import logging
 import sys
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def from_newest_checkpoint(config: Config) -> Config:
-    """With `resume=`, or in the place of lost processes: from the newest whole checkpoint, where there is one already.
+    """With `resume=`, or when processes were restarted: sets `ckpt_path` to the newest checkpoint of the run, if any.
 
-    What the job had started from is in it.
+    It replaces the starting point of the run, which it contains.
     """
     folder = Path(config["paths"]["output_dir"]) / "checkpoints"
     if not (rendezvous.is_restart() or config.get("resume")) or not any(folder.glob("*.ckpt")):
@@ -26,23 +26,23 @@ def from_newest_checkpoint(config: Config) -> Config:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The checkpoint of the latest step that can be read; those that cannot are told.
+    """The undamaged checkpoint of the latest step; warns of those that cannot be read.
 
-    To look at all of a file takes its time: that is done from the newest one on, until one is whole.
+    Checksums take time, so they are compared from the newest file on, until one is undamaged.
     """
 
     def age(path: Path) -> tuple[int, bool]:
         try:
             return load(path, check_sum=False).step, path.name == LAST
         except UserError:
-            return sys.maxsize, False  # told below
+            return sys.maxsize, False  # to be reported below
 
     damaged = []
     for path in sorted(folder.glob("*.ckpt"), key=age, reverse=True):
         try:
             load(path)
-        except UserError as refusal:
-            damaged.append(str(refusal))
+        except UserError as error:
+            damaged.append(str(error))
             continue
         for sentence in damaged:
             log.warning("warning     %s", sentence)

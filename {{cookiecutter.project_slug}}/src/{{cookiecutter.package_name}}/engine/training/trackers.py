@@ -1,4 +1,4 @@
-"""Loggers that must not end a run: a tracking server that does not answer is told once, and the run goes on."""
+"""Trackers of experiments, whose failure is reported once and does not end the run."""
 
 import logging
 import os
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 WANDB = "https://api.wandb.ai"
 PATIENCE = 5.0  # seconds for a server to answer
-# What goes on with a run of before, by its number there.
-NUMBERS = {"wandb": "id", "mlflow": "run_id"}
+# The option of each tracker that continues a run by its id.
+RUN_ID_OPTIONS = {"wandb": "id", "mlflow": "run_id"}
 
 
-class Steady(Logger):
-    """Hands everything on to `logger`; after its first failure it says so, and leaves it alone."""
+class FaultTolerantLogger(Logger):
+    """Passes everything to `logger`, until its first failure, which is reported."""
 
     def __init__(self, logger: Logger, title: str) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ class Steady(Logger):
 
     @property
     def version(self) -> str | int | None:
-        """The number of the run where it is tracked; None where nothing tracks it."""
-        number: str | int | None = self._try(lambda: self.logger.version)
-        return number
+        """The id of the run in the tracker; None after a failure."""
+        run_id: str | int | None = self._try(lambda: self.logger.version)
+        return run_id
 
     @property
     def experiment(self) -> Any:
-        """What the tracker's own library takes; None where it does not work. Lightning asks for it at every start."""
+        """The object of the tracker's own library; None after a failure."""
         return self._try(lambda: self.logger.experiment)  # type: ignore[attr-defined]
 
     @rank_zero_only
@@ -78,18 +78,18 @@ class Steady(Logger):
             return None
         try:
             return call()
-        except Exception as error:  # whatever a service and the way to it raise
+        except Exception as error:  # a service and the network may raise anything
             self.works = False
             reason = " ".join(str(error).split()) or type(error).__name__
             log.warning("warning     %s failed, and the run goes on without it: %s", self.title, reason)
             return None
 
 
-def prepared(title: str, section: Mapping[str, Any], run_dir: Path) -> Mapping[str, Any] | None:
-    """With the number of a run that goes on; None where the server does not answer, and nothing is kept for it."""
-    numbers = run_record.read(run_dir).get("trackers", {})
-    if title in NUMBERS and title in numbers:
-        section = {**section, NUMBERS[title]: numbers[title]}
+def prepared_section(title: str, section: Mapping[str, Any], run_dir: Path) -> Mapping[str, Any] | None:
+    """Adds the id of a run that is continued; None if the server does not answer and the run cannot be sent later."""
+    ids = run_record.read(run_dir).get("trackers", {})
+    if title in RUN_ID_OPTIONS and title in ids:
+        section = {**section, RUN_ID_OPTIONS[title]: ids[title]}
     online = not section.get("offline") and os.environ.get("WANDB_MODE", "online") == "online"
     if title == "wandb" and online and not _answers(os.environ.get("WANDB_BASE_URL", WANDB)):
         log.warning("warning     wandb does not answer; to send this run later: wandb sync %s/wandb/*", shown(run_dir))
@@ -102,7 +102,7 @@ def prepared(title: str, section: Mapping[str, Any], run_dir: Path) -> Mapping[s
 
 
 def _answers(address: str) -> bool:
-    """Whatever the answer: it is a proxy's, too, where one is set."""
+    """Whether there is any answer, an error or that of a proxy included."""
     try:
         with urlopen(address, timeout=PATIENCE):
             return True
@@ -114,24 +114,24 @@ def _answers(address: str) -> bool:
 
 @contextmanager
 def tracked(loggers: list[Logger], config: Config, run_dir: Path) -> Iterator[None]:
-    """Logs what a run comes from before its first step, and ends it in each tracker, so that another can begin."""
+    """Logs the provenance before the first step, and ends the run in each tracker, so that another can begin."""
     _begin(loggers, config, run_dir)
     try:
         yield
     finally:
         for logger in loggers:
-            if isinstance(logger, Steady):
+            if isinstance(logger, FaultTolerantLogger):
                 logger.finish()
 
 
 @rank_zero_only
 def _begin(loggers: list[Logger], config: Config, run_dir: Path) -> None:
-    """The resolved configuration, the commit and the versions; a run that goes on in a tracker has them there."""
-    origin = {"git": git_state(), "versions": versions()}
-    numbers: dict[str, str] = dict(run_record.read(run_dir).get("trackers", {}))
+    """Logs the resolved configuration, the commit and the versions, unless the tracker continues a run."""
+    provenance = {"git": git_state(), "versions": versions()}
+    ids: dict[str, str] = dict(run_record.read(run_dir).get("trackers", {}))
     for logger in loggers:
-        if logger.name not in numbers:
-            logger.log_hyperparams({**config, **origin})
-            if logger.name in NUMBERS and (number := logger.version) is not None:
-                numbers[logger.name] = str(number)
-    run_record.begin(run_dir, config.get("options"), origin, numbers)
+        if logger.name not in ids:
+            logger.log_hyperparams({**config, **provenance})
+            if logger.name in RUN_ID_OPTIONS and (run_id := logger.version) is not None:
+                ids[logger.name] = str(run_id)
+    run_record.write_start(run_dir, config.get("options"), provenance, ids)

@@ -17,7 +17,7 @@ from ..reporting.run_report import report_evaluation
 from ..training import checkpoints
 from ..training.base_module import BaseModule
 from ..training.build import build_trainer
-from ..training.callbacks.progress_bar import progress_bar
+from ..training.callbacks.monitoring import progress_bar
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from ..config.command_line import Config
 from ..config.validation import read_options
 from ..errors import UserError, nearest
-from ..export.bundle import check_standing_config, describe, incoming, place_config, publish, write_manifest
+from ..export.bundle import check_triton_config, describe, publish, staging_folder, write_manifest, write_triton_config
 from ..export.card import card
 from ..export.formats import FORMATS
 from ..export.gate import Limits, Parity
@@ -20,12 +20,12 @@ from ..export.pipeline import write_verified
 from ..export.signature import Contract, Signature
 from ..inference.runtime import digest
 from ..reporting.run_report import report_export
-from ..runs.run_record import note_bundle
+from ..runs.run_record import add_bundle
 from ..training import checkpoints
 from ..training.checkpoints import Checkpoint
 
 MOST_AT_ONCE = 65536  # samples, which the gate holds in memory
-OF_FORMATS = ("opset", "num_calibration_samples", "calibration")
+FORMAT_OPTIONS = ("opset", "num_calibration_samples", "calibration")
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Options:
     num_calibration_samples: int | None
     calibration: Literal["minmax", "entropy", "percentile"] | None
 
-    def of(self, format_name: str) -> dict[str, Any]:
-        """What a format takes, given or by default."""
-        given = {name: getattr(self, name) for name in OF_FORMATS if getattr(self, name) is not None}
+    def of_format(self, format_name: str) -> dict[str, Any]:
+        """Returns the options that a format takes, with its defaults."""
+        given = {name: getattr(self, name) for name in FORMAT_OPTIONS if getattr(self, name) is not None}
         return {name: given.get(name, default) for name, default in FORMATS[format_name].options.items()}
 
 
@@ -64,7 +64,7 @@ def export_bundle(config: Config) -> None:
     if datamodule.spec.fingerprint != checkpoint.spec.fingerprint:
         raise UserError("export takes the data of the training: leave out data.root and data.path.")
     bundle, parities = export(checkpoint, datamodule, formats, options, Path(config["paths"]["artifact_dir"]))
-    note_bundle(checkpoint.path, bundle)
+    add_bundle(checkpoint.path, bundle)
     report_export(bundle, parities)
 
 
@@ -82,12 +82,12 @@ def export(
     """
 
     spec, limits = checkpoint.spec, Limits(options.max_batch_size, options.tolerance, options.max_metric_loss)
-    opset = options.of("onnx")["opset"]
+    opset = options.of_format("onnx")["opset"]
     contract = Contract(options.name, Signature.of(spec), spec.labels, digest(checkpoint.path), opset, spec.task)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with incoming(artifact_dir / options.name) as folder:
-        check_standing_config(folder.parent, contract, limits.max_batch_size, "onnx" in formats)
-        chosen = {name: options.of(name) for name in formats}
+    with staging_folder(artifact_dir / options.name) as folder:
+        check_triton_config(folder.parent, contract, limits.max_batch_size, "onnx" in formats)
+        chosen = {name: options.of_format(name) for name in formats}
         parities, figures = write_verified(checkpoint, datamodule, chosen, contract, limits, folder)
         described = describe(contract, checkpoint, parities, limits, **figures)
 
@@ -96,7 +96,7 @@ def export(
             (folder / "README.md").write_text(card(contents), encoding="utf-8")
             write_manifest(contents, folder)
             if "onnx" in formats:  # last: what fails before it, as on a full disk, leaves no trace
-                place_config(folder, contract, limits.max_batch_size)
+                write_triton_config(folder, contract, limits.max_batch_size)
 
         return publish(folder, seal), parities
 
@@ -110,7 +110,7 @@ def _check(formats: list[str], options: Options) -> None:
         for package in FORMATS[name].needs:
             if find_spec(package) is None:
                 raise UserError(f"formats=[{name}] needs {package}: run 'pip install -c constraints.txt {package}'.")
-    for option in OF_FORMATS:
+    for option in FORMAT_OPTIONS:
         takers = [name for name, format in FORMATS.items() if option in format.options]
         if getattr(options, option) is not None and not set(takers) & set(formats):
             value = getattr(options, option)

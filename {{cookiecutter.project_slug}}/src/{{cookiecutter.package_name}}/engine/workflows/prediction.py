@@ -1,4 +1,4 @@
-"""Predicts the labels of files such as those that were trained on, and of `.npy` arrays of raw samples."""
+"""Predicts for files of the kind that the model was trained on, and for `.npy` arrays of raw samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..config.validation import read_options
 from ..console import bar, shown
 from ..errors import UserError
 from ..inference.input_schema import InputSchema
-from ..inference.inputs import LeftOut, Sample, find_files, read_samples
+from ..inference.inputs import Sample, SkippedSample, find_files, read_samples
 from ..inference.prediction_files import Row, check_output, written
 from ..inference.tasks import TASKS, Task
 
@@ -41,9 +41,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Model:
-    """`run` takes raw inputs `(B, *accepted.shape)`, B up to `batch_size`, to the task's last output `(B, K)`."""
+    """`run` computes the task's last output `(B, K)` of inputs `(B, *input_schema.shape)`, B up to `batch_size`."""
 
-    accepted: InputSchema
+    input_schema: InputSchema
     task: Task
     labels: Sequence[str]
     batch_size: int
@@ -51,13 +51,13 @@ class Model:
 
 
 class NothingPredicted(UserError):
-    """Every input was left out."""
+    """All inputs were left out."""
 
     exit_code = 1
 
 
 def predict_files(config: Config) -> None:
-    """Does what `python -m <package> predict` says, with the options of `predict.yaml`."""
+    """Runs the command `predict` with the options of `predict.yaml`."""
     options = read_options(config, Options)
     if not options.input:
         raise UserError("input= is needed: give a file, a folder, a list as [a,b], or a pattern as 'data/*'.")
@@ -67,7 +67,7 @@ def predict_files(config: Config) -> None:
     check_output(output)
     model = _from_bundle(options, config) if options.bundle is not None else _from_checkpoint(options, config)
     given = [options.input] if isinstance(options.input, str) else options.input
-    files = find_files(given, model.accepted.suffixes)
+    files = find_files(given, model.input_schema.suffixes)
     with written(output, model.task, model.labels, options.probabilities) as write:
         num_predicted, left_out = predict(model, files, write)
         for unused in left_out:
@@ -78,11 +78,11 @@ def predict_files(config: Config) -> None:
     log.info("written     %s", shown(output))
 
 
-def predict(model: Model, files: Sequence[Path], write: Row) -> tuple[int, list[LeftOut]]:
-    """Hands each sample and its output to `write`, in the order of the files; returns how many, and the rest."""
-    left_out: list[LeftOut] = []
+def predict(model: Model, files: Sequence[Path], write: Row) -> tuple[int, list[SkippedSample]]:
+    """Passes each sample and its output to `write`, in the order of the files; returns their number, and the rest."""
+    left_out: list[SkippedSample] = []
     batch: list[Sample] = []
-    num_predicted, say = 0, _now_and_then()
+    num_predicted, log_progress = 0, _progress_logger()
 
     def flush() -> None:
         nonlocal num_predicted
@@ -91,11 +91,11 @@ def predict(model: Model, files: Sequence[Path], write: Row) -> tuple[int, list[
                 write(sample, row)
             num_predicted += len(batch)
             batch.clear()
-            say(num_predicted)
+            log_progress(num_predicted)
 
     for path in bar(files, "predicting"):
-        for sample in read_samples(path, model.accepted):
-            if isinstance(sample, LeftOut):
+        for sample in read_samples(path, model.input_schema):
+            if isinstance(sample, SkippedSample):
                 left_out.append(sample)
                 continue
             batch.append(sample)
@@ -106,8 +106,8 @@ def predict(model: Model, files: Sequence[Path], write: Row) -> tuple[int, list[
 
 
 def _from_bundle(options: Options, config: Config) -> Model:
-    """By ONNX Runtime, without torch."""
-    import onnxruntime
+    """Loads a bundle into ONNX Runtime, without torch."""
+    import onnxruntime  # here, as below: `predict` needs either ONNX Runtime or torch, and both take long to import
 
     from ..inference.runtime import Bundle, find_bundle
 
@@ -121,10 +121,11 @@ def _from_bundle(options: Options, config: Config) -> Model:
     bundle = Bundle(folder, providers=[cuda, cpu] if has_cuda and options.device != "cpu" else [cpu])
     log.info("bundle      %s", shown(folder))
     batch_size = min(options.batch_size, bundle.max_batch_size)
-    return Model(bundle.accepted, bundle.task, bundle.labels, batch_size, lambda x: bundle(x)[-1])
+    return Model(bundle.input_schema, bundle.task, bundle.labels, batch_size, lambda x: bundle(x)[-1])
 
 
 def _from_checkpoint(options: Options, config: Config) -> Model:
+    """Loads a checkpoint into the deployed network of torch."""
     import torch
 
     from ..export.network import deployed
@@ -141,21 +142,21 @@ def _from_checkpoint(options: Options, config: Config) -> Model:
     def run(inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         with torch.inference_mode():
             outputs = network(torch.from_numpy(inputs).to(device))
-        found: npt.NDArray[Any] = outputs[-1].cpu().numpy()
-        return found
+        last: npt.NDArray[Any] = outputs[-1].cpu().numpy()
+        return last
 
-    accepted = InputSchema.of(Signature.of(spec).input.to_dict())
-    return Model(accepted, TASKS[spec.task], spec.labels, options.batch_size, run)
+    input_schema = InputSchema.from_dict(Signature.of(spec).input.to_dict())
+    return Model(input_schema, TASKS[spec.task], spec.labels, options.batch_size, run)
 
 
-def _now_and_then() -> Callable[[int], None]:
-    """A line every ten seconds, for a pipe, and for one large file, of which a bar would not tell how far it is."""
+def _progress_logger() -> Callable[[int], None]:
+    """Returns a function that logs every ten seconds, for pipes and for a single large file, where the bar stands."""
     last = time.monotonic()
 
-    def say(num_predicted: int) -> None:
+    def log_progress(num_predicted: int) -> None:
         nonlocal last
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             log.info("predicting  %s samples so far", f"{num_predicted:,}")
 
-    return say
+    return log_progress

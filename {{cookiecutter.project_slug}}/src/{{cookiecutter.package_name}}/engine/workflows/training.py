@@ -15,13 +15,13 @@ from ..config.instantiation import build
 from ..config.validation import read_options
 from ..distributed.launch import launch
 from ..distributed.plan import Plan
-from ..reporting.run_report import announce, keep_metrics, report_training
-from ..runs.run_record import recording
+from ..reporting.run_report import announce, report_training, restore_metrics
+from ..runs.run_record import locked_run
 from ..training.base_module import BaseModule
 from ..training.build import build_callbacks, build_for_training, build_loggers, build_trainer
-from ..training.callbacks.checkpoint_contents import figures_of_training
+from ..training.callbacks.checkpoint_contents import training_metrics
 from ..training.checkpoints import Checkpoint, self_description
-from ..training.fine_tuning import begin, with_start
+from ..training.fine_tuning import load_starting_point, with_starting_point
 from ..training.options import TrainOptions
 from ..training.preflight import before_training
 from ..training.resume import from_newest_checkpoint
@@ -46,9 +46,9 @@ class Training:
     @staticmethod
     def launch(run: Callable[[Config, Plan], dict[str, float]], config: Config) -> None:
         """Runs `run(config, plan)` on every device; what cannot work is refused before any process is started."""
-        with recording(Path(config["paths"]["output_dir"])):
+        with locked_run(Path(config["paths"]["output_dir"])):
             read_options(config, TrainOptions)
-            launch(run, {**with_start(config), "options": typed_but("resume")})
+            launch(run, {**with_starting_point(config), "options": typed_but("resume")})
 
     @classmethod
     def build(cls, config: Config, plan: Plan) -> Training:
@@ -60,7 +60,7 @@ class Training:
         pl.seed_everything(options.seed, workers=True, verbose=False)
         datamodule = build(config["data"], "data")
         model = build_for_training(config["model"], datamodule.spec, options.lr_factor(plan.split.batch_size))
-        resumed_from = begin(model, options.ckpt_path)
+        resumed_from = load_starting_point(model, options.ckpt_path)
         loggers = build_loggers(config.get("logger"), run_dir)
         callbacks = build_callbacks(config, loggers, self_description(config, model), plan.split)
         trainer = build_trainer(config, plan, callbacks, loggers, plan.split.num_steps)
@@ -75,13 +75,13 @@ class Training:
 
             announce(self.config, self.plan.devices, self.plan.split, self.model)
             before_training(self.config, self.datamodule, self.model, self.trainer, rehearse)
-            keep_metrics(self.run_dir / "metrics.csv", self.loggers, self.resumed_from)
+            restore_metrics(self.run_dir / "metrics.csv", self.loggers, self.resumed_from)
         with tracked(self.loggers, self.config, self.run_dir):
             yield
 
     def metrics(self) -> dict[str, float]:
         """The figures of the last epoch by their logged names, such as `val/loss`."""
-        return figures_of_training(self.trainer)
+        return training_metrics(self.trainer)
 
     @property
     def best_checkpoint(self) -> str | None:

@@ -1,1 +1,1 @@
-"""Lightning callbacks of this project's own; those that `configs/callbacks/` names, and those that every run has."""
+"""Callbacks: checkpoints within an epoch, preemption, the NaN guard, micro-batches and monitoring."""

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside what Lightning puts into it: plain data only."""
+"""What a checkpoint holds beside what Lightning stores: plain data only."""
 
 import random
 from typing import Any
@@ -9,31 +9,25 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 
-class SelfContained(Callback):
-    """Puts into each checkpoint what `evaluate` and `export` need beside the weights, as plain data."""
+class CheckpointContents(Callback):
+    """Stores in each checkpoint `project`, which `evaluate` and `export` need beside the weights, and what a run needs
+    to be continued: the random state of every rank, and the metrics of the last epoch.
 
-    def __init__(self, contents: dict[str, Any]) -> None:
-        self.contents = contents
+    It also gives each rank random numbers of its own.
+    """
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["project"] = self.contents
-
-
-class RandomState(Callback):
-    """Gives each rank its own random numbers, and keeps in each checkpoint where they are on every rank."""
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, Any]] | None = None
+    def __init__(self, project: dict[str, Any]) -> None:
+        self.project = project
+        self.metrics: dict[str, float] = {}  # for a run that is continued without an epoch left to train
+        self.random_states: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rank = trainer.global_rank
-        if self.states is not None and rank < len(self.states):
-            set_random_state(self.states[rank])
+        if rank < len(self.random_states):
+            set_random_state(self.random_states[rank])
         elif rank > 0:  # all ranks begin with the same seed, and their dropout masks would be the same
             torch.manual_seed(torch.initial_seed() + rank)
-        self.states = None
+        self.random_states = []
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -41,41 +35,26 @@ class RandomState(Callback):
         states = [random_state()] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(states, states[0])
-        checkpoint["random_states"] = states
+        checkpoint.update(project=self.project, random_states=states, figures=training_metrics(trainer))
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.states = checkpoint.get("random_states")
+        self.random_states, self.metrics = checkpoint["random_states"], checkpoint["figures"]
 
 
-class LastFigures(Callback):
-    """Keeps what the last epoch came to, for a run that has nothing left to do but its test when it goes on."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["figures"] = figures_of_training(trainer)
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self.figures = checkpoint.get("figures", {})
-
-
-def figures_of_training(trainer: pl.Trainer) -> dict[str, float]:
-    """Of the last epoch, by the names under which they were logged."""
+def training_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The metrics of the last epoch, by the names under which they were logged."""
     logged, others = trainer.callback_metrics, ("time/", "lr-", "warmup/", "test/")
-    figures = {name: value.item() for name, value in logged.items() if "/" in name and not name.startswith(others)}
-    kept = [callback.figures for callback in trainer.callbacks if isinstance(callback, LastFigures)]  # type: ignore[attr-defined]
-    return {**(kept[0] if kept else {}), **figures}
+    metrics = {name: value.item() for name, value in logged.items() if "/" in name and not name.startswith(others)}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CheckpointContents):
+            metrics = {**callback.metrics, **metrics}
+    return metrics
 
 
 def random_state() -> dict[str, Any]:
-    """Tensors, numbers and words only, as in all of a checkpoint; long lists of numbers would be slow to write."""
+    """Tensors, numbers and words only, as everything in a checkpoint; long lists of numbers would be slow to write."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     version, numbers, gauss = random.getstate()
     return {
@@ -87,11 +66,10 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Lists too, as in checkpoints of earlier versions of this project."""
-    torch.set_rng_state(torch.as_tensor(state["torch"], dtype=torch.uint8))
+    torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([torch.as_tensor(cuda, dtype=torch.uint8) for cuda in state["cuda"]])
+        torch.cuda.set_rng_state_all(state["cuda"])
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.asarray(keys, np.uint32), *rest))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(map(int, numbers)), gauss))
+    random.setstate((version, tuple(numbers.tolist()), gauss))

@@ -1,4 +1,4 @@
-"""How much of a batch a device can hold at once."""
+"""Finds how much of a batch a device can hold at once."""
 
 import logging
 from typing import Any
@@ -18,11 +18,11 @@ from .checkpoint_contents import random_state, set_random_state
 log = logging.getLogger(__name__)
 
 
-class LargestMicroBatch(Callback):
-    """`data.micro_batch_size=auto`: halves what a device holds at once until a training step fits, and accumulates.
+class MicroBatchFinder(Callback):
+    """`data.micro_batch_size=auto`: halves the micro-batch until a training step fits, and accumulates gradients.
 
-    The result does not change, because `BatchSplit` leaves nothing over. All ranks take the smallest that any found.
-    `training_step` is called outside of the loop: it must not call `self.log`.
+    The result does not change, because `BatchSplit` leaves no remainder. All ranks take the smallest size that any of
+    them found. `training_step` is called outside of the loop: it must not call `self.log`.
     """
 
     def __init__(self, split: BatchSplit) -> None:
@@ -45,14 +45,14 @@ class LargestMicroBatch(Callback):
             raise UserError("data.micro_batch_size=auto: not even one sample fits a device; take a smaller network.")
         split = BatchSplit.of(self.split.batch_size, self.split.num_devices, fitting)
         trainer.accumulate_grad_batches = split.num_steps
-        for name in COUNTS_OF_BATCHES:  # the user counts whole batches
+        for name in COUNTS_OF_BATCHES:  # given as numbers of batches, not of micro-batches
             if isinstance(getattr(trainer, name), int):
                 setattr(trainer, name, getattr(trainer, name) * split.num_steps)
         log.info("fits        %s", split)
 
 
 def _halves(size: int) -> list[int]:
-    """The size itself, then of its divisors the largest that is at most half of the one before."""
+    """The size, and then again and again its largest divisor that is at most half of the one before."""
     sizes = [size]
     while sizes[-1] > 1:
         sizes.append(next(part for part in range(sizes[-1] // 2, 0, -1) if size % part == 0))
@@ -60,18 +60,18 @@ def _halves(size: int) -> list[int]:
 
 
 def _fits(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, num_samples: int) -> bool:
-    """Tries forward and backward with what an optimizer such as Adam holds beside them: two figures a weight."""
+    """Tries forward and backward beside the state of an optimizer such as Adam, two values for each weight."""
     try:
-        held = [torch.empty_like(weight) for weight in pl_module.parameters() for _ in range(2)]
+        optimizer_state = [torch.empty_like(weight) for weight in pl_module.parameters() for _ in range(2)]
         part = trainer.strategy.batch_to_device(apply_to_collection(batch, Tensor, lambda x: x[:num_samples]))
         part = trainer.precision_plugin.convert_input(part)
         with trainer.precision_plugin.train_step_context():
             loss = pl_module.training_step(part, 0)
         assert isinstance(loss, Tensor)
         torch.autograd.backward(loss)
-        del held
+        del optimizer_state
     except RuntimeError as error:
-        # The last: of cuBLAS and cuDNN, at the edge of memory.
+        # cuBLAS and cuDNN report the last one.
         if not (isinstance(error, torch.OutOfMemoryError) or is_oom_error(error) or "ALLOC_FAILED" in str(error)):
             raise
         return False

@@ -1,4 +1,4 @@
-"""What is not a finite number must not be trained on: the run stops before it is saved, or leaves the batch out."""
+"""Guards against NaN and infinity: the run stops before such weights are saved, or leaves the batch out."""
 
 import logging
 from pathlib import Path
@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...console import shown, write_json
-from ...data.loader import Loader
-from ...data.samples import ResumableLoader
+from ...data.samples import Loader, ResumableLoader
 from ...errors import Fault
 from ..base_module import BaseModule
 
@@ -20,28 +19,28 @@ log = logging.getLogger(__name__)
 
 FILE = "not_finite.json"
 REMEDY = "look at their values, take a lower model.optimizer.lr or set trainer.gradient_clip_val"
-MOST_IN_A_ROW = 10  # batches that are left out; after so many it is the weights, and no batch will do
+MAX_CONSECUTIVE = 10  # batches that are left out; after so many it is the weights that are bad
 
 
 class NanGuard(Callback):
-    """Stops a run whose loss, or a figure that is monitored, is NaN or infinite; the samples are in `not_finite.json`,
-    by their positions in the training split.
+    """Stops a run whose loss, or a metric that is monitored, is NaN or infinite; writes the positions of the samples
+    in the training split to `not_finite.json`.
 
-    With `skip` the optimizer leaves a batch out whose gradients are not finite. Under `16-mixed` torch's scaler does
-    so itself, as it must now and then.
+    With `skip` the optimizer leaves out a batch whose gradients are not finite. Under `16-mixed` torch's scaler does
+    so itself, as it occasionally must.
     """
 
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
         self.pending: tuple[Tensor, torch.cuda.Event | None, int] | None = None
         self.skipped: list[dict[str, Any]] = []
-        self.in_a_row = 0
-        if not skip:  # Lightning passes by what is not callable
+        self.num_consecutive = 0
+        if not skip:  # Lightning does not call an attribute that is None
             self.on_before_optimizer_step = None  # type: ignore[assignment,method-assign]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(pl_module, BaseModule):
-            pl_module.counts_all = not self.skip
+            pl_module.skips_nonfinite = self.skip
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,7 +49,7 @@ class NanGuard(Callback):
             return
         self._check(trainer)
         loss, event = outputs["loss"], None
-        if loss.is_cuda:  # looked at a step later: the GPU is not waited for
+        if loss.is_cuda:  # checked a step later, so that the GPU is not waited for
             loss = loss.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
@@ -72,19 +71,19 @@ class NanGuard(Callback):
         total = torch.stack([weight.grad.sum(dtype=torch.float32) for weight in weights]).sum()  # type: ignore[union-attr]
         is_bad = (~torch.isfinite(total)).long()
         if not trainer.strategy.reduce(is_bad, reduce_op="max"):
-            self.in_a_row = 0
+            self.num_consecutive = 0
             return
         for weight in weights:
-            weight.grad = None  # to the optimizer, a weight that had no part in the loss
-        self.in_a_row += 1
+            weight.grad = None  # the optimizer skips it, as a weight that has no part in the loss
+        self.num_consecutive += 1
         loader, step = trainer.train_dataloader, trainer.fit_loop.batch_idx // trainer.accumulate_grad_batches
-        samples = loader.position.of_step(step) if isinstance(loader, ResumableLoader) else None
+        samples = loader.position.step_samples(step) if isinstance(loader, ResumableLoader) else None
         self.skipped.append({"epoch": trainer.current_epoch + 1, "batch": step + 1, "samples": samples})
         if trainer.is_global_zero:
             write_json(self.skipped, Path(trainer.default_root_dir) / FILE)
             log.warning("skipped     a batch whose gradients are not finite: it is in %s", FILE)
-        if self.in_a_row == MOST_IN_A_ROW:
-            raise Fault(f"the gradients of {MOST_IN_A_ROW} batches one after the other are not finite: {REMEDY}.")
+        if self.num_consecutive == MAX_CONSECUTIVE:
+            raise Fault(f"the gradients of {MAX_CONSECUTIVE} batches one after the other are not finite: {REMEDY}.")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         callbacks = (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks)
@@ -105,7 +104,7 @@ class NanGuard(Callback):
         if torch.isfinite(loss):
             return
         loader, file = trainer.train_dataloader, Path(trainer.default_root_dir) / FILE
-        samples = loader.places(batch_idx) if isinstance(loader, Loader) else None  # those of this rank
+        samples = loader.sample_indices(batch_idx) if isinstance(loader, Loader) else None  # of this rank
         epoch, batch = trainer.current_epoch + 1, batch_idx // trainer.accumulate_grad_batches + 1
         write_json([{"epoch": epoch, "batch": batch, "samples": samples, "loss": str(loss.item())}], file)
         raise Fault(

@@ -1,4 +1,4 @@
-"""`data=torchvision`, read by torchvision from files that are written here: nothing is downloaded from anywhere."""
+"""`data=torchvision`, from files that are written here: nothing is downloaded from the internet."""
 
 import time
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from downloads import NUM_TEST, digits, offer_cifar10, offer_mnist, served, writ
 from kornia.augmentation import RandomHorizontalFlip
 from torchvision.datasets import CIFAR10, MNIST
 
-from {{ cookiecutter.package_name }}.engine.data.torchvision_datasets import DownloadedDataModule
+from {{ cookiecutter.package_name }}.engine.data.torchvision_datasets import TorchvisionDataModule
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 
-def data(root: Path, **options: Any) -> DownloadedDataModule:
-    return DownloadedDataModule(**{"name": "mnist", "root": str(root), "num_workers": 0, **options})
+def data(root: Path, **options: Any) -> TorchvisionDataModule:
+    return TorchvisionDataModule(**{"name": "mnist", "root": str(root), "num_workers": 0, **options})
 
 
-def test_test_split_is_that_of_the_files_and_validation_is_taken_out_of_training(tmp_path: Path) -> None:
+def test_test_split_is_that_of_the_files_and_validation_comes_from_training(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     datamodule = data(tmp_path, val_fraction=0.2)
     pictures, labels = (torch.from_numpy(values) for values in digits(400, 28))
@@ -37,7 +37,7 @@ def test_test_split_is_that_of_the_files_and_validation_is_taken_out_of_training
         assert label in labels[(pictures == pixels).all(dim=(1, 2))]
 
 
-def test_split_follows_its_own_seed_alone(tmp_path: Path) -> None:
+def test_split_depends_on_its_own_seed_alone(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     first, other_seed, other_split = (
         data(tmp_path, **options).samples["val"].inputs for options in ({}, {"seed": 7}, {"split_seed": 7})
@@ -59,7 +59,7 @@ def test_spec_describes_the_pictures(tmp_path: Path) -> None:
 
 @pytest.fixture
 def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
-    """A folder, and where its files are to be had."""
+    """A folder, and the address of a server of its files."""
     monkeypatch.setenv("no_proxy", "*")
     (tmp_path / "offered").mkdir()
     with served(tmp_path / "offered") as address:
@@ -83,15 +83,15 @@ def test_coloured_pictures_are_downloaded_and_unpacked(
 def test_one_downloads_and_the_others_wait(
     offered: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads in the place of processes: each opens the lock's file for itself, as they would."""
+    """Threads stand in for processes, because each opens the lock file itself."""
     offer_mnist(*offered, monkeypatch)
-    whole, downloads = MNIST.download, []
+    download, downloads = MNIST.download, []
 
     def counted(self: MNIST) -> None:
         if not self._check_exists():
             downloads.append(self)
             time.sleep(0.2)
-        whole(self)
+        download(self)
 
     monkeypatch.setattr(MNIST, "download", counted)
     with ThreadPool(3) as pool:
@@ -100,7 +100,7 @@ def test_one_downloads_and_the_others_wait(
     assert len(downloads) == 1
 
 
-def test_training_pictures_are_changed_anew_in_each_epoch_and_others_are_not(tmp_path: Path) -> None:
+def test_only_training_pictures_are_augmented(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     plain = data(tmp_path, augment={"flip": None})
     flipped = data(tmp_path, augment={"flip": RandomHorizontalFlip(p=1.0)})
@@ -109,24 +109,24 @@ def test_training_pictures_are_changed_anew_in_each_epoch_and_others_are_not(tmp
     assert torch.equal(next(iter(flipped.val_dataloader()))[0], plain.samples["val"].inputs)
 
 
-def test_pictures_are_changed_by_processes_and_only_fetched_where_nothing_changes(tmp_path: Path) -> None:
+def test_only_augmentation_uses_worker_processes(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     plain = data(tmp_path, num_workers=None)
-    changed = data(tmp_path, num_workers=None, augment={"flip": RandomHorizontalFlip(p=0.5)})
+    augmented = data(tmp_path, num_workers=None, augment={"flip": RandomHorizontalFlip(p=0.5)})
     assert plain.train_dataloader().num_workers == 0
-    assert changed.train_dataloader().num_workers >= 1
-    assert changed.test_dataloader().num_workers == 0
+    assert augmented.train_dataloader().num_workers >= 1
+    assert augmented.test_dataloader().num_workers == 0
 
 
-def test_without_a_network_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_connection_is_reported_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MNIST, "mirrors", [f"{(tmp_path / 'nowhere').as_uri()}/"])
     sentence = r"data.name=mnist cannot be downloaded \(.*\): try again, or put its files into .*MNIST"
-    with pytest.raises(UserError, match=sentence) as told:
+    with pytest.raises(UserError, match=sentence) as error:
         data(tmp_path / "root")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
-def test_files_that_are_not_there_are_not_fetched_unasked(tmp_path: Path) -> None:
+def test_missing_files_are_not_downloaded_without_permission(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not hold all files of data.name=fashion_mnist: give data.download=true"):
         data(tmp_path / "root", name="fashion_mnist", download=False)
     assert not (tmp_path / "root").exists()
@@ -144,13 +144,13 @@ def test_damaged_cifar10_is_named_and_downloaded_again(
     offered: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer_cifar10(*offered, monkeypatch)
-    whole = data(tmp_path / "root", name="cifar10")
+    undamaged = data(tmp_path / "root", name="cifar10")
     batch = tmp_path / "root" / CIFAR10.base_folder / "data_batch_3"
     batch.write_bytes(batch.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"cifar-10-batches-py holds damaged files"):
         data(tmp_path / "root", name="cifar10", download=False)
     again = data(tmp_path / "root", name="cifar10")
-    assert torch.equal(again.samples["train"].inputs, whole.samples["train"].inputs)
+    assert torch.equal(again.samples["train"].inputs, undamaged.samples["train"].inputs)
 
 
 def test_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
@@ -172,4 +172,4 @@ def test_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 def test_impossible_options_are_refused(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     write_mnist(tmp_path)
     with pytest.raises(UserError, match=sentence):
-        data(tmp_path, **options)
+        data(tmp_path, **options).train_dataloader()

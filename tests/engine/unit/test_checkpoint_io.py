@@ -1,18 +1,19 @@
-"""Checkpoint files that are whole or not there, and what is found among damaged ones."""
+"""Checkpoint files are written as a whole or not at all, and the newest one that is not damaged is found."""
 
 import errno
 import os
 import resource
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from {{ cookiecutter.package_name }}.engine.training import resume
-from {{ cookiecutter.package_name }}.engine.training import checkpoint_io as whole
+from {{ cookiecutter.package_name }}.engine.atomic import remove_temporary_files
 from {{ cookiecutter.package_name }}.engine.errors import Fault
+from {{ cookiecutter.package_name }}.engine.training import resume
 from {{ cookiecutter.package_name }}.engine.training.checkpoint_io import AtomicCheckpointIO, is_damaged, sum_file
 
 
@@ -25,7 +26,7 @@ def save(epoch: int, path: Path) -> None:
     AtomicCheckpointIO().save_checkpoint({"epoch": epoch, "weights": torch.zeros(1000)}, path)
 
 
-def test_last_checkpoint_is_kept_with_the_one_before_it(tmp_path: Path) -> None:
+def test_last_checkpoint_lies_beside_the_one_before_it(tmp_path: Path) -> None:
     for epoch in (1, 2, 3):
         save(epoch, tmp_path / "last.ckpt")
     names = ["last.ckpt", "last.ckpt.sha256", "previous.ckpt", "previous.ckpt.sha256"]
@@ -80,9 +81,9 @@ def test_kill_between_any_two_steps_loses_no_checkpoint(
             pass
         finally:
             monkeypatch.setattr(module, step, real)
-        whole_ones = [path for path in folder.glob("*.ckpt") if not is_damaged(path)]
-        assert {epoch_in(path) for path in whole_ones} & {2, 3}, f"before call {number} of {step}"
-        assert whole_ones == list(folder.glob("*.ckpt")), "nothing is taken for damaged"
+        intact = [path for path in folder.glob("*.ckpt") if not is_damaged(path)]
+        assert {epoch_in(path) for path in intact} & {2, 3}, f"before call {number} of {step}"
+        assert intact == list(folder.glob("*.ckpt")), "nothing is taken for damaged"
         save(4, folder / name)
         assert not is_damaged(folder / name)
     assert number - 1 >= (2 if name == "last.ckpt" else 1), "nothing was interrupted"
@@ -96,7 +97,7 @@ def flipped(contents: bytes) -> bytes:
 @pytest.mark.parametrize(
     "spoil", [lambda contents: contents[:-100], flipped, lambda contents: b"", lambda contents: b"of another kind"]
 )
-def test_damaged_checkpoint_is_passed_over_and_told(
+def test_damaged_checkpoint_is_skipped_and_reported(
     spoil: Callable[[bytes], bytes], best_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     contents = torch.load(best_checkpoint, weights_only=True)
@@ -121,6 +122,30 @@ def test_checkpoint_without_its_sum_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_save_has_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "best.ckpt.incoming").touch()
-    whole.clear_incoming(tmp_path)
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from {{ cookiecutter.package_name }}.engine.atomic import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1]) / 'best.ckpt'): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    remove_temporary_files(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_checkpoint_is_streamed_to_the_disk_and_never_held_in_memory(tmp_path: Path) -> None:
+    """The peak of the process grows by less than half of what the file takes."""
+    code = (
+        "import resource, sys, torch\n"
+        "from {{ cookiecutter.package_name }}.engine.training.checkpoint_io import AtomicCheckpointIO\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "weights = torch.ones(2**26)\n"  # 256 MiB
+        "AtomicCheckpointIO().save_checkpoint({'epoch': 1}, sys.argv[1] + '/warm.ckpt')\n"
+        "before = peak()\n"
+        "AtomicCheckpointIO().save_checkpoint({'epoch': 1, 'weights': weights}, sys.argv[1] + '/large.ckpt')\n"
+        "print(peak() - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # KiB
+    assert grown < 2**17
+    assert not is_damaged(tmp_path / "large.ckpt")

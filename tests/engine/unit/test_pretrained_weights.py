@@ -1,4 +1,4 @@
-"""What is taken from earlier weights, what of it trains, and how fast."""
+"""Fine-tuning: transfer of pretrained weights, freezing and groups of parameters."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,12 +12,12 @@ from test_models import make_spec, make_trainer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
-from {{ cookiecutter.package_name }}.engine.training import checkpoints, fine_tuning as tuning
+from {{ cookiecutter.package_name }}.engine.training import checkpoints, fine_tuning
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.models.cnn import CNN
-from {{ cookiecutter.package_name }}.engine.training.parameter_groups import WRAPPED, grouped, shaped_by_labels
+from {{ cookiecutter.package_name }}.engine.training.optimizers import FSDP_PREFIX, build_optimizer, head_parameters
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.reporting.run_report import _rates
 
@@ -34,11 +34,11 @@ def make_cnn(spec: DataSpec = DIGITS, widths: tuple[int, ...] = (32, 64, 64), **
     )
 
 
-def started(model: Classifier, weights: Path) -> tuple[Classifier, set[str]]:
-    """The model, and the names of what differs from the file."""
+def with_weights(model: Classifier, weights: Path) -> tuple[Classifier, set[str]]:
+    """The model, and the names of the tensors that differ from the file."""
     model.weights = str(weights)
-    assert tuning.begin(model, None) is None
-    given = tuning.read(weights).tensors
+    assert fine_tuning.load_starting_point(model, None) is None
+    given = fine_tuning.read_weights(weights).tensors
     given = given if "net.0.mean" in given else {f"net.1.{name}": tensor for name, tensor in given.items()}
     own = model.state_dict()
     return model, {name for name in own if name not in given or not torch.equal(own[name], given[name])}
@@ -48,10 +48,10 @@ def labelled(*labels: str) -> DataSpec:
     return replace(DIGITS, labels=labels, mean=(1.0,), std=(2.0,))
 
 
-def test_all_is_taken_where_the_labels_are_the_same(best_checkpoint: Path) -> None:
-    model, differing = started(make_cnn(labelled(*DIGITS.labels)), best_checkpoint)
+def test_all_weights_are_taken_for_the_same_labels(best_checkpoint: Path) -> None:
+    model, differing = with_weights(make_cnn(labelled(*DIGITS.labels)), best_checkpoint)
     assert differing == set()
-    assert model.kept == {name for name, _ in model.named_parameters()}
+    assert model.pretrained_names == {name for name, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize(
@@ -61,26 +61,26 @@ def test_last_layer_starts_anew_for_other_labels(
     labels: tuple[str, ...], best_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    model, differing = started(make_cnn(labelled(*labels)), best_checkpoint)
+    model, differing = with_weights(make_cnn(labelled(*labels)), best_checkpoint)
     assert differing == HEAD
-    assert model.kept == {name for name, _ in model.named_parameters()} - HEAD
+    assert model.pretrained_names == {name for name, _ in model.named_parameters()} - HEAD
     assert "best.ckpt: 11 tensors taken, 2 start anew: net.1.head.2.weight, net.1.head.2.bias" in caplog.text
 
 
-def test_file_of_the_network_alone_is_taken_too(tmp_path: Path) -> None:
+def test_file_of_the_network_alone_is_accepted(tmp_path: Path) -> None:
     save_file(make_cnn().net[1].state_dict(), tmp_path / "alone.safetensors")
-    _, differing = started(make_cnn(), tmp_path / "alone.safetensors")
-    assert differing == HEAD | {"net.0.mean", "net.0.std"}, "nobody knows of which labels it is"
+    _, differing = with_weights(make_cnn(), tmp_path / "alone.safetensors")
+    assert differing == HEAD | {"net.0.mean", "net.0.std"}, "the file does not contain its labels"
 
 
-def test_input_stays_normalised_as_the_weights_have_learned_it(best_checkpoint: Path) -> None:
+def test_input_is_normalised_as_in_the_training_of_the_weights(best_checkpoint: Path) -> None:
     other = labelled("a", "b")
-    model, _ = started(make_cnn(other), best_checkpoint)
+    model, _ = with_weights(make_cnn(other), best_checkpoint)
     assert (model.spec.mean, model.spec.labels) == (DIGITS.mean, ("a", "b"))
     assert model.net[0].mean.item() == pytest.approx(DIGITS.mean[0])
     assert checkpoints.self_description({"data": {}, "model": {}, "seed": 1}, model)["spec"]["mean"] == [*DIGITS.mean]
-    of_another_kind = replace(other, input_dtype="float32", input_range=(0.0, 1.0))
-    model, differing = started(make_cnn(of_another_kind), best_checkpoint)
+    float_input = replace(other, input_dtype="float32", input_range=(0.0, 1.0))
+    model, differing = with_weights(make_cnn(float_input), best_checkpoint)
     assert differing == HEAD | {"net.0.mean", "net.0.std"}
     assert model.spec.mean == (1.0,)
 
@@ -88,13 +88,13 @@ def test_input_stays_normalised_as_the_weights_have_learned_it(best_checkpoint: 
 def test_weights_of_another_network_are_refused(best_checkpoint: Path) -> None:
     weights = str(best_checkpoint)
     with pytest.raises(UserError, match=r"fits 10 of the 1,970 .* is \(8, 1, 3, 3\) here, \(32, 1, 3, 3\) there"):
-        tuning.begin(make_cnn(widths=(8, 8), weights=weights), None)
+        fine_tuning.load_starting_point(make_cnn(widths=(8, 8), weights=weights), None)
     with pytest.raises(UserError, match=r"'net.1.features.10.weight' is \(64, 64, 3, 3\) here, not there\)"):
-        tuning.begin(make_cnn(widths=(32, 64, 64, 64, 64, 64), weights=weights), None)
+        fine_tuning.load_starting_point(make_cnn(widths=(32, 64, 64, 64, 64, 64), weights=weights), None)
     more = make_cnn(widths=(32, 64, 64, 8), weights=weights)  # the bulk fits
-    tuning.begin(more, None)
-    assert "net.1.features.7.weight" in more.kept
-    assert "net.1.features.10.weight" not in more.kept
+    fine_tuning.load_starting_point(more, None)
+    assert "net.1.features.7.weight" in more.pretrained_names
+    assert "net.1.features.10.weight" not in more.pretrained_names
 
 
 def test_weights_that_cannot_be_read_are_refused(best_checkpoint: Path, tmp_path: Path) -> None:
@@ -108,11 +108,11 @@ def test_weights_that_cannot_be_read_are_refused(best_checkpoint: Path, tmp_path
         (".", "is a folder: give the file in it"),
     ):
         with pytest.raises(UserError, match=f"^model.weights={tmp_path / name}.*{sentence}"):
-            tuning.read(tmp_path / name)
+            fine_tuning.read_weights(tmp_path / name)
 
 
 class HeadFirst(nn.Module):
-    """Its last layer is neither last nor called so, and another one helps it in training."""
+    """A network whose last layer is defined first, and which has a second one that is unused."""
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
@@ -125,45 +125,45 @@ class HeadFirst(nn.Module):
         return logits
 
 
-def test_last_layer_is_found_by_what_the_labels_shape() -> None:
+def test_last_layer_is_found_by_its_dependence_on_the_labels() -> None:
     spec, before = make_spec(), torch.get_rng_state()
     net = HeadFirst(spec)
     torch.set_rng_state(before)
-    found = shaped_by_labels(net, HeadFirst, spec)
+    found = head_parameters(net, HeadFirst, spec)
     assert found == {"answer.weight", "answer.bias", "second.weight"}
-    assert torch.equal(torch.get_rng_state(), before), "what the run draws does not depend on it"
+    assert torch.equal(torch.get_rng_state(), before), "random numbers of the run must not change"
 
 
-def test_frozen_weights_and_their_running_figures_stay_as_they_are() -> None:
-    """Every warning is an error here: Lightning has one about parts that are in evaluation mode at the start."""
+def test_frozen_weights_and_their_running_statistics_do_not_change() -> None:
+    """Lightning warns of modules that are in evaluation mode at the start, and every warning is an error here."""
     datamodule, optimizer = DigitsDataModule(batch_size=200), partial(torch.optim.AdamW, lr=0.01, fused=True)
     model = Classifier(datamodule.spec, HeadFirst, optimizer, freeze="net.1.body.2.*")
-    model.net = nn.SyncBatchNorm.convert_sync_batchnorm(model.net)  # another module, as trainer.sync_batchnorm makes it
+    model.net = nn.SyncBatchNorm.convert_sync_batchnorm(model.net)  # replaces modules, as trainer.sync_batchnorm does
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     make_trainer(max_epochs=2).fit(model, datamodule=datamodule)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {f"net.1.{layer}.{name}" for layer in ("answer", "body.1") for name in ("weight", "bias")}
     free = Classifier(datamodule.spec, HeadFirst, optimizer, freeze="net.1.body.1.*")
     make_trainer(max_epochs=1).fit(free, datamodule=datamodule)
-    assert free.net[1].body[2].num_batches_tracked > 0, "a norm that trains goes on counting"
+    assert free.net[1].body[2].num_batches_tracked > 0, "a norm that trains updates its statistics"
 
 
-def test_what_cannot_be_frozen_is_refused(best_checkpoint: Path) -> None:
+def test_impossible_freezing_is_refused(best_checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"=net.2.\* fits no weight: there are net.1.features.0.weight, .* net.1.head.2"):
         make_cnn(freeze="net.2.*")
     with pytest.raises(UserError, match=r"freezes every weight: leave out those that are to train"):
         make_cnn(freeze=["net.1.features.*", "net.1.head.*"])
     head_frozen = make_cnn(labelled("a", "b"), freeze="net.1.head.*", weights=str(best_checkpoint))
     with pytest.raises(UserError, match=r"model.freeze holds 'net.1.head.2.weight', which starts anew"):
-        tuning.begin(head_frozen, None)
+        fine_tuning.load_starting_point(head_frozen, None)
 
 
-def test_kept_weights_have_a_rate_of_their_own(best_checkpoint: Path) -> None:
+def test_pretrained_weights_have_their_own_learning_rate(best_checkpoint: Path) -> None:
     rates: list[list[float]] = []
     scheduler, options = partial(ExponentialLR, gamma=0.5), {"pretrained_lr_factor": 0.1, "warmup_steps": 1}
-    model, _ = started(make_cnn(labelled("a", "b"), scheduler=scheduler, **options), best_checkpoint)
+    model, _ = with_weights(make_cnn(labelled("a", "b"), scheduler=scheduler, **options), best_checkpoint)
     (optimizer,), schedulers = model.configure_optimizers()  # type: ignore[misc]
-    assert [(group["name"], len(group["params"])) for group in optimizer.param_groups] == [("kept", 9), ("new", 2)]
+    assert [(group["name"], len(group["params"])) for group in optimizer.param_groups] == [("pretrained", 9), ("new", 2)]
     assert optimizer.param_groups[0]["fused"]
     for _ in range(2):
         rates.append([group["lr"] for group in optimizer.param_groups])
@@ -171,51 +171,39 @@ def test_kept_weights_have_a_rate_of_their_own(best_checkpoint: Path) -> None:
         for entry in schedulers:
             entry["scheduler"].step()
     assert rates == [pytest.approx([0.0005, 0.005]), pytest.approx([0.0005, 0.005])], "warm-up, then gamma"
-    assert _rates(model) == "0.001 (kept), 0.01 (new)"
+    assert _rates(model) == "0.001 (pretrained), 0.01 (new)"
     assert _rates(make_cnn()) == "0.01"
 
 
-def test_names_under_fsdp_are_those_of_the_checkpoint() -> None:
-    weights = [(f"net.{WRAPPED}weight", nn.Parameter(torch.zeros(1))), ("net.bias", nn.Parameter(torch.zeros(1)))]
-    optimizer = grouped(partial(torch.optim.SGD, lr=1.0), weights, {"net.weight"}, pretrained_lr_factor=0.5)
-    assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [("kept", 0.5), ("new", 1.0)]
+def test_parameter_names_under_fsdp_match_those_of_the_checkpoint() -> None:
+    weights = [(f"net.{FSDP_PREFIX}weight", nn.Parameter(torch.zeros(1))), ("net.bias", nn.Parameter(torch.zeros(1)))]
+    optimizer = build_optimizer(partial(torch.optim.SGD, lr=1.0), weights, {"net.weight"}, pretrained_lr_factor=0.5)
+    assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [("pretrained", 0.5), ("new", 1.0)]
 
 
-def test_rate_that_something_else_decides_is_refused(best_checkpoint: Path) -> None:
+def test_scheduler_that_overrides_the_learning_rate_is_refused(best_checkpoint: Path) -> None:
     options = {"weights": str(best_checkpoint), "pretrained_lr_factor": 0.1}
     one_cycle = partial(OneCycleLR, max_lr=0.01, total_steps=10)
     with pytest.raises(UserError, match=r"model.scheduler sets learning rates of its own, over model.pretrained_lr_factor=0.1"):
-        tuning.begin(make_cnn(labelled("a", "b"), scheduler=one_cycle, **options), None)
-    of_two = partial(OneCycleLR, max_lr=[0.001, 0.01], total_steps=10)
-    tuning.begin(make_cnn(labelled("a", "b"), scheduler=of_two, **options), None)
+        fine_tuning.load_starting_point(make_cnn(labelled("a", "b"), scheduler=one_cycle, **options), None)
+    two_rates = partial(OneCycleLR, max_lr=[0.001, 0.01], total_steps=10)
+    fine_tuning.load_starting_point(make_cnn(labelled("a", "b"), scheduler=two_rates, **options), None)
     with pytest.raises(UserError, match=r"pretrained_lr_factor=0.1 is for pretrained weights: give model.weights="):
-        tuning.begin(make_cnn(pretrained_lr_factor=0.1), None)
+        fine_tuning.load_starting_point(make_cnn(pretrained_lr_factor=0.1), None)
     with pytest.raises(UserError, match=r"pretrained_lr_factor=2 is out of range: give more than 0, and at most 1"):
         make_cnn(pretrained_lr_factor=2)
 
 
-def test_run_that_goes_on_knows_its_groups_without_the_file(best_checkpoint: Path, tmp_path: Path) -> None:
+def test_resumed_run_has_its_groups_without_the_file(best_checkpoint: Path, tmp_path: Path) -> None:
     contents = torch.load(best_checkpoint, weights_only=True)
-    kept = sorted({name for name in contents["state_dict"] if "features" in name})
-    contents["project"]["kept"] = kept
+    names = sorted({name for name in contents["state_dict"] if "features" in name})
+    contents["project"]["pretrained_names"] = names
     torch.save(contents, tmp_path / "last.ckpt")
     model = make_cnn(labelled(*DIGITS.labels), pretrained_lr_factor=0.1)
-    before = tuning.begin(model, str(tmp_path / "last.ckpt"))
+    before = fine_tuning.load_starting_point(model, str(tmp_path / "last.ckpt"))
     assert before is not None
     assert before.step == contents["global_step"]
-    assert sorted(model.kept) == kept
-    assert model.spec.mean == DIGITS.mean, "as in the network: the manifest is made of it"
+    assert sorted(model.pretrained_names) == names
+    assert model.spec.mean == DIGITS.mean, "as in the network: the manifest is derived from it"
     groups = model.build_optimizer().param_groups
-    assert {group["name"]: group["lr"] for group in groups} == {"kept": pytest.approx(0.001), "new": 0.01}
-
-
-def test_checkpoint_of_an_earlier_version_is_read(best_checkpoint: Path, tmp_path: Path) -> None:
-    """It names no kept weights and counts no labels."""
-    contents = torch.load(best_checkpoint, weights_only=True)
-    del contents["project"]["kept"], contents["project"]["spec"]["label_counts"]
-    for option in ("weights", "pretrained_lr_factor", "freeze", "class_weights"):
-        del contents["project"]["config"]["model"][option]
-    torch.save(contents, tmp_path / "earlier.ckpt")
-    checkpoint = checkpoints.load(tmp_path / "earlier.ckpt")
-    assert checkpoint.model().kept == frozenset()
-    assert checkpoint.spec.label_counts == ()
+    assert {group["name"]: group["lr"] for group in groups} == {"pretrained": pytest.approx(0.001), "new": 0.01}

@@ -1,4 +1,4 @@
-"""Weights of labels, and that how a batch is split does not show in them."""
+"""Cross entropy with class weights."""
 
 import numpy as np
 import pytest
@@ -25,13 +25,13 @@ def logits() -> torch.Tensor:
     return torch.randn(len(LABELS), 3, dtype=torch.float64, generator=numbers).requires_grad_()
 
 
-def test_balanced_is_the_rule_of_scikit_learn() -> None:
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
     labels = np.repeat(range(3), COUNTS)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     assert label_scales(uneven(), "balanced") == pytest.approx(expected.tolist())
 
 
-def test_numbers_given_are_relative_and_leave_the_loss_on_its_scale() -> None:
+def test_given_weights_are_relative_and_leave_the_loss_on_its_scale() -> None:
     scales = label_scales(uneven(), [1.0, 2.0, 5.0])
     assert scales == pytest.approx(label_scales(uneven(), [10.0, 20.0, 50.0]))
     assert np.dot(scales, COUNTS) / sum(COUNTS) == pytest.approx(1)
@@ -41,15 +41,15 @@ def test_numbers_given_are_relative_and_leave_the_loss_on_its_scale() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient_does_not_depend_on_how_a_batch_is_split(smoothing: float) -> None:
     loss = CrossEntropy(uneven(), "balanced").double()
-    whole, parts = logits(), logits()
-    loss(whole, LABELS, smoothing).backward()
-    for part in (slice(0, 4), slice(4, 8)):  # one holds the frequent label alone
+    complete, parts = logits(), logits()
+    loss(complete, LABELS, smoothing).backward()
+    for part in (slice(0, 4), slice(4, 8)):  # the first one holds a single label
         (loss(parts[part], LABELS[part], smoothing) / 2).backward()
-    torch.testing.assert_close(parts.grad, whole.grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(parts.grad, complete.grad, rtol=0, atol=1e-12)
 
 
-def test_sample_counts_as_often_as_its_weight_says() -> None:
-    """Smoothed too: the mean over samples of which each is there so many times, but for the constant."""
+def test_integer_weight_counts_as_repetition_of_the_sample() -> None:
+    """With label smoothing too, and up to the constant mean weight."""
     weights = [1.0, 2.0, 3.0]
     repeated = LABELS.repeat_interleave(torch.tensor([int(weights[label]) for label in LABELS]))
     rows = torch.arange(len(LABELS)).repeat_interleave(torch.tensor([int(weights[label]) for label in LABELS]))
@@ -59,7 +59,7 @@ def test_sample_counts_as_often_as_its_weight_says() -> None:
     assert found.item() == pytest.approx(total.item() / (len(LABELS) * mean_weight), rel=1e-6)
 
 
-def test_without_weights_it_is_torchs_own_to_the_bit() -> None:
+def test_loss_without_weights_equals_torchs_to_the_bit() -> None:
     assert torch.equal(CrossEntropy(uneven())(logits(), LABELS), F.cross_entropy(logits(), LABELS))
     assert not list(CrossEntropy(uneven()).buffers())
 
@@ -75,10 +75,10 @@ def test_test_loss_is_weighted_and_accuracy_is_not() -> None:
         losses = F.cross_entropy(logits, samples.labels, reduction="none") * scales[samples.labels]
     assert figures["test/loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
     assert figures["test/acc"] == pytest.approx((logits.argmax(1) == samples.labels).float().mean().item())
-    assert not any("loss" in name for name in model.state_dict()), "a checkpoint holds what it always held"
+    assert not any("loss" in name for name in model.state_dict()), "class weights are no part of a checkpoint"
 
 
-def test_weights_that_cannot_be_used_are_refused() -> None:
+def test_unusable_weights_are_refused() -> None:
     cases = (
         (make_spec(), "balanced", "set label_counts in the DataSpec"),
         (uneven((1, 0, 2)), "balanced", "no training sample shows 'label 1'"),

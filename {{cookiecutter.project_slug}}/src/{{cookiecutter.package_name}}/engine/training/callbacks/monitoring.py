@@ -1,0 +1,85 @@
+"""Callbacks that watch a run and change nothing: progress, the time spent on data, equal replicas."""
+
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+
+def progress_bar() -> ProgressBar:
+    """A bar on a terminal; in a pipe or a log file one line an epoch, because a bar would be thousands of lines."""
+    return ThrottledBar(refresh_rate=10) if sys.stdout.isatty() else EpochLines()
+
+
+class ThrottledBar(RichProgressBar):
+    """Updates ten times a second; Lightning's bar does so every step, which takes longer than a small network."""
+
+    last = 0.0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        now = time.perf_counter()
+        if now - self.last > 0.1 or trainer.is_last_batch:
+            self.last = now
+            super().on_train_batch_end(trainer, pl_module, *args)
+
+
+class EpochLines(ProgressBar):
+    """Prints `epoch 3/30  1.2 s  train/loss 0.1234  val/acc 0.9778` at the end of each epoch."""
+
+    start = 0.0
+
+    def disable(self) -> None:
+        """Does nothing: Lightning calls it on all ranks but the first, which alone prints."""
+
+    enable = disable
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        seconds = time.perf_counter() - self.start
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(trainer.callback_metrics.items()))
+        last = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
+        print(f"epoch {trainer.current_epoch + 1}{last}  {seconds:.1f} s  {metrics}", flush=True)
+
+
+class DataWait(Callback):
+    """Logs `time/data`, the mean over the ranks of the seconds of an epoch that training waited for batches."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        seconds = getattr(trainer.train_dataloader, "seconds_waited", None)
+        if seconds is not None:
+            pl_module.log("time/data", seconds, sync_dist=True)
+
+
+class ReplicaCheck(Callback):
+    """Stops a ddp run whose ranks no longer hold the same weights to the bit; compared after each epoch."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size == 1 or not isinstance(trainer.strategy, DDPStrategy):  # fsdp shards the weights
+            return
+        names, weights = zip(*pl_module.named_parameters(), strict=True)
+        own = torch.stack([_bit_sum(weight) for weight in weights])
+        sums = [torch.empty_like(own) for _ in range(trainer.world_size)]
+        torch.distributed.all_gather(sums, own)
+        differing = torch.nonzero(torch.stack(sums) != sums[0]).tolist()
+        if differing:
+            rank, position = differing[0]
+            raise RuntimeError(
+                f"rank {rank} and rank 0 hold different weights after epoch {trainer.current_epoch + 1}, "
+                f"first in '{names[position]}': something changes them on one rank alone, "
+                "or the ranks run different versions of the code or of torch."
+            )
+
+
+def _bit_sum(weight: Tensor) -> Tensor:
+    """The sum of the bit patterns as integers, which does not depend on the order of the sum."""
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    return weight.detach().contiguous().view(kind).sum(dtype=torch.int64)
