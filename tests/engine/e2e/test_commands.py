@@ -17,7 +17,7 @@ from {{ cookiecutter.package_name }}.engine.export.torchscript import IGNORED_WA
 from {{ cookiecutter.package_name }}.engine.warning_filters import warnings_ignored
 
 PNG = b"\x89PNG"
-LABELS = {{ '["benign", "malignant"]' if cookiecutter.data_kind == "tables" else 'list("0123456789")' }}
+LABELS = list("0123456789")
 
 
 def epochs(printed: str) -> list[str]:

@@ -22,9 +22,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.export.signature import Signature, TensorSignature
 from {{ cookiecutter.package_name }}.engine.export.triton import CONFIG, check_config, config_text
-from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.export.verify import verify
 from {{ cookiecutter.package_name }}.engine.inference.runtime import (
     Bundle,
     digest,
@@ -32,7 +33,6 @@ from {{ cookiecutter.package_name }}.engine.inference.runtime import (
     read_golden,
     read_manifest,
 )
-from {{ cookiecutter.package_name }}.engine.export.verify import verify
 
 SOURCE = Path(package.__file__).parents[1]
 Spoil = Callable[[Path], None]
