@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import digit_classifier
 import pytest
+
+import digit_classifier
 
 PROJECT = Path(digit_classifier.__file__).parents[2]
 GUIDES = sorted(path.name for path in (PROJECT / "docs").glob("my-*.md"))

@@ -12,10 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import digit_classifier
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_iris
+
+import digit_classifier
 
 PROJECT = Path(digit_classifier.__file__).parents[2]
 

@@ -80,19 +80,20 @@ def plot_search(search: Search, picture: Path) -> None:
     """Stacks Optuna's plots, each of which is a figure of its own."""
     study, monitor, params = search.study, search.settings.monitor, sorted(search.space)  # the order of `plot_slice`
     plt.switch_backend("agg")  # no window
-    with plt.rc_context(), warnings.catch_warnings():
+    with plt.rc_context({"figure.constrained_layout.use": True}), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of an option that has the same value in all trials
         history, values = plot_optimization_history(study, target_name=monitor), plot_intermediate_values(study)
         history.set(title="Finished trials", xlabel="trial")
         history.legend(loc="best")
         values.set(title="Every trial, pruned ones included", xlabel="validation", ylabel=monitor)
-        if all(line.get_ydata().min() > 0 for line in values.lines):
+        if all(np.min(np.asarray(line.get_ydata())) > 0 for line in values.lines):
             values.set_yscale("log")
-        if values.get_legend():
-            values.get_legend().remove()
+        if legend := values.get_legend():
+            legend.remove()
         rows: list[list[Any]] = [[history, values]]
         for start in range(0, len(params), NUM_COLUMNS):
-            slices = np.ravel(plot_slice(study, params[start : start + NUM_COLUMNS], target_name=monitor))
+            panels = plot_slice(study, params[start : start + NUM_COLUMNS], target_name=monitor)
+            slices = np.ravel(np.asarray(panels))
             slices[0].figure.suptitle("")
             for option, axes in zip(params[start:], slices, strict=False):
                 axes.set(xlabel=search.names[option].replace("$", r"\$"), title="")

@@ -102,7 +102,7 @@ class Checkpoint:
 
 
 def self_description(config: Config, model: BaseModule) -> dict[str, Any]:
-    """Returns what `CheckpointContents` stores and `load` reads back; paths become absolute, to hold from any folder."""
+    """Returns what `CheckpointContents` stores and `load` reads back; paths become absolute, valid in any folder."""
     sections = {name: config[name] for name in ("data", "model", "seed")}
     paths = {name: Path(config["data"][name]).expanduser() for name in PATHS if config["data"].get(name) is not None}
     absolute = {name: str(path.resolve()) for name, path in paths.items() if path.exists()}

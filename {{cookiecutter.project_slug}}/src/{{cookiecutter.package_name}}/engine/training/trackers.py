@@ -10,7 +10,6 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -25,6 +24,16 @@ WANDB = "https://api.wandb.ai"
 PATIENCE = 5.0  # seconds for a server to answer
 # The option of each tracker that continues a run by its id.
 RUN_ID_OPTIONS = {"wandb": "id", "mlflow": "run_id"}
+
+
+def _delegate(name: str) -> Any:
+    """A method that calls the method `name` of the wrapped logger, on the first rank alone."""
+
+    @rank_zero_only
+    def method(self: "FaultTolerantLogger", *args: Any, **kwargs: Any) -> None:
+        self._try(lambda: getattr(self.logger, name)(*args, **kwargs))
+
+    return method
 
 
 class FaultTolerantLogger(Logger):
@@ -49,25 +58,11 @@ class FaultTolerantLogger(Logger):
         """The object of the tracker's own library; None after a failure."""
         return self._try(lambda: self.logger.experiment)  # type: ignore[attr-defined]
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._try(lambda: self.logger.log_metrics(dict(metrics), step))
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        self._try(lambda: self.logger.log_hyperparams(params, *args, **kwargs))
-
-    @rank_zero_only
-    def save(self) -> None:
-        self._try(self.logger.save)
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self._try(lambda: self.logger.finalize(status))
-
-    @rank_zero_only
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        self._try(lambda: self.logger.after_save_checkpoint(checkpoint_callback))
+    log_metrics = _delegate("log_metrics")
+    log_hyperparams = _delegate("log_hyperparams")
+    save = _delegate("save")
+    finalize = _delegate("finalize")
+    after_save_checkpoint = _delegate("after_save_checkpoint")
 
     @rank_zero_only
     def finish(self) -> None:

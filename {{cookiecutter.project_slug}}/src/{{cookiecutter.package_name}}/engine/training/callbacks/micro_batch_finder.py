@@ -7,13 +7,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ...distributed.plan import COUNTS_OF_BATCHES
 from ...distributed.samplers import BatchSplit
 from ...errors import UserError
-from .checkpoint_contents import random_state, set_random_state
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +29,15 @@ class MicroBatchFinder(Callback):
         self.split = split
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        states, training = random_state(), pl_module.training
+        training = pl_module.training
         buffers = [buffer.clone() for buffer in pl_module.buffers()]
-        batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
         in_process = self.split.num_devices // trainer.world_size
         sizes = _halves(self.split.micro_batch_size)
-        pl_module.train()
-        fitting = next((size for size in sizes if _fits(trainer, pl_module, batch, size * in_process)), 0)
+        with isolate_rng():
+            batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+            pl_module.train()
+            fitting = next((size for size in sizes if _fits(trainer, pl_module, batch, size * in_process)), 0)
         pl_module.train(training)
-        set_random_state(states)
         for buffer, before in zip(pl_module.buffers(), buffers, strict=True):
             buffer.copy_(before)
         fitting = int(trainer.strategy.reduce(torch.tensor(fitting, device=pl_module.device), reduce_op="min"))
