@@ -81,7 +81,7 @@ def plot_search(search: Search, picture: Path) -> None:
     study, monitor, params = search.study, search.settings.monitor, sorted(search.space)  # the order of `plot_slice`
     plt.switch_backend("agg")  # no window
     # A dollar in the name of an option or a choice is no formula.
-    style = {"figure.constrained_layout.use": True, "text.parse_math": False}
+    style: Any = {"figure.constrained_layout.use": True, "text.parse_math": False}
     with plt.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of an option that has the same value in all trials
         history, values = plot_optimization_history(study, target_name=monitor), plot_intermediate_values(study)
