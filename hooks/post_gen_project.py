@@ -40,6 +40,7 @@ UNWANTED = {
         "src/*/engine/configs/search",
         "src/*/engine/configs/search.yaml",
         "src/*/engine/configs/hydra/search.yaml",
+        "docs/search.md",
     ],
     ("serving", False): [
         "src/*/engine/serving",

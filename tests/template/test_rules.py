@@ -243,5 +243,35 @@ def test_dangers_are_found() -> None:
 
 
 def test_version_of_the_template_heads_its_changes() -> None:
-    (first, *_) = re.findall(r"^## (.*)$", (TEMPLATE / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert first == QUESTIONS["_template_version"]
+    versions = re.findall(r"^## (.*)$", (TEMPLATE / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    released = [version for version in versions if not version.endswith(".dev")]
+    assert released[0] == QUESTIONS["_template_version"]
+    assert len(versions) - len(released) <= 1
+
+
+def test_decisions_are_numbered_and_dated_and_have_a_status() -> None:
+    pages = sorted((TEMPLATE / "docs/decisions").iterdir())
+    for number, page in enumerate(pages, start=1):
+        assert page.name.startswith(f"{number:04}-"), page.name
+        title, _, date, _, status, *_ = page.read_text(encoding="utf-8").splitlines()
+        assert title.startswith(f"# {number:04}: "), page.name
+        assert re.fullmatch(r"Date: \d{4}-\d\d-\d\d", date), page.name
+        replaced_by = re.fullmatch(r"Status: (?:accepted|replaced by (\d{4}))", status).group(1)
+        assert replaced_by is None or number != int(replaced_by) <= len(pages), page.name
+
+
+@pytest.mark.parametrize("answers", [*ANSWERS, {"serving": False, "cluster": "slurm"}], ids=str)
+def test_readme_of_a_project_is_short_and_names_files_that_exist(tmp_path: Path, answers: dict[str, object]) -> None:
+    project = bake_into(tmp_path, **answers)
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 220
+    table = readme.partition("## Where is what")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "?" in line]
+    assert len(rows) >= 5
+    for row in rows:
+        paths = re.findall(r"`([\w/]+\.(?:py|yaml))`", row)
+        assert 1 <= len(paths) <= 5, row
+        assert [path for path in paths if not (project / "src/digit_classifier" / path).is_file()] == []
+    for page in [project / "README.md", *project.glob("docs/*.md"), *project.glob("src/*/engine/README.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page}: {link}"

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from conftest import assert_ends_by_interruption, run_command, started, wait_for
 
+from {{ cookiecutter.package_name }}.engine.benchmark import training
+from {{ cookiecutter.package_name }}.engine.benchmark.benchmark import Options
 from {{ cookiecutter.package_name }}.engine.benchmark.training import BASELINE, Case, to_rows
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 SHORT = ("trainer=cpu", "model=mlp", "trainer.max_epochs=2")
 
 
 def test_strategies_are_measured_side_by_side(tmp_path: Path) -> None:
-    options = ("strategies=[dp,ddp]", "devices=[1,2]", "num_rounds=1", "seed=7")
+    options = ("strategies=[ddp]", "devices=[1,2]", "num_rounds=1", "seed=7")
     done = run_command("benchmark", *options, *SHORT, cwd=tmp_path)
     (run_dir,) = (tmp_path / "logs/benchmark/runs").iterdir()
     assert {path.name for path in run_dir.iterdir()} == {".hydra", "benchmark.json", "benchmark.log", "benchmark.png"}
@@ -28,10 +31,8 @@ def test_strategies_are_measured_side_by_side(tmp_path: Path) -> None:
         low, high = row["samples_per_second_range"]
         assert 0 < low <= row["samples_per_second"] <= high
         assert row["peak_memory_mib"] > 100
-    reasons = measured["not_measured"]
-    assert list(reasons) == ["strategy=dp on 1", "strategy=ddp on 1", "strategy=dp on 2"]
-    assert reasons["strategy=ddp on 1"] == "on one device it is strategy=single."
-    assert "not measured: strategy=dp on 2: strategy=dp spreads a batch over GPUs" in done.stdout
+    assert measured["not_measured"] == {"strategy=ddp on 1": "on one device it is strategy=single."}
+    assert "not measured: strategy=ddp on 1: on one device it is strategy=single." in done.stdout
     assert measured["machine"]["num_cores"] >= 1
     assert measured["versions"]["torch"]
     next_command = r" train strategy=\S+ trainer.devices=\d seed=7 trainer=cpu model=mlp trainer.max_epochs=2$"
@@ -39,12 +40,33 @@ def test_strategies_are_measured_side_by_side(tmp_path: Path) -> None:
     assert (run_dir / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_rows_are_the_figures_of_the_rounds() -> None:
-    def runs(*epochs: float) -> list[dict[str, object]]:
-        return [
-            {"epoch_seconds": [99.0, seconds], "steps_per_epoch": 10, "peak_memory_mib": seconds} for seconds in epochs
-        ]
+def runs(*epochs: float) -> list[dict[str, object]]:
+    return [{"epoch_seconds": [99.0, seconds], "steps_per_epoch": 10, "peak_memory_mib": seconds} for seconds in epochs]
 
+
+def test_case_that_cannot_run_is_named_and_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def run_training(case: Case) -> dict[str, object]:
+        tried.append(case)
+        if case.strategy == "dp":
+            raise UserError("strategy=dp spreads a batch over GPUs")
+        return runs(2.0)[0]
+
+    monkeypatch.setattr(training, "run_training", run_training)
+    monkeypatch.setattr(training, "typed", lambda *sections: "")
+    options = Options(["dp", "ddp"], None, None, False, 1, None, 0.5, num_rounds=2)
+    trainer = {"accelerator": "cpu", "precision": "32-true"}
+    model = {"net": {"_target_": "networks.MLP"}}
+    config = {"trainer": trainer, "data": {"batch_size": 5}, "model": model, "resume": None}
+    training.measure_training(config, options, tmp_path)
+    measured = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
+    assert measured["not_measured"] == {"strategy=dp on 2": "strategy=dp spreads a batch over GPUs"}
+    assert [row["strategy"] for row in measured["rows"]] == ["single", "ddp"]
+    assert tried == [BASELINE, ("dp", 2), ("ddp", 2), BASELINE, ("ddp", 2)]
+
+
+def test_rows_are_the_figures_of_the_rounds() -> None:
     single, ddp = to_rows({BASELINE: runs(4.0, 5.0, 8.0), Case("ddp", 2): runs(2.0, 5.0, 2.0)}, batch_size=5)
     assert single["epoch_seconds"] == 5
     assert single["samples_per_second"] == 10

@@ -17,7 +17,7 @@ from {{ cookiecutter.package_name }}.engine.export.torchscript import IGNORED_WA
 from {{ cookiecutter.package_name }}.engine.warning_filters import warnings_ignored
 
 PNG = b"\x89PNG"
-LABELS = {{ '["benign", "malignant"]' if cookiecutter.data_kind == "tables" else 'list("0123456789")' }}
+LABELS = list("0123456789")
 
 
 def epochs(printed: str) -> list[str]:
@@ -143,13 +143,13 @@ def test_files_carry_their_own_description(bundle: Path) -> None:
 SPOILED_EXPORT = """
 import math
 import onnx
-import PACKAGE.exporters.onnx as exporter
+import PACKAGE.engine.export.onnx as exporter
 from PACKAGE.export import main
 
-whole = exporter.export
+original = exporter.export
 
 def spoiled(source):
-    model = onnx.load_from_string(whole(source))
+    model = onnx.load_from_string(original(source))
     tensor = max(model.graph.initializer, key=lambda tensor: math.prod(tensor.dims))
     values = onnx.numpy_helper.to_array(tensor).copy()
     values.flat[:9] += 0.01

@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
-from digit_classifier.data.digits import DigitsDataModule
-from digit_classifier.engine.data.samples import Batch
-from digit_classifier.engine.distributed.strategies import DataParallelStrategy
-from digit_classifier.models.classifier import Classifier
-from digit_classifier.models.mlp import MLP
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torch.nn.parallel import _functions, comm, scatter_gather
 from torch.utils.data import DataLoader
+
+from digit_classifier.data.digits import DigitsDataModule
+from digit_classifier.engine.data.samples import Batch
+from digit_classifier.engine.distributed.strategies import DataParallelStrategy
+from digit_classifier.models.classifier import Classifier
+from digit_classifier.models.mlp import MLP
 
 DIGITS = DigitsDataModule()
 

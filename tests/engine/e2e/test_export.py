@@ -16,11 +16,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import digit_classifier as package
 import numpy as np
 import pytest
 import torch
 from conftest import run_command, started, trained, wait_for
+from torch import nn
+
+import digit_classifier as package
 from digit_classifier.data.digits import DigitsDataModule
 from digit_classifier.engine.errors import UserError
 from digit_classifier.engine.export import bundle as publishing
@@ -35,7 +37,6 @@ from digit_classifier.engine.workflows.exporting import Options, export
 from digit_classifier.models.classifier import Classifier
 from digit_classifier.models.cnn import CNN
 from digit_classifier.models.mlp import MLP
-from torch import nn
 
 ALL = f"formats=[{','.join(FORMATS)}]"
 EXACT_FORMATS = [name for name, format in FORMATS.items() if format.exact]
@@ -154,7 +155,9 @@ def test_manifest_tells_the_commit_and_whether_all_was_committed(best_checkpoint
 
     def state() -> dict[str, object]:
         environment = os.environ | {"PYTHONPATH": str(project / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-        code = "from digit_classifier.engine.runs.provenance import git_state; import json; print(json.dumps(git_state()))"
+        code = (
+            "from digit_classifier.engine.runs.provenance import git_state; import json; print(json.dumps(git_state()))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, check=True
         )
@@ -246,7 +249,7 @@ def test_disk_that_is_full_at_the_very_end_leaves_nothing(
 
     checkpoint = checkpoints.load(best_checkpoint)
     datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, 0.005, None, None, None)
-    monkeypatch.setattr(publishing, "write_manifest", full)
+    monkeypatch.setattr("digit_classifier.engine.workflows.exporting.write_manifest", full)
     with pytest.raises(UserError, match=r"made cannot be written: No space left on device; nothing was published"):
         export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
     assert list(tmp_path.iterdir()) == []

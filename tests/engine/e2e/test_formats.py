@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from conftest import assert_ends_by_interruption, run_command, started, wait_for
 
-from {{ cookiecutter.package_name }}.engine.export.bundle import add_to
-from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.inference.runtime import find_bundle, read_manifest
 from {{ cookiecutter.package_name }}.engine.benchmark.bundles import EAGER, to_rows
+from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.export.bundle import add_to
 from {{ cookiecutter.package_name }}.engine.export.verify import verify
+from {{ cookiecutter.package_name }}.engine.inference.runtime import find_bundle, read_manifest
 
 SHORT = ("seconds=0.01", "num_rounds=2")
 

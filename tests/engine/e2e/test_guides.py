@@ -1,4 +1,4 @@
-"""The guides `docs/my-*.md`, done word for word: files are written, changes made and commands run."""
+"""The guides `docs/my-*.md`, followed word for word: their files, their changes and their commands."""
 
 import os
 import re
@@ -7,26 +7,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-import digit_classifier
 import pytest
+
+import digit_classifier
 
 PROJECT = Path(digit_classifier.__file__).parents[2]
 GUIDES = sorted(path.name for path in (PROJECT / "docs").glob("my-*.md"))
-MOST_LINES = 20  # of a network of one's own
+MAX_NETWORK_LINES = 20
 
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    kept = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "engine_tests", "__pycache__")
-    return Path(shutil.copytree(PROJECT, tmp_path / "project", ignore=kept))
+    ignored = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "engine_tests", "__pycache__")
+    return Path(shutil.copytree(PROJECT, tmp_path / "project", ignore=ignored))
 
 
 def blocks(guide: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def written(project: Path, guide: Path) -> list[Path]:
-    """The files whose path is the first line of a block."""
+def write_files(project: Path, guide: Path) -> list[Path]:
+    """Writes each block whose first line is a path to this path, and returns the paths."""
     found = []
     for block in (*blocks(guide, "python"), *blocks(guide, "yaml")):
         first, _, rest = block.partition("\n")
@@ -37,7 +38,7 @@ def written(project: Path, guide: Path) -> list[Path]:
 
 
 def change(project: Path, block: str) -> None:
-    """What begins with a plus comes in behind the line before it."""
+    """Inserts each line that begins with a plus behind the line before it."""
     lines = block.splitlines()
     path = project / next(line for line in lines if line.startswith("+++ b/")).removeprefix("+++ b/")
     text = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -55,11 +56,10 @@ def change(project: Path, block: str) -> None:
 def test_guide_works_as_it_says(name: str, copied: Path) -> None:
     guide = copied / "docs" / name
     assert len(guide.read_text(encoding="utf-8").splitlines()) <= 110, "one page"
-    files = written(copied, guide)
+    files = write_files(copied, guide)
     if name == "my-network.md":
         lines = [line for path in files for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        print(f"a network of one's own: {len(lines)} lines")
-        assert len(lines) < MOST_LINES
+        assert len(lines) < MAX_NETWORK_LINES
     for block in blocks(guide, "diff"):
         change(copied, block)
     environment = os.environ | {"PYTHONPATH": str(copied / "src"), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
@@ -72,13 +72,6 @@ def test_guide_works_as_it_says(name: str, copied: Path) -> None:
             ["bash", "-ec", block], cwd=copied, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    pairs = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "tests/test_pairs.py",
-        "tests/test_configs.py",
-    ]
+    pairs = [sys.executable, "-m", "pytest", "-q", "tests/test_pairs.py", "tests/test_configs.py"]
     done = subprocess.run(pairs, cwd=copied, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -15,8 +15,8 @@ import torch
 from conftest import TWO_PROCESSES, curves, run_command, started, trained, weights
 
 import {{ cookiecutter.package_name }} as package
-from {{ cookiecutter.package_name }}.engine.training.callbacks.last_checkpoint import LastCheckpoint
 from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.training.callbacks.last_checkpoint import LastCheckpoint
 from {{ cookiecutter.package_name }}.engine.training.checkpoint_io import is_damaged
 
 # Dropout and momentum: all that is random or goes on must come back.

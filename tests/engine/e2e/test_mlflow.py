@@ -6,10 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import run_command
+from {{ cookiecutter.package_name }}.engine.runs import run_record
 from mlflow import MlflowClient
 
-from {{ cookiecutter.package_name }}.engine.runs import run_record
+from conftest import run_command
 
 TRAIN = ("train", "trainer=cpu", "model=mlp")
 

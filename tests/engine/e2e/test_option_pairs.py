@@ -4,8 +4,10 @@ import itertools
 import re
 from pathlib import Path
 
-import digit_classifier as package
 import pytest
+from integration.test_configs import CHOICES, composed
+
+import digit_classifier as package
 from digit_classifier.engine.config import CONFIG_DIRS
 from digit_classifier.engine.config.instantiation import build as built
 from digit_classifier.engine.config.validation import read_options
@@ -13,7 +15,6 @@ from digit_classifier.engine.distributed.plan import make_plan
 from digit_classifier.engine.errors import UserError
 from digit_classifier.engine.training import build
 from digit_classifier.engine.training.options import TrainOptions
-from integration.test_configs import CHOICES, composed
 
 PAIRS = [pair for pair in itertools.combinations(CHOICES, 2) if pair[0].split("=")[0] != pair[1].split("=")[0]]
 IS_FOR_TABLES = (CONFIG_DIRS[1] / "data/table.yaml").exists()

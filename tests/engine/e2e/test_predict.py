@@ -20,15 +20,15 @@ from PIL import Image
 {% endif %}
 
 import {{ cookiecutter.package_name }} as package
-from {{ cookiecutter.package_name }}.engine.workflows.prediction import Model, predict
-from {{ cookiecutter.package_name }}.engine.inference.prediction_files import written
 from {{ cookiecutter.package_name }}.engine.inference.input_schema import InputSchema
+from {{ cookiecutter.package_name }}.engine.inference.prediction_files import written
 from {{ cookiecutter.package_name }}.engine.inference.runtime import (
     {{ "Bundle,
     " if cookiecutter.data_kind == "tables" }}read_golden,
     read_manifest,
 )
 from {{ cookiecutter.package_name }}.engine.inference.tasks import Task
+from {{ cookiecutter.package_name }}.engine.workflows.prediction import Model, predict
 
 {% if cookiecutter.data_kind == "images" %}
 FIRST, SECOND = "00.png", "deep/01.bmp"

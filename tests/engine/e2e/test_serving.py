@@ -20,12 +20,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import digit_classifier as package
 import numpy as np
 import pytest
-from digit_classifier.engine.inference.runtime import read_golden
 from PIL import Image
 from server import INFER, ONE, Server, request, serving
+
+import digit_classifier as package
+from digit_classifier.engine.inference.runtime import read_golden
 
 PROJECT = Path(package.__file__).parents[2]
 DEPLOY = PROJECT / "deploy"

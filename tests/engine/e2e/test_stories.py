@@ -1,4 +1,4 @@
-"""From one's own data to a served model in five commands, those of the README word for word."""
+"""From own data to a served model with the five commands of docs/data.md, word for word."""
 
 import csv
 import json
@@ -12,34 +12,35 @@ import sys
 import time
 from pathlib import Path
 
-import digit_classifier
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_iris
+
+import digit_classifier
 
 PROJECT = Path(digit_classifier.__file__).parents[2]
 
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """With the environment of this one, in which nothing is to be installed."""
-    kept = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "engine_tests", "__pycache__")
-    project = Path(shutil.copytree(PROJECT, tmp_path / "project", ignore=kept))
+    """A copy of the project that shares its environment."""
+    ignored = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "engine_tests", "__pycache__")
+    project = Path(shutil.copytree(PROJECT, tmp_path / "project", ignore=ignored))
     (project / ".venv").symlink_to(Path(sys.prefix))
     return project
 
 
 def commands(project: Path) -> list[str]:
-    text = (project / "README.md").read_text(encoding="utf-8")
+    text = (project / "docs/data.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"in five commands:\n\n```bash\n(.*?)```", text, re.DOTALL)
     found = [line.split(" #")[0].strip() for line in block.splitlines()]
     assert len(found) == 5
-    # The environment is there: make is told so.
+    # The environment exists: make must not install it again.
     return [re.sub("^make ", "make --old-file .venv/ready ", command) for command in found]
 
 
-def pictures(project: Path) -> None:
-    """Two digits under the names of the README."""
+def write_pictures(project: Path) -> None:
+    """Writes pictures of two digits under the names in docs/data.md."""
     from PIL import Image
 
     digits = load_digits()
@@ -50,15 +51,15 @@ def pictures(project: Path) -> None:
             Image.fromarray((image * 15).astype(np.uint8)).resize((40, 32)).save(folder / f"{number}.jpg")
 
 
-def people(project: Path) -> None:
-    """The iris under another name, and its first row as a file of its own."""
+def write_table(project: Path) -> None:
+    """Writes the iris data under the names in docs/data.md, and its first row to a file of its own."""
     iris = load_iris()
     rows = [[*values, "yes" if label else "no"] for values, label in zip(iris.data, iris.target, strict=True)]
-    for name, width, of_file in (("people.csv", 5, rows), ("row.csv", 4, rows[:1])):
+    for name, width, file_rows in (("people.csv", 5, rows), ("row.csv", 4, rows[:1])):
         with (project / name).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter=";")
             writer.writerow(["a", "b", "c", "d", "bought"][:width])
-            writer.writerows(row[:width] for row in of_file)
+            writer.writerows(row[:width] for row in file_rows)
 
 
 def free_port() -> int:
@@ -67,8 +68,8 @@ def free_port() -> int:
 
 
 def test_own_data_is_served_after_five_commands(copied: Path) -> None:
-    has_pictures = (copied / "src/digit_classifier/data/image_folder.py").exists()
-    (pictures if has_pictures else people)(copied)
+    has_pictures = (copied / "src/digit_classifier/engine/data/image_folder.py").exists()
+    (write_pictures if has_pictures else write_table)(copied)
     *first, serve, curl = commands(copied)
     environment = os.environ | {"PYTHONPATH": str(copied / "src"), "OMP_NUM_THREADS": "1"}
     for command in first:
@@ -86,6 +87,6 @@ def test_own_data_is_served_after_five_commands(copied: Path) -> None:
                 time.sleep(0.2)
         finally:
             os.killpg(server.pid, signal.SIGTERM)
-    told = json.loads(done.stdout)
-    assert told["label"] == ("cat" if has_pictures else "no")
-    assert told["probability"] > 0.6
+    answer = json.loads(done.stdout)
+    assert answer["label"] == ("cat" if has_pictures else "no")
+    assert answer["probability"] > 0.6

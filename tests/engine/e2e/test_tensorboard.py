@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import run_command
-
 import {{ cookiecutter.package_name }} as package
+
+from conftest import run_command
 
 TRAIN = ("train", "trainer=cpu", "model=mlp")
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import EXACT, TWO_PROCESSES, assert_same_result, run_command, trained
 from downloads import NUM_TEST, digits, write_mnist
 from PIL import Image
 from safetensors.torch import save_file
+
+from conftest import EXACT, TWO_PROCESSES, assert_same_result, run_command, trained
 
 FORMATS = (("onnx", "torchscript", "safetensors"), ("torch_export", "onnx_int8", "onnx_fp16"))
 NUM_SAMPLES = 1797  # all digits that scikit-learn has

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from conftest import run_command
-
 from {{ cookiecutter.package_name }}.engine.runs import run_record
+
+from conftest import run_command
 
 TRAIN = ("train", "trainer=cpu", "model=mlp")
 

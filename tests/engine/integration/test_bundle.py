@@ -22,9 +22,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.export.signature import Signature, TensorSignature
 from {{ cookiecutter.package_name }}.engine.export.triton import CONFIG, check_config, config_text
-from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.export.verify import verify
 from {{ cookiecutter.package_name }}.engine.inference.runtime import (
     Bundle,
     digest,
@@ -32,7 +33,6 @@ from {{ cookiecutter.package_name }}.engine.inference.runtime import (
     read_golden,
     read_manifest,
 )
-from {{ cookiecutter.package_name }}.engine.export.verify import verify
 
 SOURCE = Path(package.__file__).parents[1]
 Spoil = Callable[[Path], None]
@@ -319,7 +319,7 @@ def test_provider_that_does_not_start_is_no_silent_fall_back(bundle: Path, monke
 def test_bundle_is_verified_without_torch_but_for_the_formats_that_need_it(bundle: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"  # as where it is not installed
-        f"from {package.__name__}.engine.export.verify import main; main()"
+        f"sys.argv.insert(1, 'verify'); from {package.__name__}.engine.commands import main; main(())"
     )
     command = [sys.executable, "-c", code, f"bundle={bundle}", "trust=true", f"hydra.run.dir={bundle.parents[1]}/run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

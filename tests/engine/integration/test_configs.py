@@ -15,23 +15,21 @@ from omegaconf import OmegaConf
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.config import CONFIG_DIRS
-from {{ cookiecutter.package_name }}.engine.config.instantiation import build as built
-from {{ cookiecutter.package_name }}.engine.training import build
-from {{ cookiecutter.package_name }}.engine.config.validation import read_options
 from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
-from {{ cookiecutter.package_name }}.engine.workflows.exporting import Options as ExportOptions
+from {{ cookiecutter.package_name }}.engine.config.instantiation import build as built
+from {{ cookiecutter.package_name }}.engine.config.validation import read_options
 from {{ cookiecutter.package_name }}.engine.distributed.plan import make_plan
-from {{ cookiecutter.package_name }}.engine.training.options import TrainOptions
 {% if cookiecutter.search %}
 from {{ cookiecutter.package_name }}.engine.search.space import distributions, options, samples
 {% endif %}
+from {{ cookiecutter.package_name }}.engine.training import build
+from {{ cookiecutter.package_name }}.engine.training.options import TrainOptions
+from {{ cookiecutter.package_name }}.engine.workflows.exporting import Options as ExportOptions
 
 OPTION_FILES = [path for folder in CONFIG_DIRS for path in folder.glob("*/*.yaml")]
 COMMANDS = sorted(path.stem for folder in CONFIG_DIRS for path in folder.glob("*.yaml"))
 NO_CHOICE = ("hydra", "paths", "search", "training")  # parts of others, and of the command `search`
-CHOICES = sorted(
-    f"{path.parent.name}={path.stem}" for path in OPTION_FILES if path.parent.name not in NO_CHOICE
-)
+CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in OPTION_FILES if path.parent.name not in NO_CHOICE)
 
 
 def composed(command: str, run_dir: Path, *options: str) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from downloads import write_mnist
 from test_configs import CHOICES, composed
 
 from {{ cookiecutter.package_name }}.engine.config.instantiation import build as built
-from {{ cookiecutter.package_name }}.engine.training import build
-from {{ cookiecutter.package_name }}.engine.export.formats import exporter
-from {{ cookiecutter.package_name }}.engine.export.signature import Contract, Signature
-from {{ cookiecutter.package_name }}.engine.export.network import Source, deployed, eager
 from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.export.formats import exporter
+from {{ cookiecutter.package_name }}.engine.export.network import Source, deployed, eager
+from {{ cookiecutter.package_name }}.engine.export.signature import Contract, Signature
 from {{ cookiecutter.package_name }}.engine.inference.runtime import difference
+from {{ cookiecutter.package_name }}.engine.training import build
 
 DATA, MODELS = ([choice for choice in CHOICES if choice.startswith(group)] for group in ("data=", "model="))
 FORMATS = {"onnx": "model.onnx", "torchscript": "model.pt"}

@@ -10,12 +10,12 @@ import torch
 from digits import Digits, linear
 from torch import Tensor, nn
 
+from {{ cookiecutter.package_name }}.engine.distributed.samplers import BatchSplit
+from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_contents import CheckpointContents
 from {{ cookiecutter.package_name }}.engine.training.callbacks.micro_batch_finder import MicroBatchFinder
-from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
-from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.distributed.samplers import BatchSplit
 
 
 class SmallDevice(nn.Module):

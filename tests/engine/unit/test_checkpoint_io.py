@@ -124,7 +124,7 @@ def test_checkpoint_without_its_sum_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_what_a_killed_save_has_left_is_removed(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from {{ cookiecutter.package_name }}.engine.atomic import atomic_write\n"
+        "from digit_classifier.engine.atomic import atomic_write\n"
         "with atomic_write(Path(sys.argv[1]) / 'best.ckpt'): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
@@ -137,7 +137,7 @@ def test_checkpoint_is_streamed_to_the_disk_and_never_held_in_memory(tmp_path: P
     """The peak of the process grows by less than half of what the file takes."""
     code = (
         "import resource, sys, torch\n"
-        "from {{ cookiecutter.package_name }}.engine.training.checkpoint_io import AtomicCheckpointIO\n"
+        "from digit_classifier.engine.training.checkpoint_io import AtomicCheckpointIO\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "weights = torch.ones(2**26)\n"  # 256 MiB
         "AtomicCheckpointIO().save_checkpoint({'epoch': 1}, sys.argv[1] + '/warm.ckpt')\n"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import {{ cookiecutter.package_name }} as package
-from {{ cookiecutter.package_name }}.engine.training import checkpoints
 from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.training import checkpoints
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -109,7 +109,13 @@ def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "subprocess.Popen", "torch.hub.load", f"{package.__name__}.engine.runs.provenance.subprocess.run", "torch.no_such_class"],
+    [
+        "os.system",
+        "subprocess.Popen",
+        "torch.hub.load",
+        f"{package.__name__}.engine.runs.provenance.subprocess.run",
+        "torch.no_such_class",
+    ],
 )
 def test_target_that_is_no_trusted_class_is_refused(target: str, best_checkpoint: Path, tmp_path: Path) -> None:
     contents = read(best_checkpoint)

@@ -8,8 +8,8 @@ import torch
 from digits import NUM_TRAIN, Digits, rolled
 
 from {{ cookiecutter.package_name }}.engine.data.samples import Loader
-from {{ cookiecutter.package_name }}.engine.errors import UserError, lost_worker
 from {{ cookiecutter.package_name }}.engine.distributed import samplers
+from {{ cookiecutter.package_name }}.engine.errors import UserError, lost_worker
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

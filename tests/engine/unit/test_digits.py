@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule, shifted
-from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.engine.data.splits import SPLITS
-from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.distributed.samplers import seeded
+from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 
 
 def test_every_digit_is_in_exactly_one_split_in_its_proportion() -> None:

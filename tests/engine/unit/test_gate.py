@@ -15,12 +15,12 @@ from digits import Digits, convolutions
 from torch import nn
 
 from {{ cookiecutter.package_name }}.engine.export.formats import FORMATS, Array, exporter
-from {{ cookiecutter.package_name }}.engine.export.signature import Contract, GateFailure, Signature
 from {{ cookiecutter.package_name }}.engine.export.gate import Limits, Parity, Reference, admit
 from {{ cookiecutter.package_name }}.engine.export.network import Source, deployed, eager
-from {{ cookiecutter.package_name }}.models.classifier import Classifier
+from {{ cookiecutter.package_name }}.engine.export.signature import Contract, GateFailure, Signature
 from {{ cookiecutter.package_name }}.engine.inference.runtime import difference
 from {{ cookiecutter.package_name }}.engine.inference.tasks import Task
+from {{ cookiecutter.package_name }}.models.classifier import Classifier
 
 LIMITS = Limits(max_batch_size=64, tolerance=1e-5, max_metric_loss=0.05)
 WRITTEN = [name for name in FORMATS if name != "safetensors"]  # which needs a network that a configuration names

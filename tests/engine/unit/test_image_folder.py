@@ -9,13 +9,13 @@ import torch
 from kornia.augmentation import ColorJitter, RandomAffine, RandomHorizontalFlip
 from PIL import Image
 
-from {{ cookiecutter.package_name }}.engine.data.augmentation import BATCHED, KorniaAugmentation
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
+from {{ cookiecutter.package_name }}.engine.data.augmentation import BATCHED, KorniaAugmentation
 from {{ cookiecutter.package_name }}.engine.data.image_folder import ImageFolderDataModule, list_pictures
 from {{ cookiecutter.package_name }}.engine.data.pixel_statistics import scan_pictures
 from {{ cookiecutter.package_name }}.engine.data.samples import Augmented
-from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.distributed.samplers import seeded
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 
 def data(root: Path, cache_dir: Path, **options: Any) -> ImageFolderDataModule:

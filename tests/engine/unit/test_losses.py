@@ -8,9 +8,9 @@ from digits import Digits
 from sklearn.utils.class_weight import compute_class_weight
 from test_models import make_classifier, make_spec, make_trainer
 
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.engine.training.losses import CrossEntropy, label_scales
-from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 COUNTS = (700, 200, 100)
 LABELS = torch.tensor([0, 0, 0, 0, 2, 1, 2, 2])

@@ -12,12 +12,12 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from {{ cookiecutter.package_name }}.engine.data.samples import SamplesInMemory
-from {{ cookiecutter.package_name }}.engine.spec import DataSpec
-from {{ cookiecutter.package_name }}.models.classifier import Classifier
-from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
-from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.distributed.strategies import DataParallelStrategy
 from {{ cookiecutter.package_name }}.engine.distributed.samplers import EvaluationBatchSampler, TrainingBatchSampler
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import DataParallelStrategy
+from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.spec import DataSpec
+from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
+from {{ cookiecutter.package_name }}.models.classifier import Classifier
 
 
 def make_spec(shape: tuple[int, ...] = (1, 8, 8), num_labels: int = 3) -> DataSpec:

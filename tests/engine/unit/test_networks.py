@@ -8,9 +8,9 @@ import torch
 from test_models import make_spec
 from torch import nn
 
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.models.cnn import CNN
 from {{ cookiecutter.package_name }}.models.mlp import MLP
-from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (3, 33, 20), (1, 4, 4)])

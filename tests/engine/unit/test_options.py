@@ -7,14 +7,14 @@ import pytest
 from lightning.pytorch.strategies import FSDPStrategy
 
 import {{ cookiecutter.package_name }} as package
-from {{ cookiecutter.package_name }}.engine.config.instantiation import build
-from {{ cookiecutter.package_name }}.engine.training.build import build_loggers
-from {{ cookiecutter.package_name }}.engine.config.validation import check, read_options
-from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine import rendezvous as ranks
+from {{ cookiecutter.package_name }}.engine.config.instantiation import build
+from {{ cookiecutter.package_name }}.engine.config.validation import check, read_options
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices, resolve_devices
 from {{ cookiecutter.package_name }}.engine.distributed.plan import evaluation_steps, trainer_section
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import OneDeviceStrategy, build_strategy, strategy_options
+from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.training.build import build_loggers
 from {{ cookiecutter.package_name }}.engine.training.options import TrainOptions as Options
 
 DATA = f"{package.__name__}.{{ "engine.data.table.TableDataModule" if cookiecutter.data_kind == "tables" else "data.digits.DigitsDataModule" }}"
@@ -97,7 +97,8 @@ def test_options_of_ones_own_may_be_any_dataclass() -> None:
 
 def test_logger_that_is_not_installed_names_the_command(tmp_path: Path) -> None:
     section = {"missing": {"_target_": f"{__name__}.NotInstalled"}}
-    with pytest.raises(UserError, match=r"logger=missing is not installed: run 'pip install -c constraints.txt missing'"):
+    sentence = r"logger=missing is not installed: run 'pip install -c constraints.txt missing'"
+    with pytest.raises(UserError, match=sentence):
         build_loggers(section, tmp_path)
 
 
@@ -205,7 +206,8 @@ def test_fsdp_is_built_for_several_gpus_and_plain_for_one() -> None:
     assert isinstance(strategy, FSDPStrategy)
     assert strategy._state_dict_type == "full", "a checkpoint holds the whole model"
     assert isinstance(build_strategy(strategy_options(section), Devices("cpu", (0,))), OneDeviceStrategy)
-    with pytest.raises(UserError, match=r"'strategy.min_weights' is no option; did you mean 'strategy.min_num_weights'"):
+    sentence = r"'strategy.min_weights' is no option; did you mean 'strategy.min_num_weights'"
+    with pytest.raises(UserError, match=sentence):
         strategy_options(section | {"min_weights": 1})
 
 

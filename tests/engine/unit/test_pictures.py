@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from {{ cookiecutter.package_name }}.engine.inference import images as pictures
+from {{ cookiecutter.package_name }}.engine.inference.images import read_picture
 from {{ cookiecutter.package_name }}.engine.inference.input_schema import InputSchema
 from {{ cookiecutter.package_name }}.engine.inference.inputs import Sample, SkippedSample, read_samples
-from {{ cookiecutter.package_name }}.engine.inference.images import read_picture
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 

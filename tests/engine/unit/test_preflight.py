@@ -11,14 +11,14 @@ import torch
 from digits import Digits, linear
 from torch import Tensor, nn
 
-from {{ cookiecutter.package_name }}.engine.training import preflight
-from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_contents import random_state
 from {{ cookiecutter.package_name }}.engine.data import samples
-from {{ cookiecutter.package_name }}.engine.spec import DataSpec
+from {{ cookiecutter.package_name }}.engine.errors import Fault, UserError
 from {{ cookiecutter.package_name }}.engine.export import rehearsal
 from {{ cookiecutter.package_name }}.engine.export.signature import GateFailure
+from {{ cookiecutter.package_name }}.engine.spec import DataSpec
+from {{ cookiecutter.package_name }}.engine.training import preflight
+from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_contents import random_state
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
-from {{ cookiecutter.package_name }}.engine.errors import Fault, UserError
 
 
 def set_free_space(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:

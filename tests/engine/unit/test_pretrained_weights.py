@@ -12,14 +12,14 @@ from test_models import make_spec, make_trainer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
-from {{ cookiecutter.package_name }}.engine.training import checkpoints, fine_tuning
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
-from {{ cookiecutter.package_name }}.engine.spec import DataSpec
-from {{ cookiecutter.package_name }}.models.classifier import Classifier
-from {{ cookiecutter.package_name }}.models.cnn import CNN
-from {{ cookiecutter.package_name }}.engine.training.optimizers import FSDP_PREFIX, build_optimizer, head_parameters
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.reporting.run_report import _rates
+from {{ cookiecutter.package_name }}.engine.spec import DataSpec
+from {{ cookiecutter.package_name }}.engine.training import checkpoints, fine_tuning
+from {{ cookiecutter.package_name }}.engine.training.optimizers import FSDP_PREFIX, build_optimizer, head_parameters
+from {{ cookiecutter.package_name }}.models.classifier import Classifier
+from {{ cookiecutter.package_name }}.models.cnn import CNN
 
 DIGITS = DigitsDataModule().spec
 HEAD = {"net.1.head.2.weight", "net.1.head.2.bias"}
@@ -149,7 +149,9 @@ def test_frozen_weights_and_their_running_statistics_do_not_change() -> None:
 
 
 def test_impossible_freezing_is_refused(best_checkpoint: Path) -> None:
-    with pytest.raises(UserError, match=r"=net.2.\* fits no weight: there are net.1.features.0.weight, .* net.1.head.2"):
+    with pytest.raises(
+        UserError, match=r"=net.2.\* fits no weight: there are net.1.features.0.weight, .* net.1.head.2"
+    ):
         make_cnn(freeze="net.2.*")
     with pytest.raises(UserError, match=r"freezes every weight: leave out those that are to train"):
         make_cnn(freeze=["net.1.features.*", "net.1.head.*"])
@@ -163,7 +165,10 @@ def test_pretrained_weights_have_their_own_learning_rate(best_checkpoint: Path) 
     scheduler, options = partial(ExponentialLR, gamma=0.5), {"pretrained_lr_factor": 0.1, "warmup_steps": 1}
     model, _ = with_weights(make_cnn(labelled("a", "b"), scheduler=scheduler, **options), best_checkpoint)
     (optimizer,), schedulers = model.configure_optimizers()  # type: ignore[misc]
-    assert [(group["name"], len(group["params"])) for group in optimizer.param_groups] == [("pretrained", 9), ("new", 2)]
+    assert [(group["name"], len(group["params"])) for group in optimizer.param_groups] == [
+        ("pretrained", 9),
+        ("new", 2),
+    ]
     assert optimizer.param_groups[0]["fused"]
     for _ in range(2):
         rates.append([group["lr"] for group in optimizer.param_groups])
@@ -184,7 +189,9 @@ def test_parameter_names_under_fsdp_match_those_of_the_checkpoint() -> None:
 def test_scheduler_that_overrides_the_learning_rate_is_refused(best_checkpoint: Path) -> None:
     options = {"weights": str(best_checkpoint), "pretrained_lr_factor": 0.1}
     one_cycle = partial(OneCycleLR, max_lr=0.01, total_steps=10)
-    with pytest.raises(UserError, match=r"model.scheduler sets learning rates of its own, over model.pretrained_lr_factor=0.1"):
+    with pytest.raises(
+        UserError, match=r"model.scheduler sets learning rates of its own, over model.pretrained_lr_factor=0.1"
+    ):
         fine_tuning.load_starting_point(make_cnn(labelled("a", "b"), scheduler=one_cycle, **options), None)
     two_rates = partial(OneCycleLR, max_lr=[0.001, 0.01], total_steps=10)
     fine_tuning.load_starting_point(make_cnn(labelled("a", "b"), scheduler=two_rates, **options), None)

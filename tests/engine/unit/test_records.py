@@ -12,13 +12,13 @@ import pytest
 from filelock import FileLock
 from lightning.pytorch.loggers import CSVLogger
 
-from {{ cookiecutter.package_name }}.engine.runs import run_record
 from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.inference.runtime import digest
 from {{ cookiecutter.package_name }}.engine.reporting.run_report import restore_metrics
+from {{ cookiecutter.package_name }}.engine.reporting.runs import Run, find, find_one, older_than, remove
+from {{ cookiecutter.package_name }}.engine.runs import run_record
 from {{ cookiecutter.package_name }}.engine.runs.resume import find as find_resumed
 from {{ cookiecutter.package_name }}.engine.runs.resume import with_resumed
-from {{ cookiecutter.package_name }}.engine.reporting.runs import Run, find, find_one, older_than, remove
-from {{ cookiecutter.package_name }}.engine.inference.runtime import digest
 
 
 def make_run(folder: Path, name: str, options: tuple[str, ...] = (), days: float = 0) -> Run:

@@ -8,10 +8,10 @@ from digits import Digits, linear
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from test_models import make_trainer
 
-from {{ cookiecutter.package_name }}.engine.spec import DataSpec
-from {{ cookiecutter.package_name }}.engine.export.network import deployed, eager
-from {{ cookiecutter.package_name }}.models.regressor import NUM_BINS, Regressor
 from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.export.network import deployed, eager
+from {{ cookiecutter.package_name }}.engine.spec import DataSpec
+from {{ cookiecutter.package_name }}.models.regressor import NUM_BINS, Regressor
 
 
 class Years(Digits):

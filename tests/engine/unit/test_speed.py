@@ -12,9 +12,9 @@ import torch
 from digits import Digits, convolutions, linear
 from lightning.pytorch.loggers import CSVLogger
 
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
 from {{ cookiecutter.package_name }}.engine.training.callbacks.monitoring import DataWait
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
-from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
 
 
 def make_classifier(datamodule: Digits, **options: Any) -> Classifier:

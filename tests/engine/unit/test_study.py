@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
-    """Opens a search whose trainings are the outcomes: a value that is reported, a failure, an exception, a function."""
+    """Opens a search whose trainings have given outcomes: a reported value, a failure, an exception, a function."""
     monkeypatch.setattr(study, "HEARTBEAT", 1)
     monkeypatch.setattr(study, "GRACE", 2)
     outcomes: list[Outcome] = []
@@ -177,7 +177,7 @@ def test_training_that_ended_while_its_search_was_killed_is_not_repeated(is_prun
     (trial,) = search.trials()
     assert trial.state == (TrialState.PRUNED if is_pruned else TrialState.COMPLETE)
     assert search.best_value(trial) == 0.4
-    assert [path.name for path in (search.folder / "trials").glob("*/metrics.json")][0] == "metrics.json"
+    assert next((search.folder / "trials").glob("*/metrics.json"))
     assert [path.name for path in (search.folder / "trials").iterdir()] == [str(trial.number)]
 
 

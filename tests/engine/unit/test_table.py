@@ -10,15 +10,15 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from {{ cookiecutter.package_name }}.engine.spec import DataSpec
-from {{ cookiecutter.package_name }}.engine.data.table import TableDataModule
 from {{ cookiecutter.package_name }}.engine.data.labels import known_labels
-from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
-from {{ cookiecutter.package_name }}.models.tabular import Columns, TabularMLP
+from {{ cookiecutter.package_name }}.engine.data.table import TableDataModule
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.inference.input_schema import Column, InputSchema
 from {{ cookiecutter.package_name }}.engine.inference.inputs import Sample, SkippedSample, read_samples
 from {{ cookiecutter.package_name }}.engine.inference.tables import encode, parse_csv, read_object, read_table
+from {{ cookiecutter.package_name }}.engine.spec import DataSpec
+from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
+from {{ cookiecutter.package_name }}.models.tabular import Columns, TabularMLP
 
 COLUMNS = (Column("age", gaps=True), Column("city", ("Bonn", "Köln; Süd", 'the "old" one')))
 SCHEMA = InputSchema((2,), np.dtype(np.float32), (-1e9, 1e9), COLUMNS)

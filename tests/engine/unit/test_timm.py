@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import timm
 import torch
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
+from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.training.build import build_for_training, build_model
+from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
+from {{ cookiecutter.package_name }}.engine.training.timm_network import TimmNet
+from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from PIL import Image
 from safetensors.torch import save_file
 from test_models import make_spec
 from torch import Tensor, nn
-
-from {{ cookiecutter.package_name }}.engine.training.build import build_model, build_for_training
-from {{ cookiecutter.package_name }}.models.classifier import Classifier
-from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
-from {{ cookiecutter.package_name }}.engine.training.timm_network import TimmNet
-from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
 
 SPEC = make_spec((3, 32, 32), num_labels=5)
 
@@ -90,7 +89,9 @@ def test_training_begins_with_the_weights_of_a_file_and_a_new_last_layer(kind: s
 
 def test_network_may_have_two_last_layers(tmp_path: Path) -> None:
     file, network = write_weights(tmp_path, "efficientformerv2_s0")
-    model = build_for_training(section("efficientformerv2_s0", weights=str(file)), make_spec((3, 224, 224), num_labels=5), 1)
+    model = build_for_training(
+        section("efficientformerv2_s0", weights=str(file)), make_spec((3, 224, 224), num_labels=5), 1
+    )
     assert model.net[1].network.head.weight.shape == model.net[1].network.head_dist.weight.shape == (5, 176)
     assert torch.equal(model.net[1].network.stem.conv1.conv.weight, network.stem.conv1.conv.weight)
 
@@ -129,7 +130,9 @@ def test_download_is_timms_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_missing_connection_is_reported_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"does not get the weights of test_resnet \(.+\): .*model.net.weights=") as error:
+    with pytest.raises(
+        UserError, match=r"does not get the weights of test_resnet \(.+\): .*model.net.weights="
+    ) as error:
         build_for_training(section(pretrained=True), SPEC, 1)
     assert "\n" not in str(error.value)
 
@@ -170,7 +173,9 @@ def test_impossible_options_are_refused(options: dict[str, Any], sentence: str) 
 
 @pytest.mark.parametrize(("name", "side"), [("convnext_atto", 8), ("test_vit", 28)])
 def test_pictures_that_a_network_cannot_take_are_refused(name: str, side: int) -> None:
-    with pytest.raises(UserError, match=rf"name={name} cannot take pictures of {side} x {side} pixels \(\w+: .+\): take"):
+    with pytest.raises(
+        UserError, match=rf"name={name} cannot take pictures of {side} x {side} pixels \(\w+: .+\): take"
+    ):
         build_for_training(section(name), make_spec((3, side, side)), 1)
 
 

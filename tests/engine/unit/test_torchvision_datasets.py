@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from {{ cookiecutter.package_name }}.engine.data.torchvision_datasets import TorchvisionDataModule
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 from downloads import NUM_TEST, digits, offer_cifar10, offer_mnist, served, write_mnist
 from kornia.augmentation import RandomHorizontalFlip
 from torchvision.datasets import CIFAR10, MNIST
-
-from {{ cookiecutter.package_name }}.engine.data.torchvision_datasets import TorchvisionDataModule
-from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 
 def data(root: Path, **options: Any) -> TorchvisionDataModule:
@@ -155,7 +154,9 @@ def test_damaged_cifar10_is_named_and_downloaded_again(
 
 def test_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/root cannot be written to .*give another folder, or data.download=false"):
+    with pytest.raises(
+        UserError, match=r"file/root cannot be written to .*give another folder, or data.download=false"
+    ):
         data(tmp_path / "file/root")
 
 

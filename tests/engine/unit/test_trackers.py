@@ -37,10 +37,14 @@ def test_first_failure_is_reported_and_ends_the_tracking(tmp_path: Path, caplog:
 
 
 @pytest.mark.parametrize("title", ["mlflow", "theirs"])
-def test_server_that_does_not_answer_gets_no_logger(title: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_that_does_not_answer_gets_no_logger(
+    title: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert prepared_section(title, {"tracking_uri": "http://127.0.0.1:9"}, tmp_path) is None
     assert f"{title} at http://127.0.0.1:9 does not answer" in caplog.text
-    assert prepared_section(title, {"tracking_uri": "sqlite:///runs.db"}, tmp_path) == {"tracking_uri": "sqlite:///runs.db"}
+    assert prepared_section(title, {"tracking_uri": "sqlite:///runs.db"}, tmp_path) == {
+        "tracking_uri": "sqlite:///runs.db"
+    }
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:50OO", "http://"])

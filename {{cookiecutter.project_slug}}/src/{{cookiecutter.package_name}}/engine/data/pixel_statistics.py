@@ -14,6 +14,7 @@ import numpy.typing as npt
 from filelock import FileLock
 from torch import Tensor
 
+from ..atomic import atomic_write
 from ..console import bar
 from ..inference.images import read_picture
 from ..inference.inputs import reason_of
@@ -63,9 +64,8 @@ def scan_pictures(files: list[Path], shape: tuple[int, int, int], cache_dir: Pat
     cached = cache_dir / f"{name}.npz"
     with FileLock(cache_dir / f"{name}.lock"):  # one of several processes scans, and the others wait for it
         if not cached.exists():
-            incoming = cache_dir / f"{name}.incoming.npz"
-            np.savez(incoming, **_decoded(files, shape)._asdict())
-            incoming.replace(cached)
+            with atomic_write(cached) as file:
+                np.savez(file, **_decoded(files, shape)._asdict())
         with np.load(cached) as contents:
             return Scan(**contents)
 

@@ -7,19 +7,24 @@ python -m <package> verify bundle=artifacts/<name>/<version> trust=true
 Only the formats that need torch import it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..config.command_line import Config, command
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from ..config.command_line import Config
+from ..config.validation import read_options
 from ..console import shown
-
-if TYPE_CHECKING:
-    from .signature import Contract
+from ..inference.runtime import BadBundle, check_files, find_bundle, read_golden, read_manifest
+from ..inference.tasks import TASKS
+from .formats import FORMATS
+from .gate import check_repeats, check_structure, compare_batches, first_samples, isolated_answers
+from .signature import Contract
+from .triton import CONFIG, check_config
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +37,7 @@ class Options:
     trust: bool
 
 
-@command("verify", needs=("paths",))
 def main(config: Config) -> None:
-    from ..config.validation import read_options
-    from ..inference.runtime import find_bundle
-
     options = read_options(config, Options)
     folder = find_bundle(options.bundle, Path(config["paths"]["artifact_dir"]))
     log.info("bundle      %s", shown(folder))
@@ -49,11 +50,6 @@ def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
 
     With `trust` the formats that are code are run too.
     """
-    from ..inference.runtime import BadBundle
-    from .formats import FORMATS
-    from .signature import Contract
-    from .triton import CONFIG, check_config
-
     manifest = read_checked(folder)
     log.info("            %d files have the sha256 that the manifest says", len(manifest["files"]))
     contract = Contract.of_manifest(manifest)
@@ -76,11 +72,6 @@ def verify(folder: Path, *, trust: bool = False) -> dict[str, Any]:
 
 def read_checked(folder: Path) -> dict[str, Any]:
     """Returns the manifest after a check against its schema, and of every file against its hash."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    from ..inference.runtime import BadBundle, check_files, read_manifest
-
     manifest = read_manifest(folder)
     schema = json.loads((Path(__file__).with_name("manifest.schema.json")).read_text(encoding="utf-8"))
     error = best_match(Draft202012Validator(schema).iter_errors(manifest))
@@ -95,11 +86,6 @@ def read_checked(folder: Path) -> dict[str, Any]:
 
 def _check_answers(folder: Path, entry: dict[str, Any], contract: Contract, manifest: dict[str, Any]) -> None:
     """Compares a file with the outputs that the trained model gave at its export."""
-    from ..inference.runtime import read_golden
-    from ..inference.tasks import TASKS
-    from .formats import FORMATS
-    from .gate import check_repeats, check_structure, compare_batches, first_samples, isolated_answers
-
     path, format = folder / FORMATS[entry["format"]].file, FORMATS[entry["format"]]
     check_structure(format.name, path, contract)
     inputs, *outputs = read_golden(folder)
@@ -112,7 +98,3 @@ def _check_answers(folder: Path, entry: dict[str, Any], contract: Contract, mani
     worst = compare_batches(path, answers, expected, tolerance, TASKS[contract.task])
     batches = ", ".join(map(str, sizes))
     log.info("agrees      %s: largest difference %.1e at batches %s", path.name, worst, batches)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,8 +5,6 @@ python -m <package> runs compare=[2026-11-27_09-30-00,latest]
 python -m <package> runs remove=[2026-11-27_09-30-00]
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import logging
@@ -21,10 +19,11 @@ from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
 
-from ..config.command_line import Config, command
+from ..config.command_line import Config
 from ..config.validation import read_options
 from ..console import shown, wide_console
 from ..errors import UserError, nearest
+from ..inference.runtime import MANIFEST, digest
 from ..runs import run_record
 from ..runs.provenance import commit_words
 
@@ -86,7 +85,6 @@ class Run:
         return (monitor, mode(values)) if values else None
 
 
-@command("runs", needs=("paths",))
 def main(config: Config) -> None:
     options = read_options(config, Options)
     log_dir, artifact_dir = Path(config["paths"]["log_dir"]), Path(config["paths"]["artifact_dir"])
@@ -153,8 +151,6 @@ def remove(chosen: list[Run], others: list[Run], artifact_dir: Path) -> None:
 
 def reason_in_use(run: Run, artifact_dir: Path) -> str | None:
     """Returns None for a run that may be removed."""
-    from ..inference.runtime import MANIFEST, digest  # with it ONNX Runtime, for which `--help` should not wait
-
     record = run_record.read(run.folder)
     if not record and time.time() - (run.folder / ".hydra").stat().st_mtime < STARTUP:
         return "it is just beginning"
@@ -221,7 +217,3 @@ def _flatten(section: Any, path: str = "") -> dict[str, Any]:
     for key, value in section.items():
         flat.update(_flatten(value, f"{path}.{key}".lstrip(".")))
     return flat
-
-
-if __name__ == "__main__":
-    main()

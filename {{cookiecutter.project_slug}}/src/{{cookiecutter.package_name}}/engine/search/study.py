@@ -21,6 +21,7 @@ import optuna
 from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
@@ -122,7 +123,7 @@ def open_storage(folder: str | Path, **heartbeat: Any) -> RDBStorage:
 
 
 def open_study(folder: str | Path, storage: RDBStorage, mode: str = "min") -> optuna.Study:
-    name, direction = f"{PACKAGE}/{Path(folder).name}", "minimize" if mode == "min" else "maximize"
+    name, direction = f"{PACKAGE}/{Path(folder).name}", StudyDirection["MINIMIZE" if mode == "min" else "MAXIMIZE"]
     return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
 
 
@@ -167,13 +168,13 @@ class Search:
                 f"the search '{self.folder.name}' in this storage is that of another folder: "
                 f"share that folder, {another}"
             )
-        changed = [name for name in asked if began and began.get(name) != asked[name]]
+        changed = {name: began.get(name) for name in asked if began.get(name) != asked[name]} if began else {}
         if changed and len(self.failures()) == len(self.trials()):
             optuna.delete_study(study_name=self.study.study_name, storage=self.storage)
             shutil.rmtree(trials_folder, ignore_errors=True)
-            self.study, began, changed = open_study(self.folder, self.storage, self.settings.mode), None, []
-        for name in changed:
-            before, now = (str(value).replace("'", "") for value in (began[name], asked[name]))
+            self.study, began, changed = open_study(self.folder, self.storage, self.settings.mode), None, {}
+        for name, old in changed.items():
+            before, now = (str(value).replace("'", "") for value in (old, asked[name]))
             raise UserError(
                 f"the search '{self.folder.name}' began with {name}={before}, not {now}: "
                 "type the same again to go on, or begin another with name=<another>."

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from ..config.command_line import Config, command
+from ..config.command_line import Config
 from ..config.validation import read_options
 from ..errors import UserError
 
@@ -54,7 +54,6 @@ RANGES = {
 }
 
 
-@command("serve", needs=("paths",))
 def main(config: Config) -> None:
     options = read_options(config, Options)
     token = _check(options)
