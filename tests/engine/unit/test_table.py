@@ -236,7 +236,7 @@ def test_table_that_cannot_be_learned_from_is_refused(
 ) -> None:
     path = people(tmp_path / "a.csv", **changed)
     with pytest.raises(UserError, match=sentence) as refused:
-        made(path, **options)
+        made(path, **options).train_dataloader()
     assert "\n" not in str(refused.value)
 
 
