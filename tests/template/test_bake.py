@@ -116,8 +116,9 @@ def expected_files(answers: Answers) -> set[str]:
 def check_text(path: Path) -> None:
     """Nothing of the template is left in the file, and its syntax is right."""
     text = path.read_text(encoding="utf-8")
-    assert "cookiecutter" not in text or path.name == ".cruft.json", path
-    assert not re.search(r"(?<!\$)\{\{|\{%|%\}", text), path  # GitHub fills in `${{`
+    if path.suffix != ".jinja":  # GitHub fills in `${{`
+        assert not re.search(r"(?<!\$)\{\{|\{%|%\}", text), path
+    assert not re.search(r"\{[{%].*cookiecutter", text), path
     assert text.endswith("\n") or not text, path
     assert not re.search(r"[ \t]+$", text, re.MULTILINE), f"{path} has spaces at the end of a line"
     parse(path)
@@ -143,8 +144,8 @@ def check_job_files_are_named(project: Path, cluster: str) -> None:
 
 
 def check_engine_is_as_in_the_template(engine: Path) -> None:
-    """Its text is the same in every project; only what was not chosen is absent."""
-    for path in engine.rglob("*"):
+    """Its text is the same in every project; what was not chosen is absent, and so are its lines in the hashes."""
+    for path in {*engine.rglob("*")} - {engine / "engine.sha256"}:
         source = PACKAGE / "engine" / path.relative_to(engine)
         assert path.is_dir() or not source.exists() or path.read_bytes() == source.read_bytes(), path
 
@@ -247,7 +248,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 9849, "engine's lines without serving and search": 8662, "files": 215}
+EXCEEDED = {"engine's lines": 9232, "engine's lines without serving and search": 7629, "files": 205}
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +272,7 @@ def sizes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=f"{EXCEEDED[name]} lines"))
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=f"{EXCEEDED[name]}"))
         if name in EXCEEDED
         else name
         for name in BOUNDS

@@ -249,7 +249,7 @@ def test_disk_that_is_full_at_the_very_end_leaves_nothing(
 
     checkpoint = checkpoints.load(best_checkpoint)
     datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, 0.005, None, None, None)
-    monkeypatch.setattr(publishing, "write_manifest", full)
+    monkeypatch.setattr("digit_classifier.engine.workflows.exporting.write_manifest", full)
     with pytest.raises(UserError, match=r"made cannot be written: No space left on device; nothing was published"):
         export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
     assert list(tmp_path.iterdir()) == []

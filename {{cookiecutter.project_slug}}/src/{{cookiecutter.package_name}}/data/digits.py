@@ -1,5 +1,6 @@
 """`data=digits`: 1,797 handwritten digits of 8 x 8 pixels, which ship with scikit-learn."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ..engine import DataSpec, InMemoryDataModule, SamplesInMemory, UserError, pixel_statistics, stratified
+from ..engine import DataSpec, InMemoryDataModule, SamplesInMemory, UserError, stratified
 
 
 class DigitsDataModule(InMemoryDataModule):
@@ -39,7 +40,9 @@ class DigitsDataModule(InMemoryDataModule):
         if max_shift:
             self.augment = partial(shifted, most=max_shift)
         self.samples = _split(val_fraction, test_fraction, split_seed)
-        mean, std = pixel_statistics(self.samples["train"].inputs)
+        pixels = self.samples["train"].inputs.long()  # sums of whole numbers do not depend on the number of threads
+        mean = pixels.sum().item() / pixels.numel()
+        std = math.sqrt(pixels.square().sum().item() / pixels.numel() - mean**2)
         self.spec = DataSpec(
             name="digits",
             task="classification",
@@ -47,8 +50,8 @@ class DigitsDataModule(InMemoryDataModule):
             input_dtype="uint8",
             input_range=(0.0, 255.0),
             labels=tuple(str(digit) for digit in range(10)),
-            mean=mean,
-            std=std,
+            mean=(mean,),
+            std=(std,),
             label_counts=tuple(self.samples["train"].labels.bincount(minlength=10).tolist()),
             description="Handwritten digits of 43 people, 1,797 pictures of 8 x 8 pixels that ship with scikit-learn.",
         )

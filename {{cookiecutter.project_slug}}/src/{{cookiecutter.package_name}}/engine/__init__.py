@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data.data_module import InMemoryDataModule as InMemoryDataModule
-    from .data.pixel_statistics import pixel_statistics as pixel_statistics
     from .data.samples import SamplesInMemory as SamplesInMemory
     from .data.splits import stratified as stratified
     from .errors import UserError as UserError
@@ -29,7 +28,6 @@ _PLACES = {
     "SamplesInMemory": "data.samples",
     "Segments": "training.layers",
     "UserError": "errors",
-    "pixel_statistics": "data.pixel_statistics",
     "stratified": "data.splits",
 }
 

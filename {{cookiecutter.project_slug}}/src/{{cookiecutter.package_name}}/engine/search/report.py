@@ -80,7 +80,9 @@ def plot_search(search: Search, picture: Path) -> None:
     """Stacks Optuna's plots, each of which is a figure of its own."""
     study, monitor, params = search.study, search.settings.monitor, sorted(search.space)  # the order of `plot_slice`
     plt.switch_backend("agg")  # no window
-    with plt.rc_context({"figure.constrained_layout.use": True}), warnings.catch_warnings():
+    # A dollar in the name of an option or a choice is no formula.
+    style: Any = {"figure.constrained_layout.use": True, "text.parse_math": False}
+    with plt.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of an option that has the same value in all trials
         history, values = plot_optimization_history(study, target_name=monitor), plot_intermediate_values(study)
         history.set(title="Finished trials", xlabel="trial")
@@ -90,23 +92,24 @@ def plot_search(search: Search, picture: Path) -> None:
             values.set_yscale("log")
         if legend := values.get_legend():
             legend.remove()
-        rows: list[list[Any]] = [[history, values]]
+        rows = [[history.figure, values.figure]]
         for start in range(0, len(params), NUM_COLUMNS):
             panels = plot_slice(study, params[start : start + NUM_COLUMNS], target_name=monitor)
             slices = np.ravel(np.asarray(panels))
-            slices[0].figure.suptitle("")
             for option, axes in zip(params[start:], slices, strict=False):
-                axes.set(xlabel=search.names[option].replace("$", r"\$"), title="")
-                if axes.get_xscale() == "log":
-                    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                    axes.xaxis.set_major_formatter("{x:g}")
-                    axes.xaxis.set_minor_formatter("")
-            rows.append([slices[0]])
-        plt.imsave(picture, np.vstack([np.hstack([_pixels(axes.figure, len(row)) for axes in row]) for row in rows]))
+                axes.set(xlabel=search.names[option], title="")
+                axes.tick_params("x", rotation=30)
+            slices[0].figure.suptitle("")
+            rows.append([slices[0].figure])
+        plt.imsave(picture, np.vstack([np.hstack([_pixels(figure, len(row)) for figure in row]) for row in rows]))
 
 
 def _pixels(figure: Any, num_figures: int) -> Any:
     """Renders one of the figures that share a row."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     figure.set(size_inches=(14 / num_figures, 4), dpi=100, layout_engine="constrained")
     figure.canvas.draw()
     pixels = np.array(figure.canvas.buffer_rgba())
