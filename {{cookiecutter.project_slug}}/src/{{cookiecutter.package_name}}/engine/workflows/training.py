@@ -14,7 +14,7 @@ from ..config.command_line import Config, typed_but
 from ..config.instantiation import build
 from ..config.validation import read_options
 from ..distributed.launch import launch
-from ..distributed.plan import Plan
+from ..distributed.plan import Plan, make_plan
 from ..reporting.run_report import announce, report_training, restore_metrics
 from ..runs.run_record import locked_run
 from ..training.base_module import BaseModule
@@ -51,8 +51,9 @@ class Training:
             launch(run, {**with_starting_point(config), "options": typed_but("resume")})
 
     @classmethod
-    def build(cls, config: Config, plan: Plan) -> Training:
-        """Builds what the configuration names, the same on every rank."""
+    def build(cls, config: Config, plan: Plan | None = None) -> Training:
+        """Builds what the configuration names, the same on every rank; `launch` gives the plan."""
+        plan = plan or make_plan(config)
         if config.get("restarts"):  # of the processes, after one of them was lost
             config = from_newest_checkpoint(config)
         assert plan.split is not None
