@@ -124,7 +124,7 @@ def test_engine_of_a_project_for_tables_passes_its_tests(python: str, tmp_path: 
 
 @pytest.mark.story
 @pytest.mark.parametrize("kind", ["images", "tables"])
-def test_guides_and_stories_are_done_word_for_word(python: str, tmp_path: Path, kind: str) -> None:
+def test_guides_stories_and_removals_are_done_word_for_word(python: str, tmp_path: Path, kind: str) -> None:
     project = with_engine_tests(tmp_path, data_kind=kind)
     run_suite(python, project, *e2e("guides", "option_pairs", "removal", "stories"))
 
