@@ -1,4 +1,4 @@
-"""Predictions as a file: CSV, one JSON object a line, or Parquet. Imports no torch."""
+"""Writes predictions to a file: CSV, one JSON object a line, or Parquet."""
 
 import csv
 import json
@@ -16,14 +16,15 @@ from ..errors import UserError
 from .inputs import Sample
 from .tasks import Task
 
-Row = Callable[[Sample, npt.NDArray[Any]], None]
-Told = dict[str, Any]
+WritePrediction = Callable[[Sample, npt.NDArray[Any]], None]
+Row = dict[str, Any]
+WriteRow = Callable[[Row], None]
 
-AT_ONCE = 10_000  # rows of Parquet that are held until they are written
+PARQUET_ROWS = 10_000  # held in memory until they are written
 
 
 def check_output(path: Path) -> None:
-    """Before anything is computed."""
+    """Refuses a file that cannot be written, before anything is computed."""
     if path.suffix.lower() not in WRITERS:
         raise UserError(f"output={path} has no format: give a name that ends in {' or '.join(WRITERS)}.")
     if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
@@ -33,53 +34,53 @@ def check_output(path: Path) -> None:
 
 
 @contextmanager
-def written(path: Path, task: Task, labels: Sequence[str], probabilities: bool) -> Iterator[Row]:
-    """Yields what writes a row, from a sample and the task's last output `(K,)`; `probabilities` adds one a label.
+def prediction_writer(path: Path, task: Task, labels: Sequence[str], probabilities: bool) -> Iterator[WritePrediction]:
+    """Yields a function that writes a sample and the task's last output `(K,)`, with `probabilities` for all labels.
 
-    The file appears at the end, whole; after an error or an interruption a file of that name is as it was before.
+    The file appears at the end; after an error or an interruption an earlier file of that name is as it was.
     """
 
-    def told(row: npt.NDArray[Any]) -> Told:
-        return task.describe(row, labels, every=probabilities)
+    def row(sample: Sample, last: npt.NDArray[Any]) -> Row:
+        return {"file": sample.file, "index": sample.index, **task.describe(last, labels, every=probabilities)}
 
     mode, writer = WRITERS[path.suffix.lower()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        example = {"file": "", "index": 0, **told(np.zeros(max(1, len(labels)), np.float32))}
+        example = row(Sample("", 0, np.empty(0)), np.zeros(max(1, len(labels)), np.float32))
         with atomic_write(path, mode) as file, writer(file, example) as write:
-            yield lambda sample, row: write({"file": sample.file, "index": sample.index, **told(row)})
+            yield lambda sample, last: write(row(sample, last))
     except OSError as error:
         raise UserError(f"output={path} cannot be written: {error.strerror or error}.") from error
 
 
 @contextmanager
-def _csv(file: IO[str], example: Told) -> Iterator[Callable[[Told], None]]:
-    """Several labels stand in one cell, between semicolons."""
+def _csv(file: IO[str], example: Row) -> Iterator[WriteRow]:
+    """Writes several labels of a sample into one cell, between semicolons."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_flat(example))
-    yield lambda told: writer.writerow(
-        ";".join(value) if isinstance(value, list) else value for value in _flat(told).values()
+    yield lambda row: writer.writerow(
+        ";".join(value) if isinstance(value, list) else value for value in _flat(row).values()
     )
 
 
 @contextmanager
-def _json_lines(file: IO[str], example: Told) -> Iterator[Callable[[Told], None]]:
-    yield lambda told: print(json.dumps(told, ensure_ascii=False), file=file)
+def _json_lines(file: IO[str], example: Row) -> Iterator[WriteRow]:
+    yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file)
 
 
 @contextmanager
-def _parquet(file: IO[bytes], example: Told) -> Iterator[Callable[[Told], None]]:
-    import pyarrow as pa
+def _parquet(file: IO[bytes], example: Row) -> Iterator[WriteRow]:
+    import pyarrow as pa  # here: only Parquet needs it, and a server's environment does not have it
     from pyarrow import parquet
 
     types = {str: pa.string(), int: pa.int64(), float: pa.float64(), list: pa.list_(pa.string())}
     schema = pa.schema([(name, types[type(value)]) for name, value in _flat(example).items()])
-    rows: list[Told] = []
+    rows: list[Row] = []
     with parquet.ParquetWriter(file, schema) as writer:
 
-        def write(told: Told) -> None:
-            rows.append(_flat(told))
-            if len(rows) == AT_ONCE:
+        def write(row: Row) -> None:
+            rows.append(_flat(row))
+            if len(rows) == PARQUET_ROWS:
                 flush()
 
         def flush() -> None:
@@ -90,14 +91,14 @@ def _parquet(file: IO[bytes], example: Told) -> Iterator[Callable[[Told], None]]
         flush()
 
 
-WRITERS: dict[str, tuple[str, Callable[[IO[Any], Told], AbstractContextManager[Callable[[Told], None]]]]] = {
+WRITERS: dict[str, tuple[str, Callable[[IO[Any], Row], AbstractContextManager[WriteRow]]]] = {
     ".csv": ("w", _csv),
     ".jsonl": ("w", _json_lines),
     ".parquet": ("wb", _parquet),
 }
 
 
-def _flat(told: Told) -> Told:
-    """A column a label."""
-    rest = {name: value for name, value in told.items() if name != "probabilities"}
-    return rest | {f"probability_{label}": value for label, value in told.get("probabilities", {}).items()}
+def _flat(row: Row) -> Row:
+    """Gives the probability of each label a column."""
+    rest = {name: value for name, value in row.items() if name != "probabilities"}
+    return rest | {f"probability_{label}": value for label, value in row.get("probabilities", {}).items()}

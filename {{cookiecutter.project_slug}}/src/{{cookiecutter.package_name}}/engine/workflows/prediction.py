@@ -18,7 +18,7 @@ from ..console import bar, shown
 from ..errors import UserError
 from ..inference.input_schema import InputSchema
 from ..inference.inputs import Sample, SkippedSample, find_files, read_samples
-from ..inference.prediction_files import Row, check_output, written
+from ..inference.prediction_files import WritePrediction, check_output, prediction_writer
 from ..inference.tasks import TASKS, Task
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def predict_files(config: Config) -> None:
     model = _from_bundle(options, config) if options.bundle is not None else _from_checkpoint(options, config)
     given = [options.input] if isinstance(options.input, str) else options.input
     files = find_files(given, model.input_schema.suffixes)
-    with written(output, model.task, model.labels, options.probabilities) as write:
+    with prediction_writer(output, model.task, model.labels, options.probabilities) as write:
         num_predicted, left_out = predict(model, files, write)
         for unused in left_out:
             log.warning("left out    %s", unused)
@@ -78,7 +78,7 @@ def predict_files(config: Config) -> None:
     log.info("written     %s", shown(output))
 
 
-def predict(model: Model, files: Sequence[Path], write: Row) -> tuple[int, list[SkippedSample]]:
+def predict(model: Model, files: Sequence[Path], write: WritePrediction) -> tuple[int, list[SkippedSample]]:
     """Passes each sample and its output to `write`, in the order of the files; returns their number, and the rest."""
     left_out: list[SkippedSample] = []
     batch: list[Sample] = []
