@@ -197,7 +197,8 @@ def test_interruption_leaves_no_half_of_a_file(tmp_path: Path) -> None:
 
     model = Model(InputSchema((2,), np.dtype(np.float32), (0.0, 1.0)), Task(), ["no", "yes"], 2, run)
     (tmp_path / "a.csv").write_text("earlier", encoding="utf-8")
-    with pytest.raises(KeyboardInterrupt), prediction_writer(tmp_path / "a.csv", model.task, model.labels, False) as write:
+    writer = prediction_writer(tmp_path / "a.csv", model.task, model.labels, False)
+    with pytest.raises(KeyboardInterrupt), writer as write:
         predict(model, [tmp_path / "a.npy"], write)
     assert calls == [2, 2, 2]
     assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "a.csv"}
