@@ -18,7 +18,9 @@ from {{ cookiecutter.package_name }}.engine.config import CONFIG_DIRS
 from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
 from {{ cookiecutter.package_name }}.engine.config.instantiation import build as built
 from {{ cookiecutter.package_name }}.engine.config.validation import read_options
-from {{ cookiecutter.package_name }}.engine.distributed.plan import make_plan
+from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices
+from {{ cookiecutter.package_name }}.engine.distributed.plan import Plan, make_plan
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import strategy_options
 {% if cookiecutter.search %}
 from {{ cookiecutter.package_name }}.engine.search.space import distributions, options, samples
 {% endif %}
@@ -63,7 +65,11 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
     model = build.build_model(config["model"], datamodule.spec)
     loggers = build.build_loggers(config["logger"], tmp_path)
     callbacks = build.build_callbacks(config, loggers, {})
-    assert isinstance(build.build_trainer(config, make_plan(config), callbacks, loggers), pl.Trainer)
+    if choice == "strategy=fsdp":  # it needs GPUs, which may not be here
+        plan = Plan(Devices("cpu", (0,)), strategy_options(config["strategy"]), split=None)
+    else:
+        plan = make_plan(config)
+    assert isinstance(build.build_trainer(config, plan, callbacks, loggers), pl.Trainer)
     inputs, _ = next(iter(datamodule.test_dataloader()))
     with torch.inference_mode():
         assert model(inputs).shape == (len(inputs), datamodule.spec.num_outputs)

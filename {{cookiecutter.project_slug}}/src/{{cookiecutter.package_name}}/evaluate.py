@@ -5,6 +5,8 @@ python -m <package> evaluate ckpt_path=logs/train/runs/<time>/checkpoints/best.c
 python -m <package> evaluate trainer=cpu strategy=ddp trainer.devices=2
 """
 
+from __future__ import annotations
+
 from .engine import commands
 
 

@@ -8,6 +8,8 @@
 `commands` imports torch and lightning when they are needed: `--help` and a mistyped option are answered without them.
 """
 
+from __future__ import annotations
+
 from .engine import commands
 
 
