@@ -214,10 +214,11 @@ def test_metric_that_is_never_logged_is_refused_when_it_is_looked_for(
 @pytest.mark.parametrize(("verb", "options"), [*(case[:2] for case in FAST), *((verb, ["--help"]) for verb in VERBS)])
 def test_answered_without_torch(verb: str, options: list[str], tmp_path: Path) -> None:
     code = (
-        f"import sys; from {package.__name__}.{verb} import main\n"
-        "try:\n    main()\nfinally:\n    assert not sys.modules.keys() & {'torch', 'lightning'}, 'torch was imported'\n"
+        f"import sys; from {package.__name__}.engine.commands import main\n"
+        "try:\n    main(('train', 'evaluate', 'predict', 'export'))\n"
+        "finally:\n    assert not sys.modules.keys() & {'torch', 'lightning'}, 'torch was imported'\n"
     )
-    command = [sys.executable, "-c", code, *options]
+    command = [sys.executable, "-c", code, verb, *options]
     answered = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert answered.returncode == (0 if options == ["--help"] else 2), answered.stderr
     assert "torch was imported" not in answered.stderr
