@@ -24,6 +24,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 from digit_classifier.engine.distributed.launch import launch
+from digit_classifier.engine.distributed.plan import Plan
 from digit_classifier.models.mlp import MLP
 from lightning.pytorch.callbacks import Callback
 from training import PICTURES, TINY, HandWrittenLoop, PicturesDataModule, compose_train, measured_environment
@@ -99,10 +100,10 @@ def train_ours(file: str, num_epochs: int) -> None:
     launch(run_ours, {**config, "callbacks": {**config["callbacks"], "clock": clock}})
 
 
-def run_ours(config: dict, *plan: object) -> None:
+def run_ours(config: dict, plan: Plan) -> None:
     from digit_classifier import train
 
-    train.run(config, *plan)
+    train.run(config, plan)
 
 
 def train_by_hand(file: str, num_epochs: int) -> None:

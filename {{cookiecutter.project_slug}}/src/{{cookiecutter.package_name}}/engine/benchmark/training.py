@@ -38,8 +38,6 @@ COLUMNS = {
 }
 log = logging.getLogger(__name__)
 
-Run = dict[str, Any]  # what the callback `EpochTimes` writes
-
 
 class Case(NamedTuple):
     """What is compared with others: a strategy on so many devices."""
@@ -63,7 +61,7 @@ def measure_training(config: Config, options: Options, run_dir: Path) -> None:
     refuse_mistakes(config)
     cases, not_measured = choose_cases(config["trainer"]["accelerator"], options)
     log.info("measuring   %d rounds of %d trainings", options.num_rounds, len(cases))
-    runs: dict[Case, list[Run]] = {case: [] for case in cases}
+    runs: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
     for case in bar(cases * options.num_rounds, "measuring"):
         try:
             if case in runs:
@@ -124,7 +122,7 @@ def choose_cases(accelerator: str, options: Options) -> tuple[list[Case], dict[s
     return list(dict.fromkeys([BASELINE, *(case for case in others if case.num_devices > 1)])), alone
 
 
-def run_training(case: Case) -> Run:
+def run_training(case: Case) -> dict[str, Any]:
     """Trains in a process of its own, and returns what the callback `EpochTimes` wrote; raises why it failed."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         logger = [] if typed("logger") else ["logger=csv"]  # a tracker would list runs that nobody looks for
@@ -137,13 +135,13 @@ def run_training(case: Case) -> Run:
             refusals = re.findall(r"^error: (.*)$", process.stdout, re.MULTILINE)
             lines = process.stdout.strip().splitlines() or [f"it ended with exit code {process.returncode}."]
             raise UserError([*refusals, lines[-1]][0])
-        found: list[Run] = [json.loads(file.read_text("utf-8")) for file in Path(folder).rglob("epoch_times.json")]
+        found: list[dict[str, Any]] = [json.loads(path.read_text()) for path in Path(folder).rglob("epoch_times.json")]
     if not found or len(found[0]["epoch_seconds"]) < 2:
         raise UserError("trainer.max_epochs=2 or more is needed, because the first epoch is not counted.")
     return found[0]
 
 
-def to_rows(runs: Mapping[Case, Sequence[Run]], batch_size: int) -> list[dict[str, Any]]:
+def to_rows(runs: Mapping[Case, Sequence[Mapping[str, Any]]], batch_size: int) -> list[dict[str, Any]]:
     """Returns a row for each case; the first epoch of each run, which warms it up, is left out."""
     rows = []
     seconds = {case: [float(np.median(run["epoch_seconds"][1:])) for run in runs[case]] for case in runs}
