@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from .. import rendezvous
 from ..config import PACKAGE
-from ..config.command_line import Config, config_dirs, typed, typed_but
+from ..config.command_line import Config, config_dirs, given_options, given_options_except
 from ..console import bar, python, shown, write_json
 from ..distributed.devices import resolve_devices
 from ..errors import UserError
@@ -96,7 +96,9 @@ def measure_training(config: Config, options: Options, run_dir: Path) -> None:
         log.info("not measured: %s: %s", case_name, reason)
     log.info("run         %s has benchmark.json and benchmark.png", shown(run_dir))
     fastest = list(runs)[int(np.argmax([row["samples_per_second"] for row in rows]))]
-    log.info("next        %s -m %s train %s", python(), PACKAGE, shlex.join([*fastest.options, *typed_but(*OWN)]))
+    log.info(
+        "next        %s -m %s train %s", python(), PACKAGE, shlex.join([*fastest.options, *given_options_except(*OWN)])
+    )
 
 
 def refuse_mistakes(config: Config) -> None:
@@ -105,7 +107,7 @@ def refuse_mistakes(config: Config) -> None:
         raise UserError(f"benchmark starts its own processes: start it without {started.starter}.")
     if config["trainer"].get("devices") is not None:
         raise UserError("trainer.devices is what benchmark changes: give devices=[1,2], say, in its place.")
-    if re.search(r"(^| )strategy=", typed("strategy")):
+    if re.search(r"(^| )strategy=", given_options("strategy")):
         raise UserError("strategy is what benchmark changes: give strategies=[single,ddp], say, in its place.")
     if config["resume"] is not None:
         raise UserError(f"resume={config['resume']} is for a training: benchmark begins each of its own anew.")
@@ -125,11 +127,11 @@ def choose_cases(accelerator: str, options: Options) -> tuple[list[Case], dict[s
 def run_training(case: Case) -> dict[str, Any]:
     """Trains in a process of its own, and returns what the callback `EpochTimes` wrote; raises why it failed."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        logger = [] if typed("logger") else ["logger=csv"]  # a tracker would list runs that nobody looks for
+        logger = [] if given_options("logger") else ["logger=csv"]  # a tracker would list runs that nobody looks for
         callback = "++callbacks.epoch_times._target_=${engine:training.callbacks.epoch_times.EpochTimes}"
         log_dir = f"paths.log_dir={QuotedString(folder, Quote.double).with_quotes()}"
         own = [*case.options, "test=false", "rehearse_export=false", callback, log_dir]
-        command = [sys.executable, "-m", PACKAGE, "train", *config_dirs(), *logger, *typed_but(*OWN), *own]
+        command = [sys.executable, "-m", PACKAGE, "train", *config_dirs(), *logger, *given_options_except(*OWN), *own]
         process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if process.returncode:  # the sentence of a refusal, or the last line of a traceback
             refusals = re.findall(r"^error: (.*)$", process.stdout, re.MULTILINE)

@@ -165,12 +165,12 @@ def job_logging() -> Config:
     return {str(key): value for key, value in settings.items()}
 
 
-def typed(*sections: str) -> str:
+def given_options(*sections: str) -> str:
     """The options on the command line that belong to `sections`, quoted for a shell."""
     return shlex.join(option for option in HydraConfig.get().overrides.task if _section(option) in sections)
 
 
-def typed_but(*sections: str) -> list[str]:
+def given_options_except(*sections: str) -> list[str]:
     """The options on the command line that belong to none of `sections`; empty on all ranks but the first."""
     if not HydraConfig.initialized():
         return []

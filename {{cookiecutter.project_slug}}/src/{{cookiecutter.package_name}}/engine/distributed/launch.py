@@ -31,9 +31,12 @@ from .plan import Plan, make_plan
 Result = TypeVar("Result")
 Task = Callable[[Config, Plan], Result]
 
-# The launcher's own handlers stay installed after it has ended.
-ENDED_BY_OTHERS = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGKILL", signal.SIGTERM))
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+# A rank that one of these ended was killed from outside: it did not fail by itself.
+KILL_SIGNALS = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGKILL", signal.SIGTERM))
+# torch's launcher replaces the handlers of these, and does not restore them.
+HANDLED_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+]
 # Seconds for a checkpoint to be saved after a signal; a rank that waits for a lost one ends itself before.
 SHUTDOWN = 600
 REPORT_ROOM = 60_000  # characters for the reports of all workers: a pipe that is full would block its writer
@@ -108,7 +111,7 @@ class WorkerFailure(UserError):
     def __init__(self, failures: dict[int, ProcessFailure], reports: list[Report]) -> None:
         killed = [failure for failure in failures.values() if failure.exitcode < 0]
         number = -killed[0].exitcode if killed else 0
-        if number in ENDED_BY_OTHERS or (killed and not reports):  # the other ranks only lost their peer
+        if number in KILL_SIGNALS or (killed and not reports):  # the other ranks only lost their peer
             text = f"rank {killed[0].local_rank} was ended by {signal.Signals(number).name}."
             self.exit_code = 128 + number
         elif reports:
@@ -218,7 +221,7 @@ def _first_cause(failures: dict[int, ProcessFailure], reports: list[Report]) -> 
 
 @contextmanager
 def _signal_handlers_restored() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from ..config import PACKAGE
-from ..config.command_line import Config, compose, config_dirs, typed_but
+from ..config.command_line import Config, compose, config_dirs, given_options_except
 from ..config.instantiation import build
 from ..config.validation import check_arguments, read_options
 from ..console import shown
@@ -89,7 +89,7 @@ def open_search(config: Config) -> "Search":
         raise UserError(f"resume={config['resume']} is for a training: a search goes on by its own command.")
     check_arguments(Settings, config["search"], "search")
     settings = read_options(config["search"], Settings, "search")
-    space, train_options = distributions(settings.space), typed_but(*SEARCH_OPTIONS)
+    space, train_options = distributions(settings.space), given_options_except(*SEARCH_OPTIONS)
     for option in space:
         if any(given.lstrip("+").partition("=")[0] == option for given in train_options):
             raise UserError(f"'{option}' is for the search to choose: leave it out, or take it out of search.space.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 
-from ..config.command_line import Config, typed_but
+from ..config.command_line import Config, given_options_except
 from ..config.instantiation import build
 from ..config.validation import read_options
 from ..distributed.launch import launch
@@ -48,7 +48,7 @@ class Training:
         """Runs `run(config, plan)` on every device; what cannot work is refused before any process is started."""
         with locked_run(Path(config["paths"]["output_dir"])):
             read_options(config, TrainOptions)
-            launch(run, {**with_starting_point(config), "options": typed_but("resume")})
+            launch(run, {**with_starting_point(config), "options": given_options_except("resume")})
 
     @classmethod
     def build(cls, config: Config, plan: Plan | None = None) -> Training:
