@@ -248,7 +248,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 9232, "engine's lines without serving and search": 7629, "files": 205}
+EXCEEDED = {"engine's lines": 9211, "engine's lines without serving and search": 7605, "files": 205}
 
 
 @pytest.fixture(scope="module")
