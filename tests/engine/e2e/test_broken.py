@@ -74,6 +74,7 @@ def test_loss_that_is_no_number_stops_the_run_before_it_is_saved(strategy: tuple
     assert checkpoints.load(run_dir / "checkpoints/last.ckpt").step == 10
 
 
+@pytest.mark.slow
 def test_batches_whose_loss_is_no_number_are_left_out_alike_under_each_strategy(tmp_path: Path) -> None:
     options = (*RUN, "trainer.precision=64-true", "model.net.dropout=0", "callbacks.nan_guard.skip=true")
     found, listed = {}, {}
@@ -113,7 +114,8 @@ def limited(num_blocks: int, verb: str, *options: str, cwd: Path) -> subprocess.
     return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("strategy", [(), pytest.param(TWO_PROCESSES, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [(), TWO_PROCESSES])
 def test_disk_that_is_full_loses_nothing_that_was_saved(strategy: tuple[str, ...], tmp_path: Path) -> None:
     run_dir = trained(tmp_path, *RUN[:2], "trainer.max_epochs=2", *strategy)
     before = weights(run_dir)

@@ -61,14 +61,10 @@ def killed_and_gone_on(
     return run_dir, Counter(notes.read_text(encoding="utf-8").split())
 
 
-@pytest.mark.parametrize(("strategy", "num_kills"), [("single", 3), ("ddp", 1)])
-def test_run_that_is_killed_comes_to_the_same_end(
-    strategy: str, num_kills: int, undisturbed: Callable[[str], Path], tmp_path: Path
-) -> None:
-    run_dir, _ = killed_and_gone_on(strategy, num_kills, 1, undisturbed(strategy), tmp_path)
-    assert_same_end(run_dir, undisturbed(strategy))
-    if strategy == "single":
-        assert curves(run_dir) == curves(undisturbed(strategy))
+def test_run_that_is_killed_comes_to_the_same_end(undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
+    run_dir, _ = killed_and_gone_on("single", 2, 1, undisturbed("single"), tmp_path)
+    assert_same_end(run_dir, undisturbed("single"))
+    assert curves(run_dir) == curves(undisturbed("single"))
 
 
 def killer(**options: object) -> list[str]:
@@ -99,6 +95,7 @@ def test_learning_rate_that_waits_for_a_plateau_goes_on_too(tmp_path: Path) -> N
     assert_same_end(run_dir, undisturbed)
 
 
+@pytest.mark.slow
 def test_run_that_stopped_early_and_was_killed_in_its_test_does_not_train_on(tmp_path: Path) -> None:
     """And has the figures of its training, though nothing is left to train."""
     options = (*RUN, "callbacks.early_stopping.patience=1", "model.optimizer.lr=0.2", "trainer.max_epochs=50")
@@ -173,7 +170,8 @@ def test_signal_saves_the_step_that_was_going_on(
     with started("train", *typed, cwd=tmp_path) as process:
         printed, errors = process.communicate(timeout=60)
     assert process.returncode == exit_code, printed + errors
-    assert len(errors.splitlines()) == 1, errors
+    sentence = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+    assert errors == f"error: {sentence}: what was saved until now stays.\n"
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()
     (step,) = re.findall(r"^saved       step (\d+) of epoch \d+$", printed, re.MULTILINE)
     saved = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)

@@ -48,6 +48,7 @@ def test_split_of_a_folder_that_has_changed_is_refused(of_own_pictures: Path, pi
         shutil.move(tmp_path / "kept", pictures)
 
 
+@pytest.mark.slow
 def test_strategies_agree_on_augmented_pictures(pictures: Path, tmp_path: Path) -> None:
     options = (*SMALL, *EXACT, f"data.root={pictures}")
     runs = {name: tmp_path / name for name in ("single", "ddp")}

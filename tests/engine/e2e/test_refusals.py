@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import run_command, started, wait_for
+from conftest import run_command
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import commands
@@ -229,18 +229,6 @@ def test_opset_out_of_range_is_refused(opset: int, best_checkpoint: Path, tmp_pa
     refused = run_command("export", f"ckpt_path={best_checkpoint}", f"export.opset={opset}", cwd=tmp_path, check=False)
     assert f"export.opset={opset} is out of range" in only_line(refused)
     assert not (tmp_path / "artifacts").exists()
-
-
-def test_interruption_says_so_and_keeps_what_was_saved(tmp_path: Path) -> None:
-    options = ["trainer=cpu", "trainer.max_epochs=5000", "callbacks.early_stopping=null"]
-    with started("train", *options, cwd=tmp_path) as process:
-        wait_for(process, "epoch 3/")
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "error: interrupted: what was saved until now stays." in errors
-    assert "Traceback" not in errors
-    assert list(tmp_path.glob("logs/train/runs/*/checkpoints/last.ckpt"))
 
 
 NETWORK = """

@@ -43,6 +43,7 @@ def test_table_and_comparison_of_runs(tmp_path: Path) -> None:
     assert "'nowhere' is no run" in process.stderr
 
 
+@pytest.mark.slow
 def test_killed_run_is_lost_and_goes_on_in_its_directory_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

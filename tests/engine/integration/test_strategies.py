@@ -29,6 +29,7 @@ def test_dp_ends_with_the_weights_and_curves_of_single(single: Path, tmp_path: P
     assert_same_result(trained(tmp_path, *EXACT, "strategy=dp"), single)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(single: Path, tmp_path: Path) -> None:
     """The training split leaves a remainder of samples in each epoch."""
     assert_same_result(trained(tmp_path, *EXACT, *TWO_PROCESSES, "data.micro_batch_size=16"), single)
@@ -44,6 +45,7 @@ def test_strategies_agree_with_micro_batches_{{ "and_clipping" if cookiecutter.d
     assert curves(found["single"]) != pytest.approx(curves(single), abs=1e-10), "the options do nothing"
 
 
+@pytest.mark.slow
 def test_strategies_agree_on_a_fine_tuned_network_with_weighted_labels(single: Path, tmp_path: Path) -> None:
     """Some of it frozen, some of it slower, the last layer new: a file of the network alone names no labels."""
     network = {name.removeprefix("net.1."): tensor for name, tensor in weights(single).items() if "net.1." in name}
@@ -142,11 +144,11 @@ def test_torchrun_trains_what_the_command_trains(ddp: Path, tmp_path: Path) -> N
 
 
 def test_sweep_leaves_its_job_folders_and_a_refused_job_stops_no_other(tmp_path: Path) -> None:
-    options = ("-m", "model.optimizer.lr=0.01,-1,0.001", "trainer=cpu", "trainer.max_epochs=1", *TWO_PROCESSES)
+    options = ("-m", "model.optimizer.lr=-1,0.001", "trainer=cpu", "trainer.max_epochs=1", *TWO_PROCESSES)
     swept = run_command("train", *options, cwd=tmp_path, check=False)
     assert swept.returncode == 2
     assert "Invalid learning rate: -1" in swept.stderr
     assert not (tmp_path / "logs/train/runs").exists()
     (sweep,) = (tmp_path / "logs/train/multiruns").iterdir()
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "2", "multirun.yaml"]
-    assert all((sweep / job / "checkpoints/best.ckpt").is_file() for job in ("0", "2"))
+    assert sorted(path.name for path in sweep.iterdir()) == ["1", "multirun.yaml"]
+    assert (sweep / "1/checkpoints/best.ckpt").is_file()

@@ -1,5 +1,6 @@
 """Samplers and loaders: which sample goes to which rank, resumption and augmentation."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from digits import NUM_TRAIN, Digits, rolled
 
-from {{ cookiecutter.package_name }}.engine.data.samples import Loader
+from {{ cookiecutter.package_name }}.engine.data.samples import Loader, report_unless_lost_worker
 from {{ cookiecutter.package_name }}.engine.distributed import samplers
 from {{ cookiecutter.package_name }}.engine.errors import UserError, lost_worker
 
@@ -157,3 +158,18 @@ def test_connection_error_of_a_sample_is_not_taken_for_a_lost_worker() -> None:
         next(iter(Loader(Unreachable(), batch_sampler=[[0, 1]], num_workers=1)))
     assert lost_worker(ConnectionResetError("[Errno 104] Connection reset by peer"), num_workers=1)
     assert not lost_worker(ConnectionResetError("the store is gone"))
+
+
+@pytest.mark.parametrize(
+    ("message", "is_printed"), [("DataLoader worker (pid 1) is killed by signal: Killed. ", False), ("another", True)]
+)
+def test_lost_worker_is_not_printed_where_torch_raises_it_in_a_destructor(
+    message: str, is_printed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Destroyed:
+        def __del__(self) -> None:
+            raise RuntimeError(message)
+
+    monkeypatch.setattr(sys, "unraisablehook", report_unless_lost_worker)
+    Destroyed()
+    assert (message in capsys.readouterr().err) == is_printed

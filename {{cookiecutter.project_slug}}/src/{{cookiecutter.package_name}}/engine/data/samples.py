@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -88,6 +89,8 @@ class Loader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """A generator, because Lightning sets the epoch and a resumed state between `iter()` and the first batch."""
         self.num_delivered, self.seconds_waited = self._first_batch(), 0.0
+        if self.num_workers:
+            sys.unraisablehook = report_unless_lost_worker
         batches = super().__iter__()
         while True:
             start = time.perf_counter()
@@ -132,6 +135,17 @@ class Loader(DataLoader[Batch]):
         except Exception:
             return False
         return True
+
+
+def report_unless_lost_worker(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Prints an error that was raised in a destructor, except that of a lost worker.
+
+    torch raises that one wherever the main thread is, and Python can only print it in a destructor. The loader notices
+    the loss itself within seconds.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, Exception) and lost_worker(error)):
+        sys.__unraisablehook__(unraisable)
 
 
 def _index(key: Any) -> int:
