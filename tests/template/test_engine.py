@@ -24,6 +24,29 @@ LAYERS = (
 SERVING_IMPORTS = {*LAYERS[0], "config", "inference", "serving"}
 ABOVE_ALL_LAYERS = {"__init__", "commands", "doctor", "update"}
 MAX_PUBLIC_NAMES, MAX_COMMAND_NAMES = 12, 8
+# Modules that are imported within functions, which are slow to import or optional, and who does without them.
+FUNCTION_LEVEL_IMPORTS = {
+    "config/command_line.py": {"engine.runs.resume"},  # the image of a server, which has no filelock
+    "console.py": {"rich", "rich.console"},  # the image of a server
+    "doctor.py": {"torch"},  # a machine whose torch cannot be imported, which is what it reports
+    "export/onnx.py": {"torch"},  # `verify` on a machine without torch
+    "export/onnx_fp16.py": {"onnxruntime.transformers.float16"},  # `verify`
+    "export/onnx_int8.py": {"onnxruntime.quantization"},  # `verify`
+    "export/torchscript.py": {"engine.export"},  # a process that only runs a file, without lightning
+    "inference/prediction_files.py": {"pyarrow"},  # everyone who reads no Parquet files
+    "inference/tables.py": {"pyarrow"},  # the same
+    "rendezvous.py": {"torch.distributed", "lightning.fabric.plugins.environments.slurm"},  # the command line
+    "serving/serve.py": {"engine.serving.server"},  # a mistyped option, which is refused before
+    "workflows/prediction.py": {  # a bundle needs no torch, and a checkpoint no ONNX Runtime
+        "onnxruntime",
+        "engine.inference.runtime",
+        "torch",
+        "engine.export.network",
+        "engine.export.signature",
+        "engine.training",
+    },
+    "workflows/training.py": {"engine.export.rehearsal"},  # all ranks but the first, without ONNX Runtime
+}
 
 
 def layer_of(path: Path) -> str:
@@ -68,6 +91,14 @@ def test_layers_import_only_earlier_ones() -> None:
         if order.get(target_of(found), len(LAYERS)) > order[layer_of(path)]
     ]
     assert not violations, describe(violations)
+
+
+def test_imports_within_functions_are_those_with_a_reason() -> None:
+    found: dict[str, set[str]] = {}
+    for path, each in engine_imports():
+        if each.in_function:
+            found.setdefault(path.relative_to(ENGINE).as_posix(), set()).add(".".join(each.module))
+    assert found == FUNCTION_LEVEL_IMPORTS
 
 
 def test_every_module_has_its_layer() -> None:

@@ -156,7 +156,7 @@ def test_manifest_tells_the_commit_and_whether_all_was_committed(best_checkpoint
     def state() -> dict[str, object]:
         environment = os.environ | {"PYTHONPATH": str(project / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
         code = (
-            "from digit_classifier.engine.runs.provenance import git_state; import json; print(json.dumps(git_state()))"
+            "from digit_classifier.engine.runs.run_record import git_state; import json; print(json.dumps(git_state()))"
         )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, check=True

@@ -9,7 +9,7 @@ from integration.test_configs import CHOICES, composed
 
 import digit_classifier as package
 from digit_classifier.engine.config import CONFIG_DIRS
-from digit_classifier.engine.config.instantiation import build as built
+from digit_classifier.engine.config.validation import build as built
 from digit_classifier.engine.config.validation import read_options
 from digit_classifier.engine.distributed.plan import make_plan
 from digit_classifier.engine.errors import UserError

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.config import CONFIG_DIRS
 from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
-from {{ cookiecutter.package_name }}.engine.config.instantiation import build as built
+from {{ cookiecutter.package_name }}.engine.config.validation import build as built
 from {{ cookiecutter.package_name }}.engine.config.validation import read_options
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices
 from {{ cookiecutter.package_name }}.engine.distributed.plan import Plan, make_plan

@@ -12,7 +12,7 @@ from downloads import write_mnist
 {% endif %}
 from test_configs import CHOICES, composed
 
-from {{ cookiecutter.package_name }}.engine.config.instantiation import build as built
+from {{ cookiecutter.package_name }}.engine.config.validation import build as built
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.export.formats import exporter
 from {{ cookiecutter.package_name }}.engine.export.network import Source, deployed, eager

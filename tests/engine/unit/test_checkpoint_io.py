@@ -13,7 +13,7 @@ import torch
 
 from {{ cookiecutter.package_name }}.engine.atomic import remove_temporary_files
 from {{ cookiecutter.package_name }}.engine.errors import Fault
-from {{ cookiecutter.package_name }}.engine.training import resume
+from {{ cookiecutter.package_name }}.engine.training import checkpoints
 from {{ cookiecutter.package_name }}.engine.training.checkpoint_io import AtomicCheckpointIO, is_damaged, sum_file
 
 
@@ -103,13 +103,13 @@ def test_damaged_checkpoint_is_skipped_and_reported(
     contents = torch.load(best_checkpoint, weights_only=True)
     for step in (1, 2):
         AtomicCheckpointIO().save_checkpoint({**contents, "global_step": step}, tmp_path / "last.ckpt")
-    assert resume.newest_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+    assert checkpoints.newest_checkpoint(tmp_path) == tmp_path / "last.ckpt"
     (tmp_path / "last.ckpt").write_bytes(spoil((tmp_path / "last.ckpt").read_bytes()))
-    assert resume.newest_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
+    assert checkpoints.newest_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
     assert "last.ckpt is damaged" in caplog.text
     (tmp_path / "previous.ckpt").write_bytes(b"")
     with pytest.raises(Fault, match=r"no checkpoint in .* can be read .*: start another run") as caught:
-        resume.newest_checkpoint(tmp_path)
+        checkpoints.newest_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
 
 

@@ -113,7 +113,7 @@ def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "os.system",
         "subprocess.Popen",
         "torch.hub.load",
-        f"{package.__name__}.engine.runs.provenance.subprocess.run",
+        f"{package.__name__}.engine.runs.run_record.subprocess.run",
         "torch.no_such_class",
     ],
 )

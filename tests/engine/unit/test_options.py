@@ -8,8 +8,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import rendezvous as ranks
-from {{ cookiecutter.package_name }}.engine.config.instantiation import build
-from {{ cookiecutter.package_name }}.engine.config.validation import check, read_options
+from {{ cookiecutter.package_name }}.engine.config.validation import build, check, read_options
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices, resolve_devices
 from {{ cookiecutter.package_name }}.engine.distributed.plan import evaluation_steps, trainer_section
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import OneDeviceStrategy, build_strategy, strategy_options

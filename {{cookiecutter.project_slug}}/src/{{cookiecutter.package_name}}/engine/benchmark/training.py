@@ -21,7 +21,7 @@ from ..config.command_line import Config, config_dirs, given_options, given_opti
 from ..console import bar, python, shown, write_json
 from ..distributed.devices import resolve_devices
 from ..errors import UserError
-from ..runs.provenance import versions
+from ..runs.run_record import versions
 from .options import Options
 from .report import circumstances, plot, print_table, speedup
 
@@ -128,7 +128,7 @@ def run_training(case: Case) -> dict[str, Any]:
     """Trains in a process of its own, and returns what the callback `EpochTimes` wrote; raises why it failed."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         logger = [] if given_options("logger") else ["logger=csv"]  # a tracker would list runs that nobody looks for
-        callback = "++callbacks.epoch_times._target_=${engine:training.callbacks.epoch_times.EpochTimes}"
+        callback = "++callbacks.epoch_times._target_=${engine:training.callbacks.monitoring.EpochTimes}"
         log_dir = f"paths.log_dir={QuotedString(folder, Quote.double).with_quotes()}"
         own = [*case.options, "test=false", "rehearse_export=false", callback, log_dir]
         command = [sys.executable, "-m", PACKAGE, "train", *config_dirs(), *logger, *given_options_except(*OWN), *own]

@@ -1,13 +1,17 @@
-"""Checks a configuration against the signatures of what it will build: Hydra accepts `data.batch_size=abc`."""
+"""Checks a configuration against the signatures of what it names, and builds it.
+
+Hydra itself accepts `data.batch_size=abc`.
+"""
 
 import inspect
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hydra.utils import get_object
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, one_line
 from .command_line import Config
 
 Options = TypeVar("Options")
@@ -108,3 +112,20 @@ def _words(hint: Any) -> str:
         words = (str(arg) if origin is Literal else _words(arg) for arg in get_args(hint))
         return " or ".join(dict.fromkeys(word for group in words for word in group.split(" or ")))
     return names.get(hint, "a list" if origin in (list, tuple) else getattr(hint, "__name__", str(hint)))
+
+
+def build(section: Mapping[str, Any], path: str, **given: Any) -> Any:
+    """The object that `section["_target_"]` names; `given` holds what only the code knows, such as the DataSpec.
+
+    `path` is the section's place on the command line, for the sentence of a refusal.
+    """
+    check(section, path, known=given)
+    try:
+        # Passing `given` to Hydra would turn a dataclass into a configuration: a partial takes it as it is.
+        return instantiate({**section, "_partial_": True}, _convert_="all")(**given)
+    except (UserError, ModuleNotFoundError):
+        raise
+    except InstantiationException as error:
+        raise UserError(f"{path} cannot be built: {one_line(error.__cause__ or error)}") from error
+    except Exception as error:  # what a constructor raises for a value that it cannot use is up to its author
+        raise UserError(f"{path} cannot be built: {one_line(error)}") from error

@@ -16,8 +16,8 @@ from ..atomic import atomic_write
 from ..console import write_json
 from ..errors import UserError
 from ..inference.runtime import MANIFEST, SCHEMA_VERSION, digest, versions
-from ..runs.provenance import git_state
-from ..runs.provenance import versions as package_versions
+from ..runs.run_record import git_state
+from ..runs.run_record import versions as package_versions
 from .gate import Limits, Parity
 from .signature import Contract
 from .triton import CONFIG, check_config, config_text

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import PACKAGE
-from ..inference.datatypes import TYPES
+from ..inference.input_schema import TYPES
 from ..markdown import render
-from ..runs.provenance import commit_words
+from ..runs.run_record import commit_words
 from ..training.plots import PICTURES
 from .formats import FORMATS
 from .signature import verified_batch_sizes

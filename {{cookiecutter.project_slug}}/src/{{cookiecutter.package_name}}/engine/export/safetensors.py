@@ -10,6 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from ..spec import DataSpec
+from ..training.build import build_model
+from ..training.checkpoints import refuse_foreign_code
 from .formats import Run
 from .network import Source, deployed, eager
 from .signature import Contract
@@ -37,10 +40,6 @@ def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
 
 def rebuilt(path: Path) -> nn.Module:
     """Builds the trained network in eager mode, as it is deployed, with the code of this project."""
-    from ..spec import DataSpec
-    from ..training.build import build_model
-    from ..training.checkpoints import refuse_foreign_code
-
     metadata = _metadata(path)
     section = json.loads(metadata["model"])
     refuse_foreign_code(section, str(path))

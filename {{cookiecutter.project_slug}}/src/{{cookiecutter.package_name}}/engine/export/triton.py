@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..inference.datatypes import TYPES
+from ..inference.input_schema import TYPES
 from .signature import Signature, TensorSignature
 
 CONFIG = "config.pbtxt"

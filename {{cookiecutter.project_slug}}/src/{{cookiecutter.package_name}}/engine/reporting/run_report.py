@@ -23,7 +23,7 @@ from ..distributed.devices import Devices
 from ..distributed.samplers import BatchSplit
 from ..markdown import render
 from ..runs import run_record
-from ..runs.provenance import commit_words
+from ..runs.run_record import commit_words
 from ..training.base_module import BaseModule
 from ..training.checkpoints import Checkpoint
 from ..training.plots import LOSSES, PICTURES, plot_curves, plot_test

@@ -25,7 +25,7 @@ from ..console import shown, wide_console
 from ..errors import UserError, nearest
 from ..inference.runtime import MANIFEST, digest
 from ..runs import run_record
-from ..runs.provenance import commit_words
+from ..runs.run_record import commit_words
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,14 @@
-"""The record of a run, `run.json`: from which source and options it was started, and how it ended."""
+"""The record of a run, `run.json`: its provenance (commit, versions, options), and how it ended."""
 
 import json
 import os
+import platform
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ FILE, LOCK = "run.json", ".lock"
 OVERRIDES = ".hydra/overrides.yaml"
 SEARCH_OPTIONS = "+callbacks.search."  # options that make a training the trial of a search, which has ended
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+PACKAGES = ("torch", "lightning", "torchmetrics", "numpy")
 PATIENCE = 120  # seconds in which a shared disk gives up the lock of a machine that was lost
 
 Record = dict[str, Any]
@@ -121,3 +126,29 @@ def add_bundle(checkpoint: Path, bundle: Path) -> None:
 
 def now() -> str:
     return time.strftime(TIME_FORMAT)
+
+
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def commit_words(git: Mapping[str, Any] | None) -> str:
+    """Describes what `git_state` returned, in Markdown."""
+    if git is None:
+        return "no commit is known"
+    return f"commit `{git['commit'][:12]}`" + ("" if git["clean"] else ", with changes that were not committed")
+
+
+def git_state() -> dict[str, Any] | None:
+    """Returns the commit of this project's source and whether all of it was committed; None outside a repository."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie in an environment within some other repository.
+    if shutil.which("git") is None or git("ls-files", "--error-unmatch", "--", Path(__file__).name) is None:
+        return None
+    commit = git("rev-parse", "--verify", "HEAD")
+    return None if commit is None else {"commit": commit, "clean": git("status", "--porcelain") == ""}

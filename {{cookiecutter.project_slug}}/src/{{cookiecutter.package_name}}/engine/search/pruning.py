@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from optuna.pruners import NopPruner
 
-from ..config.instantiation import build
+from ..config.validation import build
 from ..errors import UserError, nearest
 from .study import PRUNED, SETTINGS, UNLOGGED, open_storage, open_study, usable_storage
 

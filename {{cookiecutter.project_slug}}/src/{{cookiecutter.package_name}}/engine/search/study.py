@@ -29,8 +29,7 @@ from sqlalchemy.pool import NullPool
 
 from ..config import PACKAGE
 from ..config.command_line import Config, compose, config_dirs, given_options_except
-from ..config.instantiation import build
-from ..config.validation import check_arguments, read_options
+from ..config.validation import build, check_arguments, read_options
 from ..console import shown
 from ..distributed.plan import make_plan
 from ..errors import UserError

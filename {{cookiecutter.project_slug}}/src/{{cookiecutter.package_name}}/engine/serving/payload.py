@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from ..inference.datatypes import TYPES
-from ..inference.input_schema import InputSchema
+from ..inference.input_schema import TYPES, InputSchema
 from ..inference.inputs import reason_of
 
 Array = npt.NDArray[Any]

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from ..inference.datatypes import TYPES
-from ..inference.input_schema import InputSchema
+from ..inference.input_schema import TYPES, InputSchema
 from .payload import Array, RequestError, check_range, excerpt, parse_json, tensor_from_bytes, tensor_from_json
 
 Entry = Mapping[str, Any]

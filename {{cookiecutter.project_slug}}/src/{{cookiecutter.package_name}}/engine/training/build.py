@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from .. import rendezvous
 from ..config.command_line import Config
-from ..config.instantiation import build
+from ..config.validation import build
 from ..distributed.plan import Plan, trainer_section
 from ..distributed.samplers import BatchSplit
 from ..distributed.strategies import build_strategy, leave_signals_alone

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +12,17 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import get_object
 
+from .. import rendezvous
 from ..config import PACKAGE
 from ..config.command_line import Config
-from ..config.instantiation import build
-from ..errors import UserError
+from ..config.validation import build
+from ..console import shown
+from ..errors import Fault, UserError
 from ..runs.run_record import run_dirs
 from ..spec import DataSpec
 from .base_module import BaseModule
 from .build import build_model
-from .checkpoint_io import is_damaged, sum_file
+from .checkpoint_io import LAST, is_damaged, sum_file
 
 log = logging.getLogger(__name__)
 
@@ -206,3 +209,39 @@ def _is_trusted(target: str) -> bool:
     except Exception:
         return False
     return inspect.isclass(found) and found.__module__.split(".")[0] in TRUSTED
+
+
+def from_newest_checkpoint(config: Config) -> Config:
+    """With `resume=`, or when processes were restarted: sets `ckpt_path` to the newest checkpoint of the run, if any.
+
+    It replaces the starting point of the run, which it contains.
+    """
+    folder = Path(config["paths"]["output_dir"]) / "checkpoints"
+    if not (rendezvous.is_restart() or config.get("resume")) or not any(folder.glob("*.ckpt")):
+        return config
+    return {**config, "ckpt_path": str(newest_checkpoint(folder)), "model": {**config["model"], "weights": None}}
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The undamaged checkpoint of the latest step; warns of those that cannot be read.
+
+    Checksums take time, so they are compared from the newest file on, until one is undamaged.
+    """
+
+    def age(path: Path) -> tuple[int, bool]:
+        try:
+            return load(path, check_sum=False).step, path.name == LAST
+        except UserError:
+            return sys.maxsize, False  # to be reported below
+
+    damaged = []
+    for path in sorted(folder.glob("*.ckpt"), key=age, reverse=True):
+        try:
+            load(path)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        for sentence in damaged:
+            log.warning("warning     %s", sentence)
+        return path
+    raise Fault(f"no checkpoint in {shown(folder)} can be read ({damaged[0].rstrip('.')}): start another run.")

@@ -21,9 +21,8 @@ from ..runs import run_record
 from ..spec import DataSpec
 from .base_module import BaseModule
 from .build import check_optimizer
-from .checkpoints import Checkpoint, load, refuse_foreign_code
+from .checkpoints import Checkpoint, from_newest_checkpoint, load, refuse_foreign_code
 from .optimizers import head_parameters, shortened
-from .resume import from_newest_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from ..config.command_line import Config
 from ..console import shown
 from ..runs import run_record
-from ..runs.provenance import git_state, versions
+from ..runs.run_record import git_state, versions
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 
 from ..config.command_line import Config, given_options_except
-from ..config.instantiation import build
-from ..config.validation import read_options
+from ..config.validation import build, read_options
 from ..distributed.launch import launch
 from ..distributed.plan import Plan, make_plan
 from ..reporting.run_report import announce, report_training, restore_metrics
@@ -20,11 +19,10 @@ from ..runs.run_record import locked_run
 from ..training.base_module import BaseModule
 from ..training.build import build_callbacks, build_for_training, build_loggers, build_trainer
 from ..training.callbacks.checkpoint_contents import training_metrics
-from ..training.checkpoints import Checkpoint, self_description
+from ..training.checkpoints import Checkpoint, from_newest_checkpoint, self_description
 from ..training.fine_tuning import load_starting_point, with_starting_point
 from ..training.options import TrainOptions
 from ..training.preflight import before_training
-from ..training.resume import from_newest_checkpoint
 from ..training.trackers import tracked
 
 

@@ -1,7 +1,8 @@
-"""Callbacks that watch a run and change nothing: progress, the time spent on data, equal replicas."""
+"""Callbacks that watch a run and change nothing: progress, times, memory, equal replicas."""
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,6 +10,11 @@ import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+
+from ...console import write_json
+
+if sys.platform != "win32":
+    import resource
 
 
 def progress_bar() -> ProgressBar:
@@ -83,3 +89,37 @@ def _bit_sum(weight: Tensor) -> Tensor:
     """The sum of the bit patterns as integers, which does not depend on the order of the sum."""
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
     return weight.detach().contiguous().view(kind).sum(dtype=torch.int64)
+
+
+class EpochTimes(Callback):
+    """Writes `epoch_times.json`, the time of each epoch and the peak memory; `benchmark` adds it to its runs.
+
+    An epoch lasts until the next one begins: validation, metrics and checkpoints are included, the start-up is not.
+    """
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.starts.append(time.perf_counter())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        ends = [*self.starts[1:], time.perf_counter()]
+        peak = torch.tensor(_peak_memory_mib(pl_module.device), device=pl_module.device)
+        figures = {
+            "epoch_seconds": [end - start for start, end in zip(self.starts, ends, strict=True)],
+            "steps_per_epoch": int(trainer.num_training_batches) // trainer.accumulate_grad_batches,
+            # The peak of the fullest device, or of the largest process.
+            "peak_memory_mib": float(trainer.strategy.reduce(peak, reduce_op="max")),
+        }
+        if trainer.is_global_zero:
+            write_json(figures, Path(trainer.default_root_dir, "epoch_times.json"))
+
+
+def _peak_memory_mib(device: torch.device) -> float:
+    """Returns what torch held on the fullest GPU, or what this process held in the host's memory."""
+    if device.type == "cuda":
+        return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())) / 2**20
+    if sys.platform == "win32":
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
