@@ -37,8 +37,8 @@ def refusal_of(pair: tuple[str, str], folder: Path, pictures: Path) -> str:
         datamodule = built(config["data"], "data")
         model = build.build_for_training(config["model"], datamodule.spec, 1.0)
         loggers = build.build_loggers(config["logger"], folder)
-        callbacks = build.build_callbacks(config, loggers, {}, plan.split)
-        build.build_trainer(config, plan, callbacks, loggers)
+        callbacks = build.build_callbacks(config["callbacks"], loggers, {}, plan.split)
+        build.build_trainer(plan, callbacks, loggers, folder)
         assert model.spec == datamodule.spec
     except UserError as refusal:
         return str(refusal)

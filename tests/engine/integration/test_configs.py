@@ -19,7 +19,7 @@ from {{ cookiecutter.package_name }}.engine.config.command_line import register_
 from {{ cookiecutter.package_name }}.engine.config.validation import build as built
 from {{ cookiecutter.package_name }}.engine.config.validation import read_options
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices
-from {{ cookiecutter.package_name }}.engine.distributed.plan import Plan, make_plan
+from {{ cookiecutter.package_name }}.engine.distributed.plan import Plan, make_plan, trainer_section
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import strategy_options
 {% if cookiecutter.search %}
 from {{ cookiecutter.package_name }}.engine.search.space import distributions, options, samples
@@ -64,12 +64,13 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
     datamodule = built(config["data"], "data")
     model = build.build_model(config["model"], datamodule.spec)
     loggers = build.build_loggers(config["logger"], tmp_path)
-    callbacks = build.build_callbacks(config, loggers, {})
+    callbacks = build.build_callbacks(config["callbacks"], loggers, {})
     if choice == "strategy=fsdp":  # it needs GPUs, which may not be here
-        plan = Plan(Devices("cpu", (0,)), strategy_options(config["strategy"]), split=None)
+        devices = Devices("cpu", (0,))
+        plan = Plan(devices, strategy_options(config["strategy"]), None, trainer_section(config, devices, num_steps=1))
     else:
         plan = make_plan(config)
-    assert isinstance(build.build_trainer(config, plan, callbacks, loggers), pl.Trainer)
+    assert isinstance(build.build_trainer(plan, callbacks, loggers, tmp_path), pl.Trainer)
     inputs, _ = next(iter(datamodule.test_dataloader()))
     with torch.inference_mode():
         assert model(inputs).shape == (len(inputs), datamodule.spec.num_outputs)
@@ -109,12 +110,12 @@ def test_export_options_fit(tmp_path: Path) -> None:
 
 def test_learning_rate_monitor_is_left_out_without_a_logger(tmp_path: Path) -> None:
     config = composed("train", tmp_path)
-    loggers = build.build_loggers(composed("train", tmp_path)["logger"], tmp_path)
-    assert len(build.build_callbacks(config, [], {})) == len(build.build_callbacks(config, loggers, {})) - 1
+    loggers, sections = build.build_loggers(config["logger"], tmp_path), config["callbacks"]
+    assert len(build.build_callbacks(sections, [], {})) == len(build.build_callbacks(sections, loggers, {})) - 1
 
 
 def test_callback_set_to_null_is_left_out(tmp_path: Path) -> None:
     config = composed("train", tmp_path, "callbacks.early_stopping=null")
-    names = [type(callback).__name__ for callback in build.build_callbacks(config, [], {})]
+    names = [type(callback).__name__ for callback in build.build_callbacks(config["callbacks"], [], {})]
     assert "EarlyStopping" not in names
     assert "ModelCheckpoint" in names

@@ -64,7 +64,7 @@ def test_evaluation_counts_every_sample_once(num_samples: int, world_size: int) 
         ((64, 1, None), "batch 64 = 1 device x 64"),
         ((128, 2, 32), "batch 128 = 2 devices x 2 steps x 32"),
         ((64, 2, 500), "batch 64 = 2 devices x 32"),
-        ((64, 2, "auto"), "batch 64 = 2 devices x 32"),
+        ((64, 2, "auto"), "batch 64 = 2 devices x 32, or as much of it at once as fits"),
     ],
 )
 def test_split_of_a_batch_as_text(split: tuple[int, int, int | str | None], text: str) -> None:

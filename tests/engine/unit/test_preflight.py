@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,17 +107,17 @@ def test_network_that_cannot_be_exported_is_refused_before_training(
     datamodule = Digits()
     monkeypatch.setattr(rehearsal, "build_model", lambda section, spec: Classifier(spec, net, torch.optim.SGD))
     trainer: Any = SimpleNamespace(checkpoint_callbacks=[])
-    config = {"paths": {"output_dir": tmp_path}, "rehearse_export": True, "ckpt_path": None, "model": {}}
+    rehearse = partial(rehearsal.rehearse, {})
     model = Classifier(datamodule.spec, net, torch.optim.SGD)
     caplog.set_level("INFO")
     before, threads = random_state()["torch"], torch.get_num_threads()
     torch.set_num_threads(3)
     if net is linear:
-        preflight.before_training(config, datamodule, model, trainer, rehearsal.rehearse)
+        preflight.before_training(tmp_path, None, datamodule, model, trainer, rehearse)
         assert "the export to onnx and torchscript, in " in caplog.text
     else:
         with pytest.raises(GateFailure, match=r"could not be exported once it is trained: .*rehearse_export=false"):
-            preflight.before_training(config, datamodule, model, trainer, rehearsal.rehearse)
+            preflight.before_training(tmp_path, None, datamodule, model, trainer, rehearse)
     assert torch.equal(random_state()["torch"], before), "random numbers of the training must not change"
     assert torch.get_num_threads() == 3, "the training would be slower, and sum in another order"
     torch.set_num_threads(threads)

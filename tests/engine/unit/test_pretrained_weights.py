@@ -78,7 +78,7 @@ def test_input_is_normalised_as_in_the_training_of_the_weights(best_checkpoint: 
     model, _ = with_weights(make_cnn(other), best_checkpoint)
     assert (model.spec.mean, model.spec.labels) == (DIGITS.mean, ("a", "b"))
     assert model.net[0].mean.item() == pytest.approx(DIGITS.mean[0])
-    assert checkpoints.self_description({"data": {}, "model": {}, "seed": 1}, model)["spec"]["mean"] == [*DIGITS.mean]
+    assert checkpoints.self_description({}, {}, 1, model)["spec"]["mean"] == [*DIGITS.mean]
     float_input = replace(other, input_dtype="float32", input_range=(0.0, 1.0))
     model, differing = with_weights(make_cnn(float_input), best_checkpoint)
     assert differing == HEAD | {"net.0.mean", "net.0.std"}

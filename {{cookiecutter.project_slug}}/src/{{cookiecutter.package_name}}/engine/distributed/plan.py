@@ -23,11 +23,12 @@ COUNTS_OF_BATCHES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The devices, the strategy, and how a batch is split over the devices."""
+    """The devices, the strategy, how a batch is split over the devices, and what Lightning's Trainer receives."""
 
     devices: Devices
     strategy: StrategyOptions
     split: BatchSplit | None  # None for an evaluation, which can split any batch
+    trainer: Config
 
     @property
     def num_processes(self) -> int:
@@ -45,13 +46,12 @@ def make_plan(config: Config) -> Plan:
     for sentence in option_conflicts(config, devices):
         raise UserError(sentence)
     if "model" not in config:
-        return Plan(devices, strategy, None)
+        return Plan(devices, strategy, None, trainer_section(config, devices, 1))
     data = config["data"]
     if "batch_size" not in data:
         raise UserError("'data.batch_size' is missing: do not leave it out.")
     split = BatchSplit.of(data["batch_size"], devices.num_devices, data.get("micro_batch_size"))
-    trainer_section(config, devices, split.num_steps)
-    return Plan(devices, strategy, split)
+    return Plan(devices, strategy, split, trainer_section(config, devices, split.num_steps))
 
 
 def trainer_section(config: Config, devices: Devices, num_steps: int) -> Config:

@@ -22,12 +22,13 @@ class BatchSplit:
     batch_size: int
     num_devices: int
     num_steps: int
+    is_auto: bool = False  # whether the callback `MicroBatchFinder` chooses another number of parts
 
     @classmethod
     def of(cls, batch_size: int, num_devices: int, micro_batch_size: int | str | None = None) -> "BatchSplit":
         """Raises `UserError` for a batch that does not divide.
 
-        `micro_batch_size` is the most that a device holds at once; the callback `MicroBatchFinder` resolves `auto`.
+        `micro_batch_size` is the most that a device holds at once.
         """
         share, rest = divmod(batch_size, num_devices)
         if rest:
@@ -37,7 +38,7 @@ class BatchSplit:
                 f"the nearest that does is {' or '.join(map(str, sizes))}."
             )
         if not isinstance(micro_batch_size, int) or micro_batch_size >= share:
-            return cls(batch_size, num_devices, 1)
+            return cls(batch_size, num_devices, 1, micro_batch_size == "auto")
         if micro_batch_size < 1 or share % micro_batch_size:
             divisors = [size for size in range(1, share + 1) if share % size == 0]
             below = max((size for size in divisors if size < micro_batch_size), default=1)
@@ -55,7 +56,8 @@ class BatchSplit:
     def __str__(self) -> str:
         devices = f"{self.num_devices} {'device' if self.num_devices == 1 else 'devices'}"
         steps = f" x {self.num_steps} steps" if self.num_steps > 1 else ""
-        return f"batch {self.batch_size} = {devices}{steps} x {self.micro_batch_size}"
+        auto = ", or as much of it at once as fits" if self.is_auto else ""
+        return f"batch {self.batch_size} = {devices}{steps} x {self.micro_batch_size}{auto}"
 
 
 class TrainingBatchSampler(Sampler[list[int]]):

@@ -17,15 +17,14 @@ from rich.table import Table
 from torch import Tensor
 
 from ..config import PACKAGE
-from ..config.command_line import Config
 from ..console import duration, python, shown, write_json
-from ..distributed.devices import Devices
-from ..distributed.samplers import BatchSplit
+from ..distributed.plan import Plan
 from ..markdown import render
 from ..runs import run_record
 from ..runs.run_record import commit_words
 from ..training.base_module import BaseModule
 from ..training.checkpoints import Checkpoint
+from ..training.options import TrainOptions
 from ..training.plots import LOSSES, PICTURES, plot_curves, plot_test
 
 if TYPE_CHECKING:
@@ -36,21 +35,19 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 
 
-def announce(config: Config, devices: Devices, split: BatchSplit | None, model: BaseModule) -> None:
+def announce(plan: Plan, options: TrainOptions, model: BaseModule) -> None:
     """Logs before the first step what is trained, where, how a batch is split, and the learning rate."""
     num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     num_frozen = sum(weight.numel() for weight in model.parameters()) - num_weights
     of_all = f"{num_weights:,} of {num_weights + num_frozen:,}" if num_frozen else f"{num_weights:,}"
-    strategy = config["strategy"]["name"]
-    log.info("training    %s weights, strategy=%s on %s", of_all, strategy, devices.accelerator)
-    auto = config["data"].get("micro_batch_size") == "auto"
-    log.info("            %s%s", split, ", or as much of it at once as fits" if auto else "")
-    rule, base = config["lr_scaling"], config["base_batch_size"]
-    scaled = "" if rule == "none" else f" ({rule}, from batch {base})"
-    if config["ckpt_path"] is None:
+    log.info("training    %s weights, strategy=%s on %s", of_all, plan.strategy.name, plan.devices.accelerator)
+    log.info("            %s", plan.split)
+    rule = options.lr_scaling
+    scaled = "" if rule == "none" else f" ({rule}, from batch {options.base_batch_size})"
+    if options.ckpt_path is None:
         log.info("            learning rate %s%s", _rates(model), scaled)
     else:
-        log.info("goes on     from %s, with its learning rate", shown(Path(config["ckpt_path"])))
+        log.info("goes on     from %s, with its learning rate", shown(Path(options.ckpt_path)))
 
 
 def _rates(model: BaseModule) -> str:

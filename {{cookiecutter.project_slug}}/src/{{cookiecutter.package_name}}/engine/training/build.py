@@ -13,9 +13,8 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressB
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from .. import rendezvous
-from ..config.command_line import Config
 from ..config.validation import build
-from ..distributed.plan import Plan, trainer_section
+from ..distributed.plan import Plan
 from ..distributed.samplers import BatchSplit
 from ..distributed.strategies import build_strategy, leave_signals_alone
 from ..errors import UserError, one_line
@@ -74,31 +73,28 @@ def build_loggers(sections: Mapping[str, Any] | None, run_dir: Path) -> list[Log
 
 
 def build_callbacks(
-    config: Config, loggers: list[Logger], contents: dict[str, Any], split: BatchSplit | None = None
+    sections: Mapping[str, Any] | None, loggers: list[Logger], contents: dict[str, Any], split: BatchSplit | None = None
 ) -> list[Callback]:
     """Builds the callbacks that are not set to null, and the engine's own; every checkpoint receives `contents`."""
-    sections = {name: section for name, section in (config.get("callbacks") or {}).items() if section}
-    for name, section in sections.items():
+    chosen = {name: section for name, section in (sections or {}).items() if section}
+    for name, section in chosen.items():
         if section.get("save_weights_only"):
             raise UserError(f"callbacks.{name}.save_weights_only=true leaves out what evaluate and export need.")
-    built = [build(section, f"callbacks.{name}") for name, section in sections.items()]
+    built = [build(section, f"callbacks.{name}") for name, section in chosen.items()]
     if not loggers:  # LearningRateMonitor refuses to start without one
         built = [callback for callback in built if not isinstance(callback, LearningRateMonitor)]
-    if split is not None and config["data"].get("micro_batch_size") == "auto":
+    if split is not None and split.is_auto:
         built.append(MicroBatchFinder(split))
     return [*built, CheckpointContents(contents)]
 
 
-def build_trainer(
-    config: Config, plan: Plan, callbacks: list[Callback], loggers: list[Logger], num_steps: int = 1
-) -> pl.Trainer:
-    """`num_steps` is the number of micro-batches into which a device splits its part of a batch."""
-    if not config["trainer"]["enable_progress_bar"]:
+def build_trainer(plan: Plan, callbacks: list[Callback], loggers: list[Logger], run_dir: Path) -> pl.Trainer:
+    if not plan.trainer["enable_progress_bar"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer: pl.Trainer = build(
-        trainer_section(config, plan.devices, num_steps),
+        plan.trainer,
         "trainer",
-        default_root_dir=config["paths"]["output_dir"],
+        default_root_dir=run_dir,
         strategy=build_strategy(plan.strategy, plan.devices),
         callbacks=callbacks,
         logger=loggers or False,

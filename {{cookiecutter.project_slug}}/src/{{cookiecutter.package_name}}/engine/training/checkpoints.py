@@ -104,16 +104,14 @@ class Checkpoint:
         model.pretrained_names = self.pretrained_names
 
 
-def self_description(config: Config, model: BaseModule) -> dict[str, Any]:
+def self_description(data: Config, model_section: Config, seed: int, model: BaseModule) -> dict[str, Any]:
     """Returns what `CheckpointContents` stores and `load` reads back; paths become absolute, valid in any folder."""
-    sections = {name: config[name] for name in ("data", "model", "seed")}
-    paths = {name: Path(config["data"][name]).expanduser() for name in PATHS if config["data"].get(name) is not None}
+    paths = {name: Path(data[name]).expanduser() for name in PATHS if data.get(name) is not None}
     absolute = {name: str(path.resolve()) for name, path in paths.items() if path.exists()}
-    sections["data"] = {**config["data"], **absolute}
     return {
         "package": PACKAGE,
         "format_version": FORMAT_VERSION,
-        "config": sections,
+        "config": {"data": {**data, **absolute}, "model": model_section, "seed": seed},
         "spec": model.spec.to_dict(),
         "pretrained_names": sorted(model.pretrained_names),
     }

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..config.command_line import Config
 from ..console import shown
 from ..data.samples import MIB, Loader
 from ..errors import Fault, UserError
@@ -24,17 +23,19 @@ NUM_CHECKED = 64  # samples of the training split
 
 
 def before_training(
-    config: Config,
+    run_dir: Path,
+    ckpt_path: str | None,
     datamodule: pl.LightningDataModule,
     model: pl.LightningModule,
     trainer: pl.Trainer,
-    rehearse: Callable[[Config, DataSpec, npt.NDArray[Any]], None],
+    rehearse: Callable[[DataSpec, npt.NDArray[Any]], None] | None,
 ) -> None:
-    """Checks on the first rank the disk, the first batch and whether the network can be exported.
+    """Checks on the first rank the disk, the first batch and, with `rehearse`, whether the network can be exported.
 
-    The random generators and the number of threads are restored afterwards.
+    `ckpt_path` is the checkpoint from which the run goes on. The random generators and the number of threads are
+    restored afterwards.
     """
-    run_dir, start = Path(config["paths"]["output_dir"]), Path(config["ckpt_path"] or "")
+    start = Path(ckpt_path or "")
     check_disk(run_dir, trainer, model)
     if start.parent == run_dir / "checkpoints" and start.name != LAST:
         copy_to_last(start)
@@ -42,8 +43,8 @@ def before_training(
         afterwards.callback(torch.set_num_threads, torch.get_num_threads())  # loading a TorchScript file sets it
         afterwards.callback(set_random_state, random_state())
         x, _ = first_batch(datamodule)
-        if config["rehearse_export"] and config["ckpt_path"] is None:
-            rehearse(config["model"], datamodule.spec, x.numpy())  # type: ignore[attr-defined]
+        if rehearse is not None:
+            rehearse(datamodule.spec, x.numpy())  # type: ignore[attr-defined]
 
 
 def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) -> None:

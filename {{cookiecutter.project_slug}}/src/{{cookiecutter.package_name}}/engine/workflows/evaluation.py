@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from ..config.command_line import Config
 from ..config.validation import read_options
 from ..distributed.launch import launch
-from ..distributed.plan import Plan, evaluation_steps
+from ..distributed.plan import Plan, evaluation_steps, trainer_section
 from ..errors import UserError
 from ..reporting.run_report import report_evaluation
 from ..training import checkpoints
@@ -50,8 +50,10 @@ class Evaluation:
         model = checkpoint.model()
         datamodule = checkpoint.datamodule(config["data"])
         steps = evaluation_steps({**checkpoint.config["data"], **config["data"]}, plan.devices)
-        trainer = build_trainer(config, plan, [progress_bar()], loggers=[], num_steps=steps)
-        return cls(datamodule, model, trainer, Path(config["paths"]["output_dir"]))
+        plan = replace(plan, trainer=trainer_section(config, plan.devices, steps))
+        run_dir = Path(config["paths"]["output_dir"])
+        trainer = build_trainer(plan, [progress_bar()], [], run_dir)
+        return cls(datamodule, model, trainer, run_dir)
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Writes and prints the figures; raises `UserError` where nothing was evaluated."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -33,11 +34,10 @@ class Training:
     datamodule: pl.LightningDataModule
     model: BaseModule
     trainer: pl.Trainer
-    ckpt_path: str | None  # a run that goes on starts from it
-    test: bool
     run_dir: Path
     loggers: list[Logger]
     config: Config
+    options: TrainOptions
     plan: Plan
     resumed_from: Checkpoint | None
 
@@ -61,10 +61,20 @@ class Training:
         model = build_for_training(config["model"], datamodule.spec, options.lr_factor(plan.split.batch_size))
         resumed_from = load_starting_point(model, options.ckpt_path)
         loggers = build_loggers(config.get("logger"), run_dir)
-        callbacks = build_callbacks(config, loggers, self_description(config, model), plan.split)
-        trainer = build_trainer(config, plan, callbacks, loggers, plan.split.num_steps)
-        test = options.test and config["strategy"]["name"] != "fsdp"  # each device has a part: `evaluate` tests it
-        return cls(datamodule, model, trainer, options.ckpt_path, test, run_dir, loggers, config, plan, resumed_from)
+        contents = self_description(config["data"], config["model"], options.seed, model)
+        callbacks = build_callbacks(config.get("callbacks"), loggers, contents, plan.split)
+        trainer = build_trainer(plan, callbacks, loggers, run_dir)
+        return cls(datamodule, model, trainer, run_dir, loggers, config, options, plan, resumed_from)
+
+    @property
+    def ckpt_path(self) -> str | None:
+        """The checkpoint from which a run goes on."""
+        return self.options.ckpt_path
+
+    @property
+    def test(self) -> bool:
+        """Whether the best checkpoint is tested at the end; under fsdp, where each device has a part, by `evaluate`."""
+        return self.options.test and self.plan.strategy.name != "fsdp"
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -72,8 +82,10 @@ class Training:
         if self.trainer.is_global_zero:
             from ..export.rehearsal import rehearse  # with it ONNX Runtime, which the other ranks need not load
 
-            announce(self.config, self.plan.devices, self.plan.split, self.model)
-            before_training(self.config, self.datamodule, self.model, self.trainer, rehearse)
+            announce(self.plan, self.options, self.model)
+            rehearses = self.options.rehearse_export and self.ckpt_path is None
+            rehearsal = partial(rehearse, self.config["model"]) if rehearses else None
+            before_training(self.run_dir, self.ckpt_path, self.datamodule, self.model, self.trainer, rehearsal)
             restore_metrics(self.run_dir / "metrics.csv", self.loggers, self.resumed_from)
         with tracked(self.loggers, self.config, self.run_dir):
             yield
