@@ -41,7 +41,8 @@ train.main()
 
 def test_configuration_passes_through_few_files_and_does_not_come_back(tmp_path: Path) -> None:
     """The command starts the processes, and each process builds and trains: each file is entered once in either."""
-    command = [sys.executable, "-c", TRACED.replace("PACKAGE", package.__name__), "trainer=cpu", "rehearse_export=false"]
+    code = TRACED.replace("PACKAGE", package.__name__)
+    command = [sys.executable, "-c", code, "trainer=cpu", "rehearse_export=false"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     traced = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert traced.returncode == 0, traced.stderr

@@ -65,9 +65,7 @@ class Augmented(Dataset[Batch]):
     """
 
     def __init__(self, samples: Samples, augment: Augment, seed: int) -> None:
-        self.samples = samples
-        self.augment = augment
-        self.seed = seed
+        self.samples, self.augment, self.seed = samples, augment, seed
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -79,13 +79,9 @@ class TrainingBatchSampler(Sampler[list[int]]):
     ) -> None:
         if seed < 0:
             raise UserError(f"data.seed={seed} is out of range: give 0 or more.")
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.num_steps = num_steps
-        self.reshuffle = reshuffle
+        self.num_samples, self.batch_size, self.num_steps = num_samples, batch_size, num_steps
+        self.seed, self.reshuffle = seed, reshuffle
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.first = 0  # the micro-batch that the next pass begins with
         # Lightning calls set_epoch on `batch_sampler.sampler`, never on the batch sampler itself.
@@ -138,10 +134,8 @@ class EvaluationBatchSampler(Sampler[list[int]]):
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
+        self.num_samples, self.batch_size = num_samples, batch_size
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
