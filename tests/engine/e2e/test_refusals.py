@@ -1,6 +1,7 @@
 """A user's mistake gets one sentence and exit code 2, without a traceback, and leaves nothing behind."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import run_command
+from conftest import TWO_PROCESSES, run_command
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import commands
@@ -222,6 +223,20 @@ def test_answered_without_torch(verb: str, options: list[str], tmp_path: Path) -
     answered = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert answered.returncode == (0 if options == ["--help"] else 2), answered.stderr
     assert "torch was imported" not in answered.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [("--help",), ("train", "--help"), ("train", "trainer=cpu"), ("train", "trainer=cpu", *TWO_PROCESSES)]
+)
+def test_output_that_nobody_reads_ends_a_command_in_silence(options: tuple[str, ...], tmp_path: Path) -> None:
+    """As in `--help | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", package.__name__, *options]
+    ended = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert ended.returncode == 141
+    assert ended.stderr == ("error: rank 0 ended with exit code 141.\n" if TWO_PROCESSES[0] in options else "")
 
 
 @pytest.mark.parametrize("opset", [3, 99])

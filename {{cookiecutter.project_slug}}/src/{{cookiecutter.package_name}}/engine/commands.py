@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .console import broken_pipe_ends_quietly
 from .errors import nearest
 
 if TYPE_CHECKING:
@@ -56,10 +57,11 @@ def main(own: tuple[str, ...]) -> None:
     files = {name: file for name, file in files.items() if file.is_file()}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(f"usage: python -m {package.name} <command> [option=value ...]\n")
-        for command_name, file in files.items():
-            print(f"  {command_name:<11}{_summary(file)}")
-        print(f"\n`python -m {package.name} <command> --help` shows the options of a command.")
+        with broken_pipe_ends_quietly():
+            print(f"usage: python -m {package.name} <command> [option=value ...]\n")
+            for command_name, file in files.items():
+                print(f"  {command_name:<11}{_summary(file)}")
+            print(f"\n`python -m {package.name} <command> --help` shows the options of a command.")
         return
     if name not in files:
         print(f"error: '{name}' is no command; {nearest(name, files)}", file=sys.stderr)

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .atomic import atomic_write
 
@@ -54,8 +56,27 @@ def bar(items: Sequence[Any], description: str) -> Iterable[Any]:
     return progress.track(items, description, console=console.Console(stderr=True), disable=not sys.stderr.isatty())
 
 
-class LogFile(logging.FileHandler):
-    """Raises errors such as a full disk; Python's own handler would print a traceback for each line of the log."""
+@contextmanager
+def broken_pipe_ends_quietly() -> Iterator[None]:
+    """Ends the process with the exit code of SIGPIPE once nobody reads its output, as in `--help | head -1`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would fail again as it flushes at exit
+        sys.exit(141)
+
+
+class _Raising(logging.Handler):
+    """Raises its errors; Python's own handlers print a traceback for each line of the log, and go on."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is theirs
         raise  # it is called where the error was caught
+
+
+class LogFile(_Raising, logging.FileHandler):
+    """The log of a run, which a full disk ends."""
+
+
+class LogStream(_Raising, logging.StreamHandler[TextIO]):
+    """The log on the terminal or in a pipe, whose reader may go."""

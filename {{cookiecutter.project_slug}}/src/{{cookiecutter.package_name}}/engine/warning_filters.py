@@ -7,82 +7,39 @@ from typing import NamedTuple
 
 
 class WarningFilter(NamedTuple):
-    """A warning that is ignored, and why."""
+    """A warning that is ignored; the comment above each says why."""
 
     category: type[Warning]
     message: str  # a regular expression for its beginning
     module: str  # a regular expression for the module that the warning names
-    reason: str
 
 
 IGNORED_WARNINGS = (
-    WarningFilter(
-        UserWarning,
-        r"Experiment logs directory .* exists and is not empty",
-        r"lightning\.fabric\.loggers\.csv_logs",
-        "metrics.csv lies in the run directory, where Hydra has put its own files before",
-    ),
-    WarningFilter(
-        UserWarning,
-        r"The number of training batches \(\d+\) is smaller than the logging interval",
-        r"lightning\.pytorch\.loops\.fit_loop",
-        "figures are logged once an epoch, not every few steps",
-    ),
-    WarningFilter(
-        UserWarning,
-        r"The dirpath has changed from",
-        r"lightning\.pytorch\.callbacks\.model_checkpoint",
-        "a run that starts from another run's checkpoint writes into its own directory",
-    ),
-    WarningFilter(
-        UserWarning,
-        r"Checkpoint directory .* exists and is not empty",
-        r"lightning\.pytorch\.callbacks\.model_checkpoint",
-        "a resumed or restarted run writes into the directory that it had",
-    ),
-    WarningFilter(
-        UserWarning,
-        r"The '\w+' does not have many workers",
-        r"lightning\.pytorch\.trainer\.connectors\.data_connector",
-        "samples in memory are fetched faster without workers; for others, data.num_workers is an option",
-    ),
-    WarningFilter(
-        UserWarning,
-        r"GPU available but not used",
-        r"lightning\.pytorch\.trainer\.setup",
-        "trainer=cpu was asked for",
-    ),
-    WarningFilter(
-        FutureWarning,
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-        r"lightning\.pytorch\.utilities\._pytree",
-        "Lightning 2.6 calls a torch function that torch 2.13 has renamed",
-    ),
-    WarningFilter(
-        Warning,  # of torch 2.13 a DeprecationWarning, of 2.14 a FutureWarning
-        r"`torch\.jit\.script_method` is deprecated",
-        r"torch\.jit\._script",
-        "torch.compile imports a module of torch that uses what torch has deprecated",
-    ),
-    WarningFilter(
-        RuntimeWarning,
-        r"Image size \(\d+ pixels\) exceeds limit",
-        r"PIL\.Image",
-        "a picture of that size is refused, and named",
-    ),
-    WarningFilter(
-        UserWarning,
-        r"Grad strides do not match bucket view strides",
-        r"torch\.autograd\.graph",
-        "ddp copies the gradient of a convolution with one input channel: a few numbers",
-    ),
+    # metrics.csv lies in the run directory, where Hydra has put its own files before
+    WarningFilter(UserWarning, r"Experiment logs directory .* exists and", r"lightning\.fabric\.loggers\.csv_logs"),
+    # figures are logged once an epoch, not every few steps
+    WarningFilter(UserWarning, r"The number of training batches \(\d+\) is smaller than", r"lightning\.pytorch\.loops"),
+    # a run that starts from another run's checkpoint writes into its own directory
+    WarningFilter(UserWarning, r"The dirpath has changed from", r"lightning\.pytorch\.callbacks\.model_checkpoint"),
+    # a resumed or restarted run writes into the directory that it had
+    WarningFilter(UserWarning, r"Checkpoint directory .* exists and is not", r"lightning\.pytorch\.callbacks"),
+    # samples in memory are fetched faster without workers; for others, data.num_workers is an option
+    WarningFilter(UserWarning, r"The '\w+' does not have many workers", r"lightning\.pytorch\.trainer\.connectors"),
+    # trainer=cpu was asked for
+    WarningFilter(UserWarning, r"GPU available but not used", r"lightning\.pytorch\.trainer\.setup"),
+    # Lightning 2.6 calls a torch function that torch 2.13 has renamed
+    WarningFilter(FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is", r"lightning\.pytorch\.utilities\._pytree"),
+    # torch.compile imports what torch has deprecated: a DeprecationWarning of torch 2.13, a FutureWarning of 2.14
+    WarningFilter(Warning, r"`torch\.jit\.script_method` is deprecated", r"torch\.jit\._script"),
+    # a picture of that size is refused, and named
+    WarningFilter(RuntimeWarning, r"Image size \(\d+ pixels\) exceeds limit", r"PIL\.Image"),
+    # ddp copies the gradient of a convolution with one input channel: a few numbers
+    WarningFilter(UserWarning, r"Grad strides do not match bucket view strides", r"torch\.autograd\.graph"),
 )
 
+# torch 2.13 copies its own graphs in a way that it has deprecated
 TORCH_GRAPH_COPY = WarningFilter(
-    FutureWarning,
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    r"copyreg|torch\..*",
-    "torch 2.13 copies its own graphs in a way that it has deprecated",
+    FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated", r"copyreg|torch\..*"
 )
 
 

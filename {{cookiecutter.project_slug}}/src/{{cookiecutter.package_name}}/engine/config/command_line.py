@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .. import rendezvous
+from ..console import broken_pipe_ends_quietly
 from ..errors import UserError, of_files
 from ..runs.directories import claim, remove_empty_run, share
 from ..warning_filters import IGNORED_WARNINGS, ignore_warnings
@@ -65,6 +66,7 @@ def command(
 
     def decorate(main: Callable[[Config], None]) -> Callable[[], None]:
         @functools.wraps(main)
+        @broken_pipe_ends_quietly()
         def run() -> None:
             ignore_warnings(*IGNORED_WARNINGS)
             exit_codes = [0]
@@ -96,7 +98,8 @@ def _compose_and_run(
 ) -> None:
     def job(cfg: DictConfig) -> None:
         try:
-            main(_as_plain_data(cfg, needs))
+            with broken_pipe_ends_quietly():
+                main(_as_plain_data(cfg, needs))
         except UserError as refusal:  # in a sweep the other jobs go on
             exit_codes.append(_print_refusal(refusal))
             remove_empty_run(Path(HydraConfig.get().runtime.output_dir), f"{cfg.task_name}.log")

@@ -24,6 +24,7 @@ from torch.multiprocessing import SimpleQueue, get_context
 
 from .. import rendezvous
 from ..config.command_line import Config, Interruption, interruption, job_logging
+from ..console import broken_pipe_ends_quietly
 from ..errors import UserError, lost_worker, of_files
 from ..warning_filters import IGNORED_WARNINGS, ignore_warnings
 from .plan import Plan, make_plan
@@ -76,7 +77,8 @@ def _run_rank(task: Task[Result], config: Config, plan: Plan, num_on_machine: in
 def with_user_errors(task: Task[Result], config: Config, plan: Plan) -> Result:
     """Runs the task; what Lightning, torch or the disk say of a user's mistake becomes a `UserError`."""
     try:
-        return task(config, plan)
+        with broken_pipe_ends_quietly():
+            return task(config, plan)
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except OSError as error:

@@ -25,12 +25,8 @@ VERSION_RECORDS, AUTOMATIC_RECORDS = ("version", ".data/version"), ("byteorder",
 # A trace fixes what depended on a Python number. Torch's own functions read only shapes, which may be fixed.
 CONVERSION_WARNING, TORCH_FUNCTIONS = "Converting a tensor to a", "torch/nn/functional.py"
 IGNORED_WARNINGS = (
-    WarningFilter(
-        Warning,  # of torch 2.13 a DeprecationWarning, of 2.14 a FutureWarning
-        r"`torch\.jit\.\w+` is deprecated",
-        r"torch\.jit\._\w+",
-        "TorchScript is supported up to Python 3.13, which is the newest that this project allows",
-    ),
+    # TorchScript is supported up to Python 3.13, the newest that this project allows (torch 2.14: a FutureWarning)
+    WarningFilter(Warning, r"`torch\.jit\.\w+` is deprecated", r"torch\.jit\._\w+"),
 )
 
 
