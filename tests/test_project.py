@@ -107,6 +107,7 @@ def test_engine_passes_its_tests(python: str, engine_project: Path) -> None:
     run_suite(python, engine_project, f"{INSTALLED}/unit", f"{INSTALLED}/integration", *e2e(*SHORT_E2E))
 
 
+@pytest.mark.story
 def test_engine_of_other_answers_passes_the_tests_that_differ(python: str, other_project: Path) -> None:
     """Those that no answer changes run in the default project."""
     unit = [f"{INSTALLED}/unit/test_{name}.py" for name in ("checkpoints", "models", "options", "regressor", "table")]
@@ -132,16 +133,15 @@ def test_guides_stories_and_removals_are_done_word_for_word(python: str, tmp_pat
     run_suite(python, project, *e2e("guides", "option_pairs", "removal", "stories"))
 
 
-@pytest.mark.parametrize("cluster", [pytest.param("slurm", marks=pytest.mark.story), "kubernetes"])
+@pytest.mark.story
+@pytest.mark.parametrize("cluster", ["slurm", "kubernetes"])
 def test_job_files_do_what_they_say(python: str, tmp_path: Path, cluster: str) -> None:
     project = with_engine_tests(tmp_path, cluster=cluster)
     run_suite(python, project, *e2e("cluster"), f"{INSTALLED}/integration/test_deploy.py")
 
 
 @pytest.mark.parametrize(
-    ("package", "kind"),
-    [(SHORT, "images"), (LONG, "tables")],
-    ids=["images, 2 letters", "tables, 40 letters"],
+    ("package", "kind"), [(SHORT, "images"), pytest.param(LONG, "tables", marks=pytest.mark.story)]
 )
 def test_types_are_clean(python: str, tmp_path: Path, package: str, kind: str) -> None:
     """Those of the owner's part by the project's configuration, those of the engine strictly too."""

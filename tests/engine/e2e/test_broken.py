@@ -92,6 +92,7 @@ def test_batches_whose_loss_is_no_number_are_left_out_alike_under_each_strategy(
     assert curves(found["single"]) == pytest.approx(curves(found["ddp"]), abs=1e-10)
 
 
+@pytest.mark.slow
 def test_run_whose_every_loss_is_no_number_ends(tmp_path: Path) -> None:
     steps = "[" + ",".join(map(str, range(10, 400))) + "]"
     options = (*RUN, "callbacks.nan_guard.skip=true", *spoiled("NotANumber", steps=steps))
@@ -127,6 +128,7 @@ def test_disk_that_is_full_loses_nothing_that_was_saved(strategy: tuple[str, ...
     run_command("train", "resume=latest", "trainer.max_epochs=3", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_log_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
     run_dir = trained(tmp_path, *RUN[:2], "trainer.max_epochs=2")
     (run_dir / "train.log").write_bytes(b"x" * (1024 * 1024 - 9) + b"\n")  # all other files are smaller

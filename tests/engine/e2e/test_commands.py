@@ -61,7 +61,9 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path, run_dir: Path) -> No
     assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("weight"))
 
 
-@pytest.mark.parametrize("option", ["debug=fdr", "debug=limit", "debug=overfit"])
+@pytest.mark.parametrize(
+    "option", ["debug=fdr", *(pytest.param(f"debug={name}", marks=pytest.mark.slow) for name in ("limit", "overfit"))]
+)
 def test_debug_options_run_in_a_place_of_their_own(option: str, tmp_path: Path) -> None:
     run_command("train", option, "trainer=cpu", "trainer.max_epochs=2", cwd=tmp_path)
     (debug_dir,) = (tmp_path / "logs/debug/runs").iterdir()
@@ -161,6 +163,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_spoiled_weight_publishes_nothing_and_leaves_earlier_versions(bundle: Path, best_checkpoint: Path) -> None:
     name_dir, folder = bundle.parent, bundle.parents[2]
     before = {path: path.read_bytes() for path in bundle.iterdir()}

@@ -111,6 +111,7 @@ def test_run_that_stopped_early_and_was_killed_in_its_test_does_not_train_on(tmp
     assert {"train/loss", "val/loss", "test/loss"} <= metrics.keys()
 
 
+@pytest.mark.slow
 def test_run_that_was_killed_between_its_last_two_checkpoints_has_both(tmp_path: Path) -> None:
     kill = killer(rank=0, notes=tmp_path / "notes", in_test=True)
     run_command("train", *RUN[:2], "trainer.max_epochs=1", *kill, cwd=tmp_path, check=False)

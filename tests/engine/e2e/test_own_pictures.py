@@ -31,6 +31,7 @@ def test_folder_becomes_a_bundle_that_predicts(of_own_pictures: Path, pictures: 
     assert sum(Path(row["file"]).parent.name == row["label"] for row in rows) > 100
 
 
+@pytest.mark.slow
 def test_split_of_a_folder_that_has_changed_is_refused(of_own_pictures: Path, pictures: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(pictures, tmp_path / "changed")
     shutil.copy(changed / "digit 0/00.png", changed / "digit 0/another.png")

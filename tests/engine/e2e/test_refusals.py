@@ -152,7 +152,7 @@ def test_mistake_gets_one_sentence_and_leaves_nothing(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("option", ["hydra.run.dir=keep", "hydra.sweep.dir=keep"])
+@pytest.mark.parametrize("option", ["hydra.run.dir=keep", pytest.param("hydra.sweep.dir=keep", marks=pytest.mark.slow)])
 def test_refused_command_leaves_a_folder_that_was_given(option: str, tmp_path: Path) -> None:
     """It may hold an earlier run, of which nothing but the log and Hydra's notes can be told."""
     sweep = ["-m"] if "sweep" in option else []
@@ -203,7 +203,10 @@ def test_mistake_that_needs_torch_to_be_seen_is_told_alike(
 
 @pytest.mark.parametrize(
     ("callback", "sentence"),
-    [("best", "could not find the monitored key"), ("early_stopping", "metric `val/nothing` which is not available")],
+    [
+        ("best", "could not find the monitored key"),
+        pytest.param("early_stopping", "metric `val/nothing` which is not available", marks=pytest.mark.slow),
+    ],
 )
 def test_metric_that_is_never_logged_is_refused_when_it_is_looked_for(
     callback: str, sentence: str, tmp_path: Path
