@@ -36,6 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for known in import_module(f"{PACKAGE}.engine.warning_filters").IGNORED_WARNINGS:
         line = f"ignore:{known.message}:{known.category.__name__}:{known.module}"
         config.addinivalue_line("filterwarnings", line)
+    # Metrics warn of labels that no sample shows, as is likely in two batches.
+    config.addinivalue_line("filterwarnings", "ignore::UserWarning:torchmetrics")
 
 
 def compose_config(command: str, *options: str) -> dict[str, Any]:
