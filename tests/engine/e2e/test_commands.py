@@ -14,10 +14,10 @@ from conftest import run_command
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.export.torchscript import IGNORED_WARNINGS
+from {{ cookiecutter.package_name }}.engine.training import checkpoints
 from {{ cookiecutter.package_name }}.engine.warning_filters import warnings_ignored
 
 PNG = b"\x89PNG"
-LABELS = list("0123456789")
 
 
 def epochs(printed: str) -> list[str]:
@@ -27,6 +27,11 @@ def epochs(printed: str) -> list[str]:
 def read_json(path: Path) -> dict[str, float]:
     contents: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return contents
+
+
+@pytest.fixture(scope="module")
+def labels(best_checkpoint: Path) -> list[str]:
+    return list(checkpoints.load(best_checkpoint).spec.labels)
 
 
 def test_run_directory_is_complete(run_dir: Path) -> None:
@@ -107,13 +112,13 @@ def test_evaluate_and_export_need_only_the_checkpoint_from_anywhere(best_checkpo
     assert files == {"model.onnx", "manifest.json", "golden.npz", "README.md", "confusion_matrix.png"}
 
 
-def test_bundle_is_complete_and_describes_itself(bundle: Path, run_dir: Path) -> None:
+def test_bundle_is_complete_and_describes_itself(bundle: Path, run_dir: Path, labels: list[str]) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     files = {path.name for path in bundle.iterdir()}
     written = {"model.onnx", "model.pt", "model.safetensors"}
     assert files == written | {"manifest.json", "golden.npz", "README.md", "confusion_matrix.png"}
     assert set(manifest["files"]) == files - {"manifest.json"}
-    assert (manifest["name"], manifest["version"], manifest["labels"]) == (package.__name__, 1, LABELS)
+    assert (manifest["name"], manifest["version"], manifest["labels"]) == (package.__name__, 1, labels)
     assert manifest["metrics"]["test/acc"] == pytest.approx(read_json(run_dir / "metrics.json")["test/acc"], abs=1e-7)
     assert all(parity["largest_difference"] <= 1e-5 for parity in manifest["parity"])
     card = (bundle / "README.md").read_text(encoding="utf-8")
@@ -132,10 +137,10 @@ def test_golden_samples_are_answered_by_both_files(bundle: Path) -> None:
     np.testing.assert_allclose(module(torch.from_numpy(inputs))[0].numpy(), logits, atol=1e-4)
 
 
-def test_files_carry_their_own_description(bundle: Path) -> None:
+def test_files_carry_their_own_description(bundle: Path, labels: list[str]) -> None:
     model = onnx.load(bundle / "model.onnx")
     summary = {entry.key: entry.value for entry in model.metadata_props}
-    assert json.loads(summary["labels"]) == LABELS
+    assert json.loads(summary["labels"]) == labels
     extra = {"summary.json": ""}
     with warnings_ignored(*IGNORED_WARNINGS):
         torch.jit.load(bundle / "model.pt", _extra_files=extra)
