@@ -30,7 +30,6 @@ from digit_classifier.engine.inference.runtime import read_golden
 
 PROJECT = Path(package.__file__).parents[2]
 DEPLOY = PROJECT / "deploy"
-PICTURES = Path(os.environ.get("PICTURES", ".")).resolve()  # where to look at what the browser showed
 
 
 def free_port() -> int:
@@ -178,7 +177,7 @@ def test_page_shows_the_prediction_for_a_picture(browser: Any, bundle: Path, tmp
         rows = rows_of(browser)
         assert [label for label, _ in rows][:3] == ranking[:3]
         assert [width for _, width in rows] == sorted((width for _, width in rows), reverse=True)
-        browser.save_screenshot(str(PICTURES / "page.png"))
+        browser.save_screenshot(str(tmp_path / "page.png"))  # to look at what the browser showed
         broken = tmp_path / "broken.png"
         broken.write_bytes(b"no picture")
         browser.find_element("id", "file").send_keys(str(broken))

@@ -11,29 +11,28 @@ import {{ cookiecutter.package_name }} as package
 MAX_FILES = 8
 # Notes each file of the package in which a function is called with the whole configuration, until `fit` is called.
 TRACED = """
-import json, sys
-from pathlib import Path
+import json, os, sys
 import lightning.pytorch as pl
 from PACKAGE import train
 
-ROOT, visited = Path(train.__file__).parent, []
+ROOT, visited = os.path.dirname(train.__file__) + os.sep, []
 
 def fit(*args, **kwargs):
     sys.setprofile(None)
     print(json.dumps(visited))
     sys.stdout.flush()
-    import os
     os._exit(0)
 
 def trace(frame, event, argument):
-    code, file = frame.f_code, Path(frame.f_code.co_filename)
-    if event != "call" or not file.is_relative_to(ROOT):
+    code = frame.f_code
+    if event != "call" or not code.co_filename.startswith(ROOT):
         return
     arguments = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
     if any(isinstance(value, dict) and {"trainer", "model", "data"} <= value.keys() for value in arguments):
-        visited.append((str(file.relative_to(ROOT)), code.co_name))
+        visited.append((code.co_filename.removeprefix(ROOT), code.co_name))
 
 pl.Trainer.fit = fit
+train.commands.Training  # imported before, because to trace an import takes long
 sys.setprofile(trace)
 train.main()
 """
