@@ -23,12 +23,8 @@ from .samples import SamplesInMemory
 KINDS: dict[str, Any] = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
-EXTRACTION = WarningFilter(
-    DeprecationWarning,
-    r"Python 3\.14 will, by default, filter extracted tar archives",
-    r"torchvision\.datasets\.utils",
-    "torchvision verified the checksum of the archive before",
-)
+# torchvision verified the checksum of the archive before
+EXTRACTION = WarningFilter(DeprecationWarning, r"Python 3\.14 will, by default", r"torchvision\.datasets\.utils")
 
 
 class TorchvisionDataModule(InMemoryDataModule):
