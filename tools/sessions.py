@@ -34,6 +34,7 @@ class Session:
     answers: dict[str, object] = field(default_factory=dict)
     tests: tuple[str, ...] = ()
     make: tuple[str, ...] = ()  # targets of the project's Makefile
+    checks_types: bool = False  # of the engine, which has files that other projects do not have
     set_up: Callable[[Path], None] = lambda project: run("make", f"PYTHON={sys.executable}", "setup", cwd=project)
 
 
@@ -90,6 +91,7 @@ SESSIONS = {
         {"vision": True},
         ("tests", f"{INSTALLED}/unit", f"{INSTALLED}/integration/test_pairs.py", f"{INSTALLED}/e2e/test_vision.py"),
         make=("check",),
+        checks_types=True,
     ),
     **{
         name: Session({"tracking": name}, ("tests/test_configs.py", f"{INSTALLED}/e2e/test_{name}.py"))
@@ -125,6 +127,8 @@ def main(names: list[str]) -> None:
                 project, {**DEFAULTS, "project_slug": PROJECT, "package_name": "digit_classifier", **session.answers}
             )
             run(project / ".venv/bin/python", "-m", "pytest", *test, cwd=project)
+        if session.checks_types:
+            run(project / ".venv/bin/mypy", "--config-file", f"{INSTALLED}/mypy.ini", cwd=project)
 
 
 def groups(tests: tuple[str, ...]) -> list[list[str]]:
