@@ -111,7 +111,7 @@ def test_engine_passes_its_tests(python: str, engine_project: Path) -> None:
 def test_engine_of_other_answers_passes_the_tests_that_differ(python: str, other_project: Path) -> None:
     """Those that no answer changes run in the default project."""
     unit = [f"{INSTALLED}/unit/test_{name}.py" for name in ("checkpoints", "models", "options", "regressor", "table")]
-    run_suite(python, other_project, *unit, f"{INSTALLED}/integration/test_pairs.py")
+    run_suite(python, other_project, *unit, f"{INSTALLED}/integration/test_pairs.py", *e2e("own_table"))
 
 
 @pytest.mark.story
@@ -141,7 +141,14 @@ def test_job_files_do_what_they_say(python: str, tmp_path: Path, cluster: str) -
 
 
 @pytest.mark.parametrize(
-    ("package", "kind"), [(SHORT, "images"), pytest.param(LONG, "tables", marks=pytest.mark.story)]
+    ("package", "kind"),
+    [
+        (SHORT, "images"),
+        *(
+            pytest.param(package, kind, marks=pytest.mark.story)
+            for package, kind in ((LONG, "images"), ("digit_classifier", "images"), (LONG, "tables"))
+        ),
+    ],
 )
 def test_types_are_clean(python: str, tmp_path: Path, package: str, kind: str) -> None:
     """Those of the owner's part by the project's configuration, those of the engine strictly too."""

@@ -13,6 +13,7 @@ from conftest import TWO_PROCESSES, run_command
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import commands
+from {{ cookiecutter.package_name }}.engine.console import broken_pipe_ends_quietly
 
 # What the configuration alone can refuse: answered without importing torch.
 FAST = [
@@ -240,6 +241,11 @@ def test_output_that_nobody_reads_ends_a_command_in_silence(options: tuple[str, 
     os.close(writing)
     assert ended.returncode == 141
     assert ended.stderr == ("error: rank 0 ended with exit code 141.\n" if TWO_PROCESSES[0] in options else "")
+
+
+def test_broken_pipe_that_is_not_the_output_is_an_error_like_any_other() -> None:
+    with pytest.raises(BrokenPipeError, match="the owner's socket"), broken_pipe_ends_quietly():
+        raise BrokenPipeError("the owner's socket")
 
 
 @pytest.mark.parametrize("opset", [3, 99])

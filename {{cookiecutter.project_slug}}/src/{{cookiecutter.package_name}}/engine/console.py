@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import select
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,11 +59,19 @@ def bar(items: Sequence[Any], description: str) -> Iterable[Any]:
 
 @contextmanager
 def broken_pipe_ends_quietly() -> Iterator[None]:
-    """Ends the process with the exit code of SIGPIPE once nobody reads its output, as in `--help | head -1`."""
+    """Ends the process with the exit code of SIGPIPE once nobody reads its output, as in `--help | head -1`.
+
+    A broken pipe or socket that is not the standard output is an error like any other.
+    """
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
+        if sys.platform != "win32":
+            output = select.poll()
+            output.register(sys.stdout.fileno(), select.POLLERR)
+            if not output.poll(0):
+                raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would fail again as it flushes at exit
         sys.exit(141)
 
@@ -75,8 +84,8 @@ class _Raising(logging.Handler):
 
 
 class LogFile(_Raising, logging.FileHandler):
-    """The log of a run, which a full disk ends."""
+    """The log file of a run; a full disk ends the run."""
 
 
 class LogStream(_Raising, logging.StreamHandler[TextIO]):
-    """The log on the terminal or in a pipe, whose reader may go."""
+    """The log on the terminal or in a pipe; a pipe that nobody reads ends the run."""

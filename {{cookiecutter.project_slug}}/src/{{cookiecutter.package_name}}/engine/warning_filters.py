@@ -38,9 +38,7 @@ IGNORED_WARNINGS = (
 )
 
 # torch 2.13 copies its own graphs in a way that it has deprecated
-TORCH_GRAPH_COPY = WarningFilter(
-    FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated", r"copyreg|torch\..*"
-)
+TORCH_GRAPH_COPY = WarningFilter(FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is", r"copyreg|torch\..*")
 
 
 def ignore_warnings(*filters: WarningFilter) -> None:

@@ -96,9 +96,8 @@ def measure_training(config: Config, options: Options, run_dir: Path) -> None:
         log.info("not measured: %s: %s", case_name, reason)
     log.info("run         %s has benchmark.json and benchmark.png", shown(run_dir))
     fastest = list(runs)[int(np.argmax([row["samples_per_second"] for row in rows]))]
-    log.info(
-        "next        %s -m %s train %s", python(), PACKAGE, shlex.join([*fastest.options, *given_options_except(*OWN)])
-    )
+    options_of_fastest = shlex.join([*fastest.options, *given_options_except(*OWN)])
+    log.info("next        %s -m %s train %s", python(), PACKAGE, options_of_fastest)
 
 
 def refuse_mistakes(config: Config) -> None:

@@ -1,7 +1,4 @@
-"""Checks a configuration against the signatures of what it names, and builds it.
-
-Hydra itself accepts `data.batch_size=abc`.
-"""
+"""Checks a configuration against the signatures of what it names, as Hydra does not, and builds the objects."""
 
 import inspect
 import types

@@ -271,8 +271,7 @@ def _describe(
         spread = float(numbers.std())
         if not spread:
             raise UserError(f"data.target={target} is the same in all training rows: there is nothing to predict.")
-        mean_of_target = float(numbers.mean())
-        return replace(spec, target_mean=mean_of_target, target_std=spread, description=f"{described}a number.")
+        return replace(spec, target_mean=float(numbers.mean()), target_std=spread, description=f"{described}a number.")
     several = task == "multilabel"
     words = table.words(target)
     words = [words[row] for row in training]

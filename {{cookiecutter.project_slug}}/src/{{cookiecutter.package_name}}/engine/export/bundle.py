@@ -16,8 +16,7 @@ from ..atomic import atomic_write
 from ..console import write_json
 from ..errors import UserError
 from ..inference.runtime import MANIFEST, SCHEMA_VERSION, digest, versions
-from ..runs.run_record import git_state
-from ..runs.run_record import versions as package_versions
+from ..runs import run_record
 from .gate import Limits, Parity
 from .signature import Contract
 from .triton import CONFIG, check_config, config_text
@@ -120,8 +119,8 @@ def describe(
         },
         "config": without_local_paths(checkpoint.config),
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "git": git_state(),
-        "versions": package_versions(PACKAGES),
+        "git": run_record.git_state(),
+        "versions": run_record.versions(PACKAGES),
     }
 
 

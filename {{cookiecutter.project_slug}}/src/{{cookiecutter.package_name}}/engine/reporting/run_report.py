@@ -21,7 +21,6 @@ from ..console import duration, python, shown, write_json
 from ..distributed.plan import Plan
 from ..markdown import render
 from ..runs import run_record
-from ..runs.run_record import commit_words
 from ..training.base_module import BaseModule
 from ..training.checkpoints import Checkpoint
 from ..training.options import TrainOptions
@@ -115,7 +114,7 @@ def write_report(run_dir: Path, metrics: Mapping[str, float], task: str, checkpo
         name=run_dir.name,
         started=started,
         duration=duration(time.time() - time.mktime(time.strptime(started, run_record.TIME_FORMAT))),
-        commit=commit_words(record.get("git")),
+        commit=run_record.commit_words(record.get("git")),
         versions=record.get("versions", {}),
         options=run_record.typed_options(run_dir),
         splits=splits,

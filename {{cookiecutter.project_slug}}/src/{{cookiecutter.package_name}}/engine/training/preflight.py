@@ -85,9 +85,8 @@ def check_samples(x: Tensor, y: Tensor, spec: DataSpec) -> None:
     if not torch.isfinite(y if y.is_floating_point() else y.float()).all():
         raise UserError("the first batch holds targets that are NaN or infinite: leave such samples out.")
     low, high = spec.input_range
-    outside = (
-        ((x < low) | (x > high) | torch.isinf(x)).flatten(1).any(1)
-    )  # NaN is a gap in a table, which the network fills
+    # NaN is a gap in a table, which the network fills.
+    outside = ((x < low) | (x > high) | torch.isinf(x)).flatten(1).any(1)
     if outside.any():
         bad = int(outside.nonzero()[0])
         raise UserError(f"sample {bad} of the training data holds values outside of {low:g} to {high:g}, its range.")

@@ -16,7 +16,6 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from ..config.command_line import Config
 from ..console import shown
 from ..runs import run_record
-from ..runs.run_record import git_state, versions
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +121,7 @@ def tracked(loggers: list[Logger], config: Config, run_dir: Path) -> Iterator[No
 @rank_zero_only
 def _begin(loggers: list[Logger], config: Config, run_dir: Path) -> None:
     """Logs the resolved configuration, the commit and the versions, unless the tracker continues a run."""
-    provenance = {"git": git_state(), "versions": versions()}
+    provenance = {"git": run_record.git_state(), "versions": run_record.versions()}
     ids: dict[str, str] = dict(run_record.read(run_dir).get("trackers", {}))
     for logger in loggers:
         if logger.name not in ids:
