@@ -9,7 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from digit_classifier.data.digits import DigitsDataModule
-from digit_classifier.engine.distributed.samplers import TrainingBatchSampler
+from digit_classifier.engine.distributed.dealing import seeded
 from digit_classifier.engine.spec import DataSpec
 from digit_classifier.models.classifier import Classifier
 from digit_classifier.models.cnn import CNN
@@ -35,7 +35,9 @@ def weights(net: Callable[[DataSpec], nn.Module], optimizer: partial, num_parts:
     model = Classifier(DATA.spec, net, optimizer)
     steps = model.make_optimizer(model.parameters())
     samples = DATA.samples["train"]
-    for batch in TrainingBatchSampler(len(samples), 64, seed=42):
+    order = torch.randperm(len(samples), generator=seeded(42, 0)).tolist()
+    for start in range(0, len(order) - 63, 64):
+        batch = order[start : start + 64]
         steps.zero_grad()
         for part in range(num_parts):
             x, y = samples.__getitems__(batch[part::num_parts])

@@ -18,6 +18,7 @@ import digit_classifier
 import numpy as np
 from digit_classifier.engine.config import CONFIG_DIRS
 from digit_classifier.engine.config.command_line import compose, register_with_hydra
+from digit_classifier.engine.distributed.plan import data_section
 from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from sklearn.compose import make_column_transformer
@@ -59,7 +60,7 @@ def trained(options: list[str]) -> float:
 def baselines(options: list[str], seed: int) -> dict[str, float]:
     with initialize_config_dir(str(CONFIG_DIRS[0]), version_base="1.3"):
         config = compose("train", [*options, "paths.output_dir=."])
-    data = instantiate(config["data"], _convert_="all")
+    data = instantiate(data_section(config["data"]), _convert_="all")
     inputs = {name: part.inputs.flatten(1).numpy() for name, part in data.samples.items()}
     labels = {name: part.labels.numpy() for name, part in data.samples.items()}
     known = np.concatenate([inputs["train"], inputs["val"]]), np.concatenate([labels["train"], labels["val"]])

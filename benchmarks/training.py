@@ -34,9 +34,9 @@ import torch.nn.functional as F
 from digit_classifier.engine import DataSpec, InMemoryDataModule, SamplesInMemory
 from digit_classifier.engine.config import CONFIG_DIRS
 from digit_classifier.engine.config.command_line import compose, register_with_hydra
+from digit_classifier.engine.distributed.dealing import seeded
 from digit_classifier.engine.distributed.launch import launch
-from digit_classifier.engine.distributed.plan import Plan
-from digit_classifier.engine.distributed.samplers import seeded
+from digit_classifier.engine.distributed.plan import Plan, data_section
 from digit_classifier.engine.warning_filters import IGNORED_WARNINGS, ignore_warnings
 from hydra import initialize_config_dir
 from hydra.utils import instantiate
@@ -78,7 +78,7 @@ class PicturesDataModule(InMemoryDataModule):
     """Pictures of noise `(N, 1, side, side)`, uint8; the label is the brightest of the first ten pixels."""
 
     def __init__(self, num_samples: int, num_val: int, side: int, batch_size: int, seed: int) -> None:
-        super().__init__(batch_size, None, seed, num_workers=0, pin_memory=None, val_fraction=0.1)
+        super().__init__(batch_size, seed, num_workers=0, pin_memory=None, val_fraction=0.1)
         shape = (num_samples + num_val, 1, side, side)
         pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         labels = pixels.flatten(1)[:, :10].argmax(dim=1)
@@ -123,13 +123,13 @@ class HandWrittenLoop:
         use_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
         self.device = torch.device("cuda", rank) if use_gpu else torch.device("cpu")
         pl.seed_everything(self.seed, verbose=False)
-        data = instantiate(config["data"], _convert_="all")
+        data = instantiate(data_section(config["data"]), _convert_="all")
         self.samples = {split: (samples.inputs, samples.labels) for split, samples in data.samples.items()}
         # The network alone, with the first weights that the project draws.
         net = instantiate({**section, "_partial_": True}, _convert_="all")(spec=data.spec).net.to(self.device)
         net = net.double() if precision == "64-true" else net
-        net = net.to(memory_format=torch.channels_last) if section["channels_last"] else net
-        if section["compile"]:
+        net = net.to(memory_format=torch.channels_last) if config["channels_last"] else net
+        if config["compile"]:
             net.compile()
         self.net, self.parameters = net, list(net.parameters())
         self.optimizer = instantiate(section["optimizer"])(self.parameters)
@@ -410,7 +410,9 @@ def measure(name: str, case: Case, options: list[str], num_pairs: int) -> dict[s
     row: dict[str, object] = {"case": name, "num_pairs": num_pairs, "ratio_to_loop": None, "ratio_to_ddp_loop": None}
     options = [*case.options, *options]
     config = compose_train([*options, "paths.output_dir=."])
-    batches = len(instantiate(config["data"], _convert_="all").samples["train"]) // config["data"]["batch_size"]
+    batches = (
+        len(instantiate(data_section(config["data"]), _convert_="all").samples["train"]) // config["data"]["batch_size"]
+    )
     for key, num_ranks in (("loop", 1), ("ddp_loop", NUM_DEVICES)) if case.with_ddp else (("loop", 1),):
         difference = largest_difference(options, case.num_epochs, num_ranks)
         if not difference < TOLERANCE:

@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 SUITE = Path(__file__).parent / "engine"
+STORIES = Path(__file__).parents[1] / "docs/stories"
 INSTALLED = "engine_tests"
 
 # (question, answer) -> tests of what such a project does not have.
@@ -54,3 +55,4 @@ def install(project: Path, answers: dict[str, object]) -> None:
         if "cookiecutter." in text:  # a file for every project: its package name and its conditions are filled in
             text = jinja.from_string(text).render(cookiecutter=answers)
         target.write_text(text, encoding="utf-8")
+    shutil.copytree(STORIES, installed / "stories")

@@ -20,7 +20,10 @@ MAKER_PACKAGES = ("pytest-xdist==3.8.0", "selenium==4.51.0", "pyarrow==26.0.1")
 
 # End-to-end tests that take minutes, and those that `make test` runs.
 LONG_E2E = ("benchmark", "formats", "search")
-SHORT_E2E = ("broken", "commands", "dp", "killed", "own_pictures", "predict", "refusals", "runs", "serve", "serving")
+SHORT_E2E = (
+    *("broken", "commands", "dp", "killed", "own_modules", "own_pictures"),
+    *("predict", "refusals", "runs", "serve", "serving"),
+)
 SKIPS = {
     "there is no GPU here",
     "EXECUTORCH_PYTHON is not set (make session NAME=executorch)",

@@ -1,21 +1,22 @@
-"""Data and networks for tests that do not depend on the kind of data: scikit-learn's digits, in memory."""
+"""Data, networks and options for tests that do not depend on the kind of data: scikit-learn's digits, in memory."""
+
+from dataclasses import fields
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from {{ cookiecutter.package_name }}.engine.data.samples import (
-    Augment,
-    Augmented,
-    Batch,
-    SamplesInMemory,
-    evaluation_loader,
-    training_loader,
-)
+from {{ cookiecutter.package_name }}.engine.config import CONFIG_DIRS
+from {{ cookiecutter.package_name }}.engine.data.samples import Augment, Augmented, Batch, SamplesInMemory, as_fetched
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import OneDeviceStrategy
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
+from {{ cookiecutter.package_name }}.engine.training.callbacks.optimization import Optimization
+from {{ cookiecutter.package_name }}.engine.training.options import TrainOptions
 
 NUM_TRAIN, NUM_VAL = 1257, 180
 
@@ -48,14 +49,34 @@ class Digits(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         samples: SamplesInMemory | Augmented = self.samples["train"]
         if self.augment is not None:
-            samples = Augmented(self.samples["train"], self.augment, self.seed)
-        return training_loader(samples, self.batch_size, self.seed, self.trainer, num_workers=self.num_workers)
+            samples = Augmented(self.samples["train"], self.augment)
+        generator = torch.Generator().manual_seed(self.seed)
+        options = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "drop_last": True}
+        return DataLoader(samples, self.batch_size, shuffle=True, generator=generator, collate_fn=as_fetched, **options)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return evaluation_loader(self.samples["val"], self.batch_size, self.trainer)
+        return DataLoader(self.samples["val"], self.batch_size, collate_fn=as_fetched)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return evaluation_loader(self.samples["test"], self.batch_size, self.trainer)
+        return DataLoader(self.samples["test"], self.batch_size, collate_fn=as_fetched)
+
+
+def one_device() -> OneDeviceStrategy:
+    """Of the engine: Lightning's own deals no loaders."""
+    return OneDeviceStrategy(torch.device("cpu"))
+
+
+def train_options(**given: Any) -> TrainOptions:
+    """The options of `train.yaml` that are given, and the defaults of the others."""
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIRS[0] / "train.yaml"))
+    return TrainOptions(
+        **{option.name: given.get(option.name, defaults[option.name]) for option in fields(TrainOptions)}
+    )
+
+
+def optimization(pretrained_names: frozenset[str] = frozenset(), lr_factor: float = 1.0, **given: Any) -> Optimization:
+    """The callback, with the options of `train.yaml` that are given."""
+    return Optimization(train_options(**given), pretrained_names, lr_factor)
 
 
 def rolled(pictures: Tensor, generators: list[torch.Generator]) -> Tensor:

@@ -19,7 +19,7 @@ class BadSample(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch < self.epoch:
             return
-        samples = trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        samples = trainer.datamodule.samples["train"]  # type: ignore[attr-defined]
         read = type(samples).__getitems__
 
         def getitems(indices: list[int]) -> Any:
@@ -52,16 +52,20 @@ class NotANumber(Callback):
         self.steps, self.score, self.epoch = steps or [], score, epoch
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        batch_loss, read_scores = pl_module.batch_loss, pl_module.read_scores
+        forward = pl_module.loss.forward
 
-        def spoiled_loss(outputs: torch.Tensor, y: torch.Tensor, training: bool) -> torch.Tensor:
-            loss: torch.Tensor = batch_loss(outputs, y, training=training)
-            return loss * float("nan") if training and trainer.global_step in self.steps else loss
+        def spoiled_loss(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = forward(outputs, y)
+            return loss * float("nan") if pl_module.training and trainer.global_step in self.steps else loss
 
-        def spoiled_scores(scores: Any) -> dict[str, torch.Tensor]:
-            values: dict[str, torch.Tensor] = read_scores(scores)
-            if self.score is not None and trainer.current_epoch >= self.epoch:
-                values[self.score] = torch.tensor(float("nan"))
-            return values
+        pl_module.loss.forward = spoiled_loss
+        if self.score is None:
+            return
+        metric = dict(pl_module.val_scores.items())[self.score]
+        compute = metric.compute
 
-        pl_module.batch_loss, pl_module.read_scores = spoiled_loss, spoiled_scores
+        def spoiled_score() -> torch.Tensor:
+            value: torch.Tensor = compute()
+            return value * float("nan") if trainer.current_epoch >= self.epoch else value
+
+        metric.compute = spoiled_score

@@ -1,13 +1,13 @@
-"""The strategy changes the speed, never the result: real processes, in float64 and without dropout."""
+"""The strategy changes the speed, never the result: real processes, in float64."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import DETERMINISTIC, Workplace, existing
+from conftest import Workplace
 
 TWO_PROCESSES = ("strategy=ddp", "trainer.devices=2")
-FLOAT64 = ("trainer.precision=64-true", "test=false")
+EXACT = ("trainer.precision=64-true", "trainer.sync_batchnorm=true", "test=false")
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 @pytest.fixture(scope="module")
 def ddp_run(ddp: Workplace, needed: dict[str, list[str]]) -> Path:
-    return ddp.train(needed, *TWO_PROCESSES, *FLOAT64, *existing(DETERMINISTIC))
+    return ddp.train(needed, *TWO_PROCESSES, *EXACT)
 
 
 def last_checkpoint(run_dir: Path) -> dict[str, object]:
@@ -25,10 +25,8 @@ def last_checkpoint(run_dir: Path) -> dict[str, object]:
 
 
 def test_ddp_ends_with_the_weights_of_single(ddp_run: Path, needed: dict[str, list[str]], tmp_path: Path) -> None:
-    single = Workplace(tmp_path).train(needed, *FLOAT64, *existing(DETERMINISTIC))
+    single = Workplace(tmp_path).train(needed, *EXACT)
     expected, found = (last_checkpoint(run_dir)["state_dict"] for run_dir in (single, ddp_run))
-    if any(name.endswith("running_mean") for name in expected):
-        pytest.skip("not run: BatchNorm depends on how a batch is split (docs/strategies.md)")
     assert list(found) == list(expected)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-10)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from digit_classifier.data.digits import DigitsDataModule
 from digit_classifier.engine.data.samples import Batch
-from digit_classifier.engine.distributed.strategies import DataParallelStrategy
+from digit_classifier.engine.distributed.strategies import DataParallelStrategy, OneDeviceStrategy
 from digit_classifier.models.classifier import Classifier
 from digit_classifier.models.mlp import MLP
 
@@ -38,9 +38,13 @@ class Call(NamedTuple):
 class Watched(Classifier):
     """Notes down its calls; replicas are shallow copies, so they write into the same lists."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0, checkpoint_segments: int = 0) -> None:
         torch.manual_seed(3)
-        super().__init__(DIGITS.spec, lambda spec: MLP(spec, [8], 0.0), lambda weights: torch.optim.SGD(weights, 0.1))
+        super().__init__(
+            DIGITS.spec,
+            lambda spec: MLP(spec, [8], dropout, checkpoint_segments),
+            lambda weights: torch.optim.SGD(weights, 0.1),
+        )
         self.calls: list[Call] = []
         self.steps: list[Call] = []
         self.logged: list[str] = []
@@ -84,7 +88,7 @@ def two_devices(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     patch(scatter_gather, "Scatter", SimpleNamespace(apply=lambda devices, sizes, dim, x: x.chunk(len(devices), dim)))
     patch(scatter_gather, "Gather", SimpleNamespace(apply=lambda device, dim, *parts: torch.cat(parts, dim)))
     patch(torch.accelerator, "is_available", lambda: True)
-    patch(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
+    patch(torch.accelerator, "current_accelerator", lambda *_: torch.device("cpu"))
     patch(torch.accelerator, "current_stream", nullcontext)
     patch(torch.accelerator, "device_index", nullcontext)
     return [torch.device("cpu", 0), torch.device("cpu", 1)]
@@ -117,6 +121,17 @@ def test_two_replicas_train_the_weights_of_one_device(two_devices: list[torch.de
     torch.testing.assert_close(replicated.state_dict(), single.state_dict(), rtol=0, atol=1e-10)
     trained, untrained = (model.net[1].layers[1].weight for model in (single, Watched().double()))
     assert not torch.allclose(trained, untrained, atol=1e-3)
+
+
+@pytest.mark.parametrize("segments", [0, 6])
+def test_replicas_drop_what_one_device_drops(two_devices: list[torch.device], segments: int) -> None:
+    """Activation checkpointing calls their layers again, in the main thread here, and draws what nobody has drawn."""
+    single, replicated, other = Watched(0.5), Watched(0.5, segments), Watched()
+    fit(single, OneDeviceStrategy(torch.device("cpu")), 9, 9, 9, 9)
+    fit(replicated, DataParallelStrategy(two_devices), 9, 9, 9, 9)
+    torch.testing.assert_close(replicated.state_dict(), single.state_dict(), rtol=0, atol=1e-10)
+    fit(other, OneDeviceStrategy(torch.device("cpu")), 9, 9, 9, 9)
+    assert not torch.allclose(other.net[1].layers[1].weight, single.net[1].layers[1].weight, atol=1e-3)
 
 
 def test_replicas_run_forward_and_the_module_runs_the_step(two_devices: list[torch.device]) -> None:
@@ -197,5 +212,6 @@ def test_evaluation_counts_every_sample_once(two_devices: list[torch.device]) ->
     (figures,) = make_trainer(DataParallelStrategy(two_devices)).test(replicated, loader, verbose=False)
     assert figures == pytest.approx(expected)
     assert replicated.sizes() == [1, 2, 2, 4, 5]
-    assert replicated.counts.sum() == 14
-    assert torch.equal(replicated.counts, single.counts)
+    counts = replicated.confusion_matrix.compute()
+    assert counts.sum() == 14
+    assert torch.equal(counts, single.confusion_matrix.compute())

@@ -72,7 +72,7 @@ def test_formats_in_float32_agree_with_eager_at_all_batches(model: str, all_form
 @pytest.mark.parametrize(
     "options",
     [
-        ("trainer=cpu", "model.compile=true"),
+        ("trainer=cpu", "compile=true"),
         ("trainer=cpu", "strategy=ddp", "trainer.devices=2"),
         ("trainer=cpu", "trainer.precision=bf16-mixed"),
         ("trainer=cpu", "trainer.precision=bf16-true"),
@@ -124,9 +124,8 @@ def test_no_path_user_or_stack_trace_is_published(all_formats: Path) -> None:
 
 def test_that_leaks_are_found_where_torch_leaves_them(best_checkpoint: Path, tmp_path: Path) -> None:
     """The same search finds them in files as torch writes them, zipped members included."""
-    network = deployed(
-        Classifier(DigitsDataModule().spec, net=lambda spec: MLP(spec, [8], 0.0), optimizer=torch.optim.Adam)
-    )
+    spec = DigitsDataModule().spec
+    network = deployed(Classifier(spec, net=lambda spec: MLP(spec, [8], 0.0), optimizer=torch.optim.Adam), spec)
     example = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     torch.export.save(torch.export.export(network, (example,)), tmp_path / "model.pt2")
     with pytest.warns(DeprecationWarning, match="torch.jit"):
@@ -401,7 +400,7 @@ def test_deep_copy_of_a_network_with_tied_weights_exports(tmp_path: Path) -> Non
     classifier = Classifier(spec, net=lambda _: Tied(), optimizer=torch.optim.Adam)
     contract = Contract("tied", Signature.of(spec), spec.labels, "0" * 64, opset=18)
     example = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    source = Source(deployed(classifier), example, contract, {}, {}, spec, lambda number: np.zeros(number))
+    source = Source(deployed(classifier, spec), example, contract, {}, {}, spec, lambda number: np.zeros(number))
     for name in EXACT_FORMATS:
         path = tmp_path / FORMATS[name].file
         path.write_bytes(exporter(name).export(source))

@@ -27,8 +27,8 @@ def test_network_learns_other_labels_and_is_whole_without_the_first_run(
     taken = torch.load(first, weights_only=True)["state_dict"]
     data = ("data=image_folder", f"data.root={picture_folder}", "data.channels=1", "data.size=[8,8]")
     small = ("data.batch_size=16", "data.num_workers=0", "trainer=cpu")
-    tuned = ("model.weights=first.ckpt", "model.pretrained_lr_factor=0.1", "model.class_weights=balanced")
-    command = ("train", *data, *small, *tuned, "model.freeze=[net.1.features.0.*,net.1.features.1.*]")
+    tuned = ("weights=first.ckpt", "pretrained_lr_factor=0.1", "model.class_weights=balanced")
+    command = ("train", *data, *small, *tuned, "freeze=[net.1.features.0.*,net.1.features.1.*]")
     with monkeypatch.context() as named:
         named.setenv("TRAIN_RUN_NAME", "tuned")
         printed = run_command(*command, "trainer.max_epochs=2", cwd=tmp_path).stdout
@@ -56,9 +56,9 @@ def test_network_learns_other_labels_and_is_whole_without_the_first_run(
     (manifest,) = tmp_path.glob("artifacts/*/1/manifest.json")
     bundled = manifest.with_name("model.safetensors")
     exported = load_file(bundled)
-    model = checkpoints.load(run_dir / "checkpoints/best.ckpt").model()
-    fine_tuning.transfer(fine_tuning.read_weights(bundled), model)
-    assert len(model.pretrained_names) == 11, "a bundle tells its labels: all of it can be trained on"
+    best = checkpoints.load(run_dir / "checkpoints/best.ckpt")
+    names, _ = fine_tuning.transfer(fine_tuning.read_weights(bundled), best.model(), best.config["model"], best.spec)
+    assert len(names) == 11, "a bundle tells its labels: all of it can be trained on"
     written = json.loads(manifest.read_text(encoding="utf-8"))["preprocessing"]
     assert written["mean"] == pytest.approx(exported["net.0.mean"].flatten().tolist())
     assert torch.equal(exported["net.0.mean"], taken["net.0.mean"]), "what the kept weights have learned with"

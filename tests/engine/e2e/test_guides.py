@@ -52,6 +52,25 @@ def change(project: Path, block: str) -> None:
     path.write_text("".join(text), encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_shipped_tests_hold_after_all_guides(copied: Path) -> None:
+    """With data, network, metric and loss of the guides, and with them as defaults."""
+    environment = os.environ | {"PYTHONPATH": str(copied / "src"), "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    for name in GUIDES:
+        write_files(copied, copied / "docs" / name)
+        for block in blocks(copied / "docs" / name, "diff"):
+            change(copied, block)
+    (make_data, *_) = blocks(copied / "docs/my-data.md", "bash")
+    subprocess.run(["bash", "-ec", make_data], cwd=copied, env=environment, check=True, capture_output=True)
+    train = copied / "src/digit_classifier/configs/train.yaml"
+    text = re.sub(r"- data: \w+", "- data: mine", train.read_text(encoding="utf-8"))
+    train.write_text(re.sub(r"- model: \w+", "- model: focal", text), encoding="utf-8")
+    tests = [sys.executable, "-m", "pytest", "-q", "tests"]
+    done = subprocess.run(tests, cwd=copied, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize("name", GUIDES)
 def test_guide_works_as_it_says(name: str, copied: Path) -> None:
     guide = copied / "docs" / name

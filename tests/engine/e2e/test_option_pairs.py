@@ -3,13 +3,13 @@
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from integration.test_configs import CHOICES, composed
 
 import digit_classifier as package
 from digit_classifier.engine.config import CONFIG_DIRS
-from digit_classifier.engine.config.validation import build as built
 from digit_classifier.engine.config.validation import read_options
 from digit_classifier.engine.distributed.plan import make_plan
 from digit_classifier.engine.errors import UserError
@@ -34,10 +34,10 @@ def refusal_of(pair: tuple[str, str], folder: Path, pictures: Path) -> str:
             config["trainer"]["accelerator"] = "cpu"  # no such device here: all but its name is tried
         read_options(config, TrainOptions)
         plan = make_plan(config)
-        datamodule = built(config["data"], "data")
-        model = build.build_for_training(config["model"], datamodule.spec, 1.0)
+        datamodule: Any = build.build_datamodule(config["data"], config["seed"])
+        model = build.build_model(config["model"], datamodule.spec)
         loggers = build.build_loggers(config["logger"], folder)
-        callbacks = build.build_callbacks(config["callbacks"], loggers, {}, plan.split)
+        callbacks = build.build_callbacks(config["callbacks"], loggers, [], plan.split)
         build.build_trainer(plan, callbacks, loggers, folder)
         assert model.spec == datamodule.spec
     except UserError as refusal:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TWO_PROCESSES, run_command
 
 import {{ cookiecutter.package_name }} as package
@@ -39,27 +40,25 @@ VERBS = ("train",{{ ' "search",' if cookiecutter.search }} "evaluate", "predict"
 SLOW = [
     ("train", ["strategy=single", "trainer=cpu", "trainer.devices=2"], "strategy=single uses one device"),
     ("train", ["strategy=dp", "trainer=cpu", "trainer.devices=2"], "take strategy=ddp"),
-    ("train", ["strategy=ddp", "trainer=cpu", "trainer.devices=3"], "the nearest that does is 63 or 66"),
     ("train", ["trainer=gpu", "trainer.devices=512"], "trainer."),
     ("train", ["strategy=ddp", "trainer=cpu", "trainer.num_nodes=2"], "start the command with 'torchrun --nnodes 2'"),
     ("train", ["+trainer.accumulate_grad_batches=2"], "follows from 'data.micro_batch_size': set that one."),
     ("train", ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1"], "needs model.optimizer.fused=false"),
-    ("train", ["data.micro_batch_size=48"], "the nearest that does is 32 or 64"),
+    ("train", ["data.micro_batch_size=0"], "data.micro_batch_size=0 holds no sample: give 1 or more."),
     ("train", ["data.micro_batch_size=many"], "data.micro_batch_size=many does not fit"),
     ("train", ["data.micro_batch_size=16", "trainer.limit_train_batches=0.5"], "may cut a batch in two"),
     ("train", ["data.micro_batch_size=auto", "trainer.limit_train_batches=0.5"], "may cut a batch in two"),
     ("train", ["strategy=ddp", "strategy.static_graph=true", "data.micro_batch_size=16"], "strategy.static_graph=true"),
     ("train", ["strategy=ddp", "strategy.compression=powersgd", "trainer.precision=16-mixed"], "keeps an overflow"),
-    ("train", ["trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true is for several processes"),
+    ("train", ["strategy=dp", "trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true is for several processes"),
     ("train", ["strategy=fsdp", "trainer.gradient_clip_val=1"], "no device has the whole gradient"),
     ("train", ["strategy=fsdp", "data.micro_batch_size=auto"], "give a number"),
     ("train", ["strategy=fsdp", "strategy.min_num_weights=0"], "strategy.min_num_weights=0 is out of range"),
     ("train", ["+callbacks.best.save_weights_only=true"], "callbacks.best.save_weights_only=true leaves out"),
-    ("train", ["strategy=dp", "model.compile=true"], "model.compile=true cannot follow strategy=dp"),
+    ("train", ["strategy=dp", "compile=true"], "compile=true cannot follow strategy=dp"),
     ("train", ["strategy=fsdp", "strategy.cpu_offload=2"], "strategy.cpu_offload=2 does not fit"),
     ("train", ["strategy=fsdp", "trainer=cpu"], "strategy=fsdp needs GPUs"),
     ("train", ["trainer=cpu", "trainer.precision=16-mixed"], "take bf16-mixed."),
-    ("train", ["strategy=ddp", "trainer=cpu", "trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true needs GPUs"),
     ("train", ["strategy=ddp", "strategy.compression=zip"], "it takes none or fp16 or bf16 or powersgd"),
     ("train", ["strategy=ddp", "trainer=cpu", "strategy.compression=bf16"], "strategy.compression=bf16 needs GPUs"),
     ("train", ["strategy=ddp", "strategy.bucket_cap_mb=0"], "strategy.bucket_cap_mb=0 is out of range"),
@@ -75,13 +74,16 @@ SLOW = [
     ("train", ["data.batch_size=abc"], "data.batch_size=abc does not fit: it takes a whole number."),
     ("train", ["model.optimizer.lr=-1"], "Invalid learning rate: -1"),
     ("train", ["ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
-    ("train", ["model.weights=nowhere.ckpt"], "model.weights=nowhere.ckpt does not exist"),
-    ("train", ["model.weights=3"], "model.weights=3 does not exist"),
-    ("train", ["model.weights=truncated.ckpt"], "model.weights=truncated.ckpt cannot be read"),
-    ("train", ["model.weights=truncated.ckpt", "ckpt_path=truncated.ckpt"], "are two starts of a run"),
-    ("train", ["model.pretrained_lr_factor=0.1"], "is for pretrained weights: give model.weights=."),
-    ("train", ["model.freeze=net.2.*"], "model.freeze=net.2.* fits no weight: there are net.1.{{ "layers.0" if cookiecutter.data_kind == "tables" else "features.0" }}.weight"),
-    ("train", ["model.freeze=[net.1.*]"], "freezes every weight"),
+    ("train", ["weights=nowhere.ckpt"], "weights=nowhere.ckpt does not exist"),
+    ("train", ["weights=3"], "weights=3 does not fit: it takes text or null."),
+    ("train", ["weights=truncated.ckpt"], "weights=truncated.ckpt cannot be read"),
+    ("train", ["weights=truncated.ckpt", "ckpt_path=truncated.ckpt"], "are two starts of a run"),
+    ("train", ["pretrained_lr_factor=0.1"], "is for pretrained weights: give weights=<file>."),
+    ("train", ["pretrained_lr_factor=2"], "pretrained_lr_factor=2 is out of range: give more than 0, and at most 1."),
+    ("train", ["warmup_steps=-1"], "warmup_steps=-1 is out of range: give 0 (none) or more."),
+    ("train", ["rehearse_export=true"], "rehearse_export=True does not fit: it takes warn or require or "),
+    ("train", ["freeze=net.2.*"], "freeze=net.2.* fits no weight: there are net.1.{{ "layers.0" if cookiecutter.data_kind == "tables" else "features.0" }}.weight"),
+    ("train", ["freeze=[net.1.*]"], "freezes every weight"),
     ("train", ["model.class_weights=[1,2,3]"], "has 3 numbers for {{ 2 if cookiecutter.data_kind == "tables" else 10 }} labels"),
     ("train", ["model.class_weights=evenly"], "it takes balanced or a list or null"),
     ("evaluate", ["ckpt_path=null"], "ckpt_path=None does not fit"),
@@ -202,18 +204,15 @@ def test_mistake_that_needs_torch_to_be_seen_is_told_alike(
     assert not (tmp_path / "artifacts").exists()
 
 
-@pytest.mark.parametrize(
-    ("callback", "sentence"),
-    [
-        ("best", "could not find the monitored key"),
-        pytest.param("early_stopping", "metric `val/nothing` which is not available", marks=pytest.mark.slow),
-    ],
-)
-def test_metric_that_is_never_logged_is_refused_when_it_is_looked_for(
-    callback: str, sentence: str, tmp_path: Path
-) -> None:
-    options = ("trainer=cpu", "trainer.max_epochs=1", f"callbacks.{callback}.monitor=val/nothing")
-    assert sentence in only_line(run_command("train", *options, cwd=tmp_path, check=False))
+def test_figure_that_is_monitored_and_never_logged_is_named_and_the_last_checkpoint_is_the_best(tmp_path: Path) -> None:
+    monitored = [f"callbacks.{name}.monitor=val/nothing" for name in ("best", "early_stopping")]
+    printed = run_command("train", "trainer=cpu", "trainer.max_epochs=2", *monitored, cwd=tmp_path).stdout
+    (line,) = (line for line in printed.splitlines() if "which is monitored" in line)
+    assert line.startswith("warning     the model logs ")
+    assert "and not val/nothing, which is monitored: the best checkpoint is the last one, and the training" in line
+    assert "val/loss" in line.split(" and not ")[0]
+    (best,) = tmp_path.glob("logs/train/runs/*/checkpoints/best.ckpt")
+    assert torch.load(best, weights_only=True)["epoch"] == 1
 
 
 @pytest.mark.parametrize(("verb", "options"), [*(case[:2] for case in FAST), *((verb, ["--help"]) for verb in VERBS)])

@@ -75,7 +75,7 @@ def test_compiled_network_trains_the_same_and_keeps_its_names(tmp_path: Path) ->
             "trainer.max_epochs=2",
             "model=mlp",
             "model.net.dropout=0",
-            f"model.compile={compiled}",
+            f"compile={compiled}",
         )
         run_command("train", *options, cwd=folder)
         (path,) = folder.glob("logs/train/runs/*/checkpoints/last.ckpt")

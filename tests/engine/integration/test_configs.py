@@ -16,7 +16,9 @@ from omegaconf import OmegaConf
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.config import CONFIG_DIRS
 from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
+{% if cookiecutter.search %}
 from {{ cookiecutter.package_name }}.engine.config.validation import build as built
+{% endif %}
 from {{ cookiecutter.package_name }}.engine.config.validation import read_options
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices
 from {{ cookiecutter.package_name }}.engine.distributed.plan import Plan, make_plan, trainer_section
@@ -61,10 +63,10 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
     if choice == "trainer=gpu":
         config["trainer"]["accelerator"] = "cpu"  # no such device here: all but its name is tried
     read_options(config, TrainOptions)
-    datamodule = built(config["data"], "data")
+    datamodule: Any = build.build_datamodule(config["data"], config["seed"])
     model = build.build_model(config["model"], datamodule.spec)
     loggers = build.build_loggers(config["logger"], tmp_path)
-    callbacks = build.build_callbacks(config["callbacks"], loggers, {})
+    callbacks = build.build_callbacks(config["callbacks"], loggers, [])
     if choice == "strategy=fsdp":  # it needs GPUs, which may not be here
         devices = Devices("cpu", (0,))
         plan = Plan(devices, strategy_options(config["strategy"]), None, trainer_section(config, devices, num_steps=1))
@@ -111,11 +113,11 @@ def test_export_options_fit(tmp_path: Path) -> None:
 def test_learning_rate_monitor_is_left_out_without_a_logger(tmp_path: Path) -> None:
     config = composed("train", tmp_path)
     loggers, sections = build.build_loggers(config["logger"], tmp_path), config["callbacks"]
-    assert len(build.build_callbacks(sections, [], {})) == len(build.build_callbacks(sections, loggers, {})) - 1
+    assert len(build.build_callbacks(sections, [], [])) == len(build.build_callbacks(sections, loggers, [])) - 1
 
 
 def test_callback_set_to_null_is_left_out(tmp_path: Path) -> None:
     config = composed("train", tmp_path, "callbacks.early_stopping=null")
-    names = [type(callback).__name__ for callback in build.build_callbacks(config["callbacks"], [], {})]
+    names = [type(callback).__name__ for callback in build.build_callbacks(config["callbacks"], [], [])]
     assert "EarlyStopping" not in names
     assert "ModelCheckpoint" in names

@@ -12,7 +12,6 @@ from downloads import write_mnist
 {% endif %}
 from test_configs import CHOICES, composed
 
-from {{ cookiecutter.package_name }}.engine.config.validation import build as built
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.export.formats import exporter
 from {{ cookiecutter.package_name }}.engine.export.network import Source, deployed, eager
@@ -49,7 +48,7 @@ def pair(data: str, model: str, folder: Path, needed: list[str]) -> tuple[Any, A
     """The data and the network, or a skip that says why they do not go together."""
     config = composed("train", folder, data, model, *needed, "data.batch_size=16")
     try:
-        datamodule = built(config["data"], "data")
+        datamodule: Any = build.build_datamodule(config["data"], config["seed"])
     except UserError as refusal:
         pytest.skip(f"not run: {data} needs more than its options say: {refusal}")
     try:
@@ -79,7 +78,8 @@ def test_pair_trains_and_is_exported_as_it_was_trained(
     trainer.fit(network, datamodule=datamodule)
     assert trainer.global_step == 2
     inputs, _ = next(iter(datamodule.test_dataloader()))
-    trained, spec = deployed(network), datamodule.spec
+    spec = datamodule.spec
+    trained = deployed(network, spec)
     contract = Contract("pair", Signature.of(spec), spec.labels, "0" * 64, opset=18, task=spec.task)
     source = Source(trained, inputs[:2].clone(), contract, {}, {}, spec, lambda number: inputs.numpy()[:number])
     expected = eager(trained)(inputs.numpy())
@@ -93,7 +93,7 @@ def test_pair_trains_and_is_exported_as_it_was_trained(
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     _, again = pair(data, model, tmp_path, needed.get(data, []))
     again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    for found, right in zip(eager(deployed(again))(inputs.numpy()), expected, strict=True):
+    for found, right in zip(eager(deployed(again, spec))(inputs.numpy()), expected, strict=True):
         assert difference(found, right) <= 1e-6
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import EXACT, TWO_PROCESSES, assert_same_result, curves, run_command, torchrun, trained, weights
@@ -50,8 +51,8 @@ def test_strategies_agree_on_a_fine_tuned_network_with_weighted_labels(single: P
     """Some of it frozen, some of it slower, the last layer new: a file of the network alone names no labels."""
     network = {name.removeprefix("net.1."): tensor for name, tensor in weights(single).items() if "net.1." in name}
     save_file(network, tmp_path / "network.safetensors")
-    start = (f"model.weights={tmp_path / 'network.safetensors'}", "model.freeze=net.1.{{ "layers.0" if cookiecutter.data_kind == "tables" else "features.0" }}.*")
-    tuned = (*EXACT, *start, "model.pretrained_lr_factor=0.1", "model.class_weights={{ "[1,3]" if cookiecutter.data_kind == "tables" else "[1,2,3,4,5,6,7,8,9,10]" }}")
+    start = (f"weights={tmp_path / 'network.safetensors'}", "freeze=net.1.{{ "layers.0" if cookiecutter.data_kind == "tables" else "features.0" }}.*")
+    tuned = (*EXACT, *start, "pretrained_lr_factor=0.1", "model.class_weights={{ "[1,3]" if cookiecutter.data_kind == "tables" else "[1,2,3,4,5,6,7,8,9,10]" }}")
     strategies = {"single": (), "ddp": (*TWO_PROCESSES, "data.micro_batch_size=16")}
     found = {}
     for name, strategy in strategies.items():
@@ -73,10 +74,11 @@ import json
 import lightning.pytorch as pl
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from PACKAGE.engine.data.samples import SamplesInMemory, evaluation_loader
 from PACKAGE.engine.spec import DataSpec
 from PACKAGE.models.classifier import Classifier
+from PACKAGE.engine.training.callbacks.epoch_values import EpochValues
 from PACKAGE.engine.warning_filters import IGNORED_WARNINGS, ignore_warnings
 from PACKAGE.engine.distributed.devices import resolve_devices
 from PACKAGE.engine.distributed.strategies import build_strategy, strategy_options
@@ -89,10 +91,10 @@ class Samples(pl.LightningDataModule):
         super().__init__()
         numbers = torch.Generator().manual_seed(size)
         inputs = torch.randint(256, (size, 1, 8, 8), dtype=torch.uint8, generator=numbers)
-        self.samples = SamplesInMemory(inputs, torch.randint(10, (size,), generator=numbers))
+        self.samples = TensorDataset(inputs, torch.randint(10, (size,), generator=numbers))
 
     def test_dataloader(self):
-        return evaluation_loader(self.samples, 64, self.trainer)
+        return DataLoader(self.samples, 64)
 
 ignore_warnings(*IGNORED_WARNINGS)
 devices = resolve_devices("cpu", None, "ddp")
@@ -104,9 +106,10 @@ for size in (1, 5, 359, 360):
     model = Classifier(spec, lambda spec: net, torch.optim.SGD)
     strategy = build_strategy(strategy_options(OPTIONS), devices)
     trainer = pl.Trainer(accelerator="cpu", devices=devices.for_trainer(), strategy=strategy, logger=False,
-                         enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False)
+                         enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False,
+                         callbacks=[EpochValues()])
     (figures,) = trainer.test(model, datamodule=Samples(size), verbose=False)
-    found[size] = {**figures, "counted": int(model.counts.sum())}
+    found[size] = {**figures, "counted": int(model.confusion_matrix.compute().sum())}
 if trainer.is_global_zero:
     print("FOUND " + json.dumps(found))
 if torch.distributed.is_initialized():  # what gloo leaves running can abort an interpreter that ends
@@ -132,6 +135,69 @@ def test_evaluation_counts_every_sample_once_on_one_two_and_three_processes(tmp_
             assert figures["test/acc"] == alone[size]["test/acc"]
             assert figures["test/f1"] == alone[size]["test/f1"]
             assert figures["test/loss"] == pytest.approx(alone[size]["test/loss"], rel=1e-6)
+
+
+# Options of the Trainer and of the data in tests/engine/plain.py, each of which is one training.
+PLAIN: list[dict[str, Any]] = [
+    {},  # three random generators, 97 samples in batches of 32: the last batch has one
+    {"data": {"num_workers": 2}},
+    {"num_steps": 2},
+    {"num_steps": 3, "data": {"batch_size": 31, "kind": "split"}},
+    {"data": {"kind": "weighted", "num_test": 1}},
+    {"data": {"num_train": 5, "batch_size": 1}},  # all ranks but the first have no sample
+    {"limit_train_batches": 2, "limit_val_batches": 2, "limit_test_batches": 0.6},
+    {"limit_train_batches": 2, "data": {"num_workers": 2}},
+    {"most": 2, "data": {"num_workers": 2}},  # each epoch is ended by -1
+    {"max_steps": 5, "max_epochs": -1},
+    {"overfit_batches": 2},
+    {"fast_dev_run": True},
+    {"data": {"kind": "iterable"}},
+]
+
+
+def run_script(name: str, num_processes: int, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a script beside the tests finds in each of the runs."""
+    folder = Path(__file__).parents[1]
+    printed = torchrun(folder, "--standalone", "--nproc-per-node", str(num_processes), name, json.dumps(runs))
+    (line,) = (line for line in printed.splitlines() if line.startswith("FOUND "))
+    found: list[dict[str, Any]] = json.loads(line.removeprefix("FOUND "))
+    return found
+
+
+def test_plain_lightning_code_gives_the_same_result_on_one_two_and_three_processes() -> None:
+    """Ordinary DataLoaders, whose batches and sets divide by neither, and logged values and metrics."""
+    alone = run_script("plain.py", 1, PLAIN)
+    whole, workers, micro_batches, *_ = alone
+    assert whole["weights"] == pytest.approx(workers["weights"], abs=0)
+    assert whole["drawn"] == workers["drawn"], "worker processes move no generator of the main process"
+    assert whole["weights"] == pytest.approx(micro_batches["weights"], abs=1e-10)
+    assert (whole["seen"], whole["val/samples"], whole["test/samples"]) == (3 * 97, 33, 41)
+    assert (alone[6]["val/samples"], alone[6]["test/samples"], alone[7]["weights"]) == (32, 26, alone[6]["weights"])
+    for num_processes in (2, 3):
+        for options, expected, found in zip(PLAIN, alone, run_script("plain.py", num_processes, PLAIN), strict=True):
+            assert found == pytest.approx({**expected, "drawn": found["drawn"]}, abs=1e-10), options
+
+
+def test_figures_of_an_epoch_are_those_of_all_ranks_though_none_was_synchronised(tmp_path: Path) -> None:
+    """Means, sums and extremes, of an epoch that goes on in its middle too."""
+    hooks = [f"on_{split}_epoch_end" for split in ("train", "validation", "test")]
+    runs: list[dict[str, Any]] = [
+        {},
+        {"num_steps": 12},  # of 16, 8 in an epoch
+        {"ckpt_path": str(tmp_path / "middle.ckpt")},
+        *({"hook": hook} for hook in hooks),
+        *({"hook": hook, "synchronised": True} for hook in hooks),
+    ]
+    runs = [{"folder": str(tmp_path), **options} for options in runs]
+    alone, _, resumed_alone = run_script("epochs.py", 1, runs[:3])
+    assert (alone["train/samples"], alone["val/samples"], alone["test/samples"]) == (97, 33, 41)
+    assert resumed_alone == pytest.approx(alone, abs=1e-10)
+    together, _, resumed, *ended = run_script("epochs.py", 2, runs)
+    assert together == pytest.approx(alone, abs=1e-10)
+    assert resumed == pytest.approx(together, abs=1e-10)
+    for found in ended[:3]:
+        assert found["refused"].startswith("'own' was never synchronised: it is 1 on one rank and 2 on another.")
+    assert [found["own"] for found in ended[3:]] == [1.5] * 3
 
 
 def test_torchrun_trains_what_the_command_trains(ddp: Path, tmp_path: Path) -> None:

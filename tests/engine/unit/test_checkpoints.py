@@ -124,6 +124,35 @@ def test_target_that_is_no_trusted_class_is_refused(target: str, best_checkpoint
         checkpoints.load(write(contents, tmp_path / "spoiled.ckpt"))
 
 
+@pytest.mark.parametrize(
+    "line", ["_target_: safetensors.SafetensorError", '_target_: "safetensors.SafetensorError" # mine']
+)
+def test_package_that_a_file_of_configs_names_is_trusted(
+    line: str, best_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none of the standard library, whose classes run commands."""
+    contents = read(best_checkpoint)
+    section = contents["project"]["config"]["model"]
+    section["net"] = {"_target_": "safetensors.SafetensorError"}
+    path = write(contents, tmp_path / "named.ckpt")
+    with pytest.raises(UserError, match=r"no class of .* could run foreign code: name it in a file of configs/"):
+        checkpoints.load(path)
+    (tmp_path / "configs/model").mkdir(parents=True)
+    (tmp_path / "configs/model/mine.yaml").write_text(
+        f"# _target_: pandas.DataFrame\nnet:\n  {line}\nother:\n  _target_: subprocess.Popen\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(checkpoints, "CONFIG_DIRS", [tmp_path / "configs"])
+    checkpoints.trusted_packages.cache_clear()
+    try:
+        assert checkpoints.trusted_packages() == (*checkpoints.TRUSTED, "safetensors")
+        checkpoints.load(path)
+        section["net"]["_target_"] = "subprocess.Popen"
+        with pytest.raises(UserError, match=r"names _target_=subprocess\.Popen, which is no class of"):
+            checkpoints.load(write(contents, path))
+    finally:
+        checkpoints.trusted_packages.cache_clear()
+
+
 def test_interpolation_in_a_checkpoint_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:
     contents = read(best_checkpoint)
     contents["project"]["config"]["model"]["net"] = "$" + "{oc.create:{_target_:torch.hub.load,_args_:[x]}}"

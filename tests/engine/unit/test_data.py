@@ -1,61 +1,168 @@
-"""Samplers and loaders: which sample goes to which rank, resumption and augmentation."""
+"""Ordinary loaders dealt to ranks and micro-batches: which sample goes where, resumption, random numbers, refusals."""
 
+import random
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from digits import NUM_TRAIN, Digits, rolled
+from digits import Digits, one_device, rolled
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+    random_split,
+)
+from torchmetrics import MeanMetric, Metric
 
-from {{ cookiecutter.package_name }}.engine.data.samples import Loader
-from {{ cookiecutter.package_name }}.engine.distributed import samplers
+from {{ cookiecutter.package_name }}.engine.distributed.dealing import (
+    Share,
+    deal,
+    sample_generators,
+)
+from {{ cookiecutter.package_name }}.engine.distributed.plan import BatchSplit
 from {{ cookiecutter.package_name }}.engine.errors import UserError, lost_worker
 
 
+def numbers(size: int) -> TensorDataset:
+    return TensorDataset(torch.arange(size))
+
+
+def dealt(loader: DataLoader[Any], share: Share, epoch: int = 0, name: str = "train_dataloader", **options: Any) -> Any:
+    """Lightning sets the epoch in this way."""
+    found = deal(loader, share, name, **options)
+    found.batch_sampler.sampler.set_epoch(epoch)
+    return found
+
+
+def parts(loader: Any) -> list[Any]:
+    return list(loader.batch_sampler)
+
+
+def own(loader: Any) -> list[list[int]]:
+    """The samples of each part, without those that stand in for none."""
+    return [part.indices[: part.num_own] for part in parts(loader)]
+
+
+def on_ranks(loader: DataLoader[Any], world_size: int, num_steps: int = 1, **options: Any) -> list[list[list[int]]]:
+    return [own(dealt(loader, Share(rank, world_size, num_steps), **options)) for rank in range(world_size)]
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("num_steps", [1, 2, 4])
-def test_optimiser_step_sees_the_same_samples_however_they_are_split(world_size: int, num_steps: int) -> None:
-    alone = list(samplers.TrainingBatchSampler(100, 24, seed=5))
-    ranks = [
-        list(samplers.TrainingBatchSampler(100, 24, seed=5, rank=rank, world_size=world_size, num_steps=num_steps))
-        for rank in range(world_size)
-    ]
-    assert {len(part) for parts in ranks for part in parts} == {24 // (world_size * num_steps)}
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_optimiser_step_sees_the_same_samples_however_they_are_split(
+    world_size: int, num_steps: int, drop_last: bool
+) -> None:
+    loader = DataLoader(numbers(97), batch_size=24, shuffle=True, drop_last=drop_last)
+    alone, ranks = own(dealt(loader, Share())), on_ranks(loader, world_size, num_steps)
+    assert [len(batch) for batch in alone] == [24, 24, 24, 24, *([] if drop_last else [1])]
+    assert {len(found) for found in ranks} == {len(alone) * num_steps} == {len(dealt(loader, Share(0, 2, num_steps)))}
     for step, batch in enumerate(alone):
         steps = slice(step * num_steps, (step + 1) * num_steps)
-        assert sorted(batch) == sorted(index for parts in ranks for part in parts[steps] for index in part)
+        pieces = [piece for found in ranks for piece in found[steps]]
+        assert sorted(batch) == sorted(index for piece in pieces for index in piece)
+        assert max(map(len, pieces)) <= -(-24 // (world_size * num_steps))
 
 
-def test_order_depends_on_seed_and_epoch_alone() -> None:
-    sampler = samplers.TrainingBatchSampler(100, 12, seed=5, rank=0, world_size=1)
-    first = list(sampler)
-    assert list(sampler) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert list(samplers.TrainingBatchSampler(100, 12, seed=6, rank=0, world_size=1)) != first
-    assert len(first) == 100 // 12
-    assert len(np.unique(first)) == 96
+def test_part_knows_its_size_and_a_rank_without_a_sample_gets_one_that_stands_in() -> None:
+    loader = DataLoader(numbers(5), batch_size=4)
+    first, last = parts(dealt(loader, Share(1, 3)))
+    assert (first.indices, first.num_own, first.num_whole) == ([1], 1, 4)
+    assert (last.indices, last.num_own, last.num_whole) == ([4, 4], 0, 1)
 
 
-def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
-    sampler = samplers.TrainingBatchSampler(100, 12, seed=5, rank=0, world_size=1, reshuffle=False)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    assert list(sampler) == first
+def test_order_is_that_of_the_sampler_and_depends_on_seed_and_epoch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = DataLoader(numbers(100), batch_size=12, shuffle=True)
+    first = own(dealt(loader, Share()))
+    torch.rand(1)
+    assert own(dealt(loader, Share())) == first
+    assert own(dealt(loader, Share(), epoch=1)) != first
+    assert sorted(index for batch in first for index in batch) == list(range(100))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert own(dealt(loader, Share())) != first
+    seeded = DataLoader(numbers(100), batch_size=12, shuffle=True, generator=torch.Generator().manual_seed(7))
+    assert own(dealt(seeded, Share())) == own(dealt(loader, Share())), "a generator of the loader's names the seed"
+    assert own(dealt(seeded, Share())) == own(dealt(seeded, Share())), "the loader is left as it was"
+    assert own(dealt(DataLoader(numbers(5), batch_size=2), Share())) == [[0, 1], [2, 3], [4]]
 
 
-def test_lightning_finds_the_sampler_to_set_the_epoch_on() -> None:
-    sampler = samplers.TrainingBatchSampler(100, 12, seed=5, rank=0, world_size=1)
-    assert sampler.sampler is sampler
+class GlobalOrder(Sampler[int]):
+    """Draws from all global generators, as a sampler without a generator of its own."""
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.permutation(20)[torch.randperm(20).numpy()].tolist()
+        random.shuffle(order)
+        return iter(order)
+
+    def __len__(self) -> int:
+        return 20
 
 
-@pytest.mark.parametrize("num_samples", [1, 5, 359, 360])
+def global_numbers() -> tuple[float, ...]:
+    return float(torch.rand(())), float(np.random.rand()), random.random()
+
+
+@pytest.mark.parametrize("sampler", [GlobalOrder(), WeightedRandomSampler(torch.arange(20.0), 20)])
+def test_any_sampler_gives_all_ranks_the_same_order_and_moves_no_generator(sampler: Any) -> None:
+    loader = DataLoader(numbers(20), batch_size=6, sampler=sampler)
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    alone = own(dealt(loader, Share(), epoch=3))
+    after = global_numbers()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    assert global_numbers() == after
+    ranks = on_ranks(loader, 3, epoch=3)
+    together = [sorted(index for found in ranks for index in found[step]) for step in range(len(alone))]
+    assert together == [sorted(batch) for batch in alone]
+    assert own(dealt(loader, Share(), epoch=4)) != alone
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 5, 33, 359])
+@pytest.mark.parametrize("batch_size", [1, 16])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_counts_every_sample_once(num_samples: int, world_size: int) -> None:
-    ranks = [list(samplers.EvaluationBatchSampler(num_samples, 64, rank, world_size)) for rank in range(world_size)]
-    assert len({len(batches) for batches in ranks}) == 1
-    assert sorted(index for batches in ranks for batch in batches for index in batch) == list(range(num_samples))
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_evaluation_counts_every_sample_once_in_equally_many_batches(
+    num_samples: int, batch_size: int, world_size: int, num_steps: int
+) -> None:
+    loader = DataLoader(numbers(num_samples), batch_size=batch_size)
+    ranks = on_ranks(loader, world_size, num_steps, name="val_dataloader")
+    assert {len(found) for found in ranks} == {
+        len(dealt(loader, Share(0, world_size, num_steps), name="val_dataloader"))
+    }
+    assert sorted(index for found in ranks for batch in found for index in batch) == list(range(num_samples))
+    assert num_samples < world_size or all(batch for found in ranks for batch in found)
+
+
+def test_one_process_evaluates_the_batches_of_the_loader() -> None:
+    loader = dealt(DataLoader(numbers(33), batch_size=16), Share(), name="val_dataloader")
+    assert [len(batch) for batch in own(loader)] == [16, 16, 1]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 0.34, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("num_samples", [5, 40])
+def test_limit_selects_the_first_batches_which_are_dealt_then(limit: float, world_size: int, num_samples: int) -> None:
+    loader = DataLoader(numbers(num_samples), batch_size=num_samples // 5)  # five batches
+    num_batches = min(5, limit) if isinstance(limit, int) else int(5 * limit)
+    ranks = [dealt(loader, Share(rank, world_size), name="val_dataloader", limit=limit) for rank in range(world_size)]
+    length = len(ranks[0])
+    taken = min(length, limit) if isinstance(limit, int) else int(length * limit)  # as Lightning does
+    found = [index for each in ranks for batch in own(each)[: int(taken)] for index in batch]
+    assert sorted(found) == list(range(num_batches * (num_samples // 5)))
 
 
 @pytest.mark.parametrize(
@@ -64,40 +171,55 @@ def test_evaluation_counts_every_sample_once(num_samples: int, world_size: int) 
         ((64, 1, None), "batch 64 = 1 device x 64"),
         ((128, 2, 32), "batch 128 = 2 devices x 2 steps x 32"),
         ((64, 2, 500), "batch 64 = 2 devices x 32"),
+        ((128, 3, None), "batch 128 = 3 devices x 42 to 43"),
+        ((2, 3, None), "batch 2 = 3 devices x 0 to 1"),
+        ((64, 1, 48), "batch 64 = 1 device x 2 steps x 32"),
+        ((97, 2, 16), "batch 97 = 2 devices x 4 steps x 12 to 13"),
         ((64, 2, "auto"), "batch 64 = 2 devices x 32, or as much of it at once as fits"),
     ],
 )
 def test_split_of_a_batch_as_text(split: tuple[int, int, int | str | None], text: str) -> None:
-    assert str(samplers.BatchSplit.of(*split)) == text
+    batch_size, num_devices, micro_batch_size = split
+    section = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
+    assert str(BatchSplit.of(section, num_devices)) == text
 
 
 @pytest.mark.parametrize(
-    ("split", "sentence"),
+    ("section", "sentence"),
     [
-        ((128, 3, None), "data.batch_size=128 does not divide over 3 devices: the nearest that does is 126 or 129."),
-        ((2, 3, None), "the nearest that does is 3."),
-        ((64, 1, 48), "data.micro_batch_size=48 does not divide the 64 samples of a device: .* 32 or 64."),
-        ((64, 1, 0), "data.micro_batch_size=0 does not divide the 64 samples of a device: .* 1."),
+        ({"batch_size": 64, "micro_batch_size": 0}, r"data.micro_batch_size=0 holds no sample: give 1 or more"),
+        ({"batch_size": 64, "micro_batch_size": True}, r"data.micro_batch_size=True does not fit: it takes a number"),
+        ({"batch_size": 64, "micro_batch_size": "all"}, r"data.micro_batch_size=all does not fit: it takes a number"),
+        ({"batch_size": None, "micro_batch_size": 4}, r"data.micro_batch_size needs .*: give data.batch_size"),
     ],
 )
-def test_split_with_a_remainder_is_refused(split: tuple[int, int, int | None], sentence: str) -> None:
+def test_micro_batch_size_that_splits_nothing_is_refused(section: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        samplers.BatchSplit.of(*split)
+        BatchSplit.of({"_target_": "lightning.pytorch.LightningDataModule", **section}, 1)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"augment": rolled}])
-def test_loader_resumes_within_an_epoch(options: dict[str, Any]) -> None:
-    loader = Digits(**options).train_dataloader()
-    loader.batch_sampler.sampler.set_epoch(3)
-    expected = [batch[0] for batch in loader]
-    iterator = iter(loader)
+def test_size_of_a_batch_is_that_of_the_section_or_the_default_of_the_datamodule() -> None:
+    target = {"_target_": f"{Digits.__module__}.{Digits.__qualname__}"}
+    assert BatchSplit.of({**target, "batch_size": 48}, 2).batch_size == 48
+    assert BatchSplit.of({**target, "micro_batch_size": 16}, 2) == BatchSplit(64, 2, 2)
+    assert BatchSplit.of({"_target_": "lightning.pytorch.LightningDataModule"}, 2) == BatchSplit(None, 2, 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("share", [Share(), Share(1, 2, 2)])
+def test_loader_resumes_within_an_epoch(num_workers: int, share: Share) -> None:
+    def loader() -> Any:
+        return dealt(Digits(num_workers=num_workers, augment=rolled).train_dataloader(), share, epoch=3)
+
+    whole = loader()
+    expected = [batch[0] for batch in whole]
+    iterator = iter(whole)
     for _ in range(5):
         next(iterator)
-    state = loader.state_dict()
+    state = whole.state_dict()
     assert (state["epoch"], state["num_delivered"]) == (3, 5), "batches that workers fetched ahead do not count"
-    resumed = Digits(**options).train_dataloader()
+    resumed = loader()
     resumed.load_state_dict(state)
-    resumed.batch_sampler.sampler.set_epoch(3)
     rest = [batch[0] for batch in resumed]
     assert len(rest) == len(expected) - 5
     assert all(torch.equal(found, sought) for found, sought in zip(rest, expected[5:], strict=True))
@@ -105,18 +227,18 @@ def test_loader_resumes_within_an_epoch(options: dict[str, Any]) -> None:
 
 
 def test_loader_begins_the_next_epoch_after_a_complete_one() -> None:
-    loader = Digits().train_dataloader()
+    loader = dealt(Digits().train_dataloader(), Share())
     loader.load_state_dict({**loader.state_dict(), "epoch": 3, "num_delivered": len(loader)})
     loader.batch_sampler.sampler.set_epoch(4)
     assert len(list(loader)) == len(loader)
 
 
 def test_other_batches_are_refused_within_an_epoch_and_accepted_after_it() -> None:
-    loader = Digits(batch_size=64).train_dataloader()
+    loader = dealt(Digits(batch_size=64).train_dataloader(), Share())
     for num_delivered in (5, len(loader)):
         state = {**loader.state_dict(), "num_delivered": num_delivered}
         loader.load_state_dict(state)
-        other = Digits(batch_size=32).train_dataloader()
+        other = dealt(Digits(batch_size=32).train_dataloader(), Share())
         if num_delivered == 5:
             with pytest.raises(UserError, match=r"in the middle of an epoch with .*batch_size=64.* go on with .*=32"):
                 other.load_state_dict(state)
@@ -124,28 +246,350 @@ def test_other_batches_are_refused_within_an_epoch_and_accepted_after_it() -> No
             other.load_state_dict(state)
 
 
-def test_augmentation_of_a_sample_depends_on_seed_epoch_and_index_alone() -> None:
-    def changed(epoch: int, seed: int = 1, rank: int = 0, world_size: int = 1) -> dict[int, torch.Tensor]:
-        samples = Digits(seed=seed, augment=rolled).train_dataloader().dataset
-        sampler = samplers.TrainingBatchSampler(NUM_TRAIN, 64, seed=9, rank=rank, world_size=world_size)
-        sampler.set_epoch(epoch)
-        batches = [(batch, samples.__getitems__(batch)[0]) for batch in samplers.WithEpoch(sampler)]
-        return {index: x for batch, inputs in batches for (_, index), x in zip(batch, inputs, strict=True)}
+class Noise(Dataset[Tensor]):
+    """Draws from all three generators."""
 
-    samples = Digits(augment=rolled).train_dataloader().dataset
-    samples.samples.inputs[:50] = samples.samples.inputs[0]
-    alike = samples.__getitems__([(1, index) for index in range(50)])[0]
-    assert len(alike.unique(dim=0)) > 10, "the same picture at other indices is moved differently"
+    def __len__(self) -> int:
+        return 20
 
-    alone, again, other_seed = changed(1), changed(2), changed(1, seed=2)
-    second_rank = changed(1, rank=1, world_size=2)
-    assert all(torch.equal(alone[index], second_rank[index]) for index in second_rank)
-    common = alone.keys() & again.keys()
-    assert sum(torch.equal(alone[index], again[index]) for index in common) < len(common) / 5
-    assert sum(torch.equal(alone[index], other_seed[index]) for index in alone) < len(alone) / 5
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.tensor([index, *global_numbers()], dtype=torch.float64)
 
 
-class Unreachable(torch.utils.data.Dataset[Any]):
+class NoiseAtOnce(Noise):
+    """Counts the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        self.calls.append(indices)
+        return [self[index] for index in indices]
+
+
+@pytest.mark.parametrize(
+    "kind", [Noise, NoiseAtOnce, lambda: ConcatDataset([Subset(Noise(), range(18, 20)), Subset(Noise(), range(18))])]
+)
+def test_random_sample_depends_on_seed_epoch_and_index_alone(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(share: Share, epoch: int = 1, num_workers: int = 0, batch_size: int = 6) -> dict[int, list[float]]:
+        loader = DataLoader(subset, batch_size=batch_size, shuffle=True, num_workers=num_workers)
+        rows = torch.cat(list(dealt(loader, share, epoch))).tolist()
+        return {int(index): values for index, *values in rows}
+
+    subset, _ = random_split(kind(), [15, len(kind()) - 15], torch.Generator().manual_seed(2))
+    before = global_numbers(), torch.get_rng_state(), random.getstate()
+    alone = drawn(Share())
+    assert torch.equal(before[1], torch.get_rng_state())
+    assert before[2] == random.getstate()
+    assert len({tuple(values) for values in alone.values()}) == len(alone)
+    for other in (drawn(Share(1, 2)), drawn(Share(1, 2, 2), num_workers=2), drawn(Share(), batch_size=4)):
+        assert other
+        assert all(alone[index] == values for index, values in other.items())
+    assert drawn(Share(), epoch=2) != alone
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert drawn(Share()) != alone
+
+
+class Once(Dataset[int]):
+    """Draws nothing, and counts the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        self.calls.append(list(indices))
+        return list(indices)
+
+
+def test_innermost_data_set_fetches_a_batch_at_once_behind_subset_and_concatenation() -> None:
+    first, second = Once(), Once()
+    loader = DataLoader(Subset(ConcatDataset([first, Subset(second, [5, 6, 7])]), [22, 3, 20, 4]), batch_size=4)
+    (batch,) = dealt(loader, Share())
+    assert batch.tolist() == [7, 3, 5, 4]
+    assert (first.calls, second.calls) == ([[3, 4]], [[7, 5]])
+
+
+def test_numbers_of_a_sample_for_user_code_depend_on_seed_epoch_and_index_alone() -> None:
+    class Drawn(Once):
+        def __getitems__(self, indices: list[int]) -> list[int]:
+            return [int(torch.randint(2**40, (), generator=each)) for each in sample_generators(indices)]
+
+    def drawn(share: Share, epoch: int = 1) -> dict[int, int]:
+        loader = dealt(DataLoader(Drawn(), batch_size=6), share, epoch)
+        found = torch.cat(list(loader)).tolist()
+        return dict(zip([index for part in parts(loader) for index in part.indices], found, strict=True))
+
+    alone, second = drawn(Share()), drawn(Share(1, 2))
+    assert len(set(alone.values())) == 20
+    assert all(alone[index] == number for index, number in second.items())
+    assert alone != drawn(Share(), epoch=2)
+
+
+def test_random_batch_that_is_not_a_list_of_samples_is_refused() -> None:
+    class Collated(Once):
+        def __getitems__(self, indices: list[int]) -> Any:
+            return torch.rand(len(indices))
+
+    with pytest.raises(UserError, match=r"Collated.__getitems__ draws random numbers and returns no list"):
+        next(iter(dealt(DataLoader(Collated(), batch_size=6, collate_fn=lambda batch: batch), Share())))
+
+
+def summed(samples: list[Any]) -> Any:
+    return torch.stack([sample[0] for sample in samples]).sum()
+
+
+def note_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def test_other_arguments_of_the_loader_are_kept() -> None:
+    options = {"num_workers": 1, "timeout": 50, "worker_init_fn": note_worker, "prefetch_factor": 3}
+    loader = DataLoader(
+        numbers(9),
+        batch_size=4,
+        collate_fn=summed,
+        persistent_workers=True,
+        multiprocessing_context="fork",
+        pin_memory=False,
+        **options,
+    )
+    found = dealt(loader, Share(0, 2), name="val_dataloader")
+    for name in (*options, "persistent_workers", "pin_memory", "multiprocessing_context"):
+        assert getattr(found, name) == getattr(loader, name), name
+    assert [int(batch) for batch in found] == [0 + 2, 3 + 5, 6 + 8]
+    assert found.dataset.tensors is loader.dataset.tensors  # type: ignore[attr-defined]
+
+
+class Unsized(Sampler[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(4))
+
+
+class Stream(IterableDataset[int]):
+    def __init__(self, first: int = 0, step: int = 1) -> None:
+        self.first, self.step = first, step
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, 7, self.step))
+
+
+class Sharded(Stream):
+    def shard(self, rank: int, world_size: int) -> "Sharded":
+        return Sharded(rank, world_size)
+
+
+class OwnLoader(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return iter([])
+
+
+@pytest.mark.parametrize(
+    ("loader", "remedy"),
+    [
+        (DataLoader(numbers(4), batch_sampler=BatchSampler(RandomSampler(range(4)), 2, False)), "give it batch_size="),
+        (DataLoader(numbers(4), batch_size=None), "give it batch_size="),
+        (DataLoader(numbers(4), batch_size=2, sampler=Unsized()), "give Unsized a length"),
+        (DataLoader(numbers(4), sampler=DistributedSampler(numbers(4), 2, 0)), "leave out its DistributedSampler"),
+        (DataLoader(Stream(), batch_size=2), r"give Stream a method shard\(rank, world_size\)"),
+        (DataLoader(Sharded()), "give it a batch_size of 2 or more"),
+        (OwnLoader(numbers(4)), "return torch's DataLoader in place of a OwnLoader"),
+        ([1, 2], "return torch's DataLoader in place of a list"),
+    ],
+)
+def test_what_cannot_be_dealt_is_refused_on_several_ranks_and_kept_on_one(loader: Any, remedy: str) -> None:
+    with pytest.raises(UserError, match=f"train_dataloader cannot be split over several processes .*: {remedy}"):
+        deal(loader, Share(0, 2), "train_dataloader")
+    list(deal(loader, Share(), "train_dataloader"))
+
+
+def test_own_batch_sampler_is_kept_on_one_process_and_its_order_seeded() -> None:
+    sampler = RandomSampler(range(9))
+    loader = DataLoader(numbers(9), batch_sampler=[*BatchSampler(SequentialSampler(range(9)), 4, False)])
+    assert own(dealt(loader, Share())) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    shuffled = DataLoader(numbers(9), batch_sampler=BatchSampler(sampler, 4, False))
+    assert own(dealt(shuffled, Share(), 2)) == own(dealt(shuffled, Share(), 2)) != own(dealt(shuffled, Share(), 3))
+
+
+def test_training_loader_without_a_batch_is_refused() -> None:
+    with pytest.raises(UserError, match=r"train_dataloader yields no batch: it has 3 samples in batches of 4; .* 3,"):
+        deal(DataLoader(numbers(3), batch_size=4, drop_last=True), Share(), "train_dataloader")
+
+
+def test_stream_is_cut_by_shards_until_all_ranks_have_ended() -> None:
+    """Seven samples in batches of 3 on two ranks, which are simulated one after the other."""
+    counts: list[list[int]] = [[], []]
+    found: list[list[Any]] = [[], []]
+    noted: list[list[tuple[int, int]]] = [[], []]
+    for turn in range(2):  # the first one records what each rank has, the second one sums it
+        for rank in range(2):
+            calls = iter(range(9))
+
+            def total(number: int, rank: int = rank, calls: Any = calls, turn: int = turn) -> int:
+                step = next(calls)
+                if turn == 0:
+                    counts[rank].append(number)
+                    return int(step < 3)
+                return counts[0][step] + counts[1][step]
+
+            dictionary: dict[int, Any] = {}
+            loader = deal(
+                DataLoader(Sharded(), batch_size=3), Share(rank, 2), "train_dataloader", 1.0, dictionary, total
+            )
+            found[rank], noted[rank] = [], []
+            for number, batch in enumerate(loader):
+                found[rank].append(batch.tolist())
+                noted[rank] += [(part.num_own, part.num_whole) for part in dictionary.values()] if number else []
+            noted[rank] += [(part.num_own, part.num_whole) for part in dictionary.values()]
+    assert found == [[[0, 2], [4], [6]], [[1], [3, 5], [3, 5]]]
+    assert noted == [[(2, 3), (1, 3), (1, 1)], [(1, 3), (2, 3), (0, 1)]]
+
+
+class Leaky(pl.LightningModule):
+    """Notes in every way what it has seen, and draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(1))
+        self.mean: Metric = MeanMetric()
+        self.seen: list[int] = []
+        self.count = 0
+
+    def forward(self, batch: list[Tensor]) -> Tensor:
+        x = batch[0].float()[:, None, None].expand(-1, 1, 2)
+        self.mean.update(x)
+        self.seen.append(len(x))
+        self.count += len(x)
+        torch.rand(1)
+        output: Tensor = self.net(x + torch.rand(2)).mean()
+        self.log("value", x.mean(), on_step=False, on_epoch=True, batch_size=len(x))
+        self.log("other", self.mean, on_step=False, on_epoch=True)
+        return output
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self(batch)
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def fit(module: pl.LightningModule, loader: Any, num_steps: int = 1, **options: Any) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        accumulate_grad_batches=num_steps,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **{"max_epochs": 2, "strategy": one_device(), **quiet, **options},  # type: ignore[arg-type]
+    )
+    trainer.fit(module, loader)
+    return trainer
+
+
+def test_sample_that_stands_in_leaves_no_trace() -> None:
+    """Three samples in batches of 1 or 3, each in four micro-batches, of which some are empty."""
+    states = []
+    for batch_size, num_steps in ((1, 1), (1, 4), (3, 4)):
+        torch.manual_seed(1)
+        module, figures = Leaky(), []
+        for max_epochs in (1, 2):  # the first step of all logs a value for the first time
+            trainer = fit(module, DataLoader(numbers(3), batch_size=batch_size), num_steps, max_epochs=max_epochs)
+            figures += [value.item() for value in trainer.callback_metrics.values()]
+        assert figures == [1.0] * 4
+        buffers = {name: value.tolist() for name, value in module.named_buffers() if "net" in name}
+        states.append((module.seen, module.count, buffers, float(torch.rand(()))))
+    assert states[0] == states[1] == states[2]
+    assert states[0][:2] == ([1] * 9, 9)
+
+
+@pytest.mark.parametrize("mode", ["min_size", "max_size", "max_size_cycle"])
+def test_loaders_of_a_collection_are_dealt_each(mode: Any) -> None:
+    class Pairs(Leaky):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.batches.append({name: part[0].tolist() if part else None for name, part in batch.items()})
+            return self.net[0](torch.ones(2)).mean()
+
+    loaders = {"a": DataLoader(numbers(6), batch_size=2), "b": DataLoader(numbers(4), batch_size=2)}
+    module = Pairs()
+    module.batches = []  # type: ignore[assignment]
+    fit(module, CombinedLoader(loaders, mode), 2, max_epochs=1)  # type: ignore[arg-type]
+    found: list[Any] = module.batches  # type: ignore[assignment]
+    first = [{"a": [number], "b": [number]} for number in range(4)]
+    rest = [[{"a": [4], "b": part} for part in (None, [0])], [{"a": [5], "b": part} for part in (None, [1])]]
+    more = {"min_size": [], "max_size": [part[0] for part in rest], "max_size_cycle": [part[1] for part in rest]}
+    assert found == first + more[mode]
+
+
+def test_loaders_of_a_collection_whose_parts_have_different_shares_are_refused() -> None:
+    loaders = {"a": DataLoader(numbers(6), batch_size=3), "b": DataLoader(numbers(4), batch_size=2)}
+
+    class Pairs(Leaky):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(batch["a"])
+
+    with pytest.raises(UserError, match=r"no weight is right: give each .* batch_size that 2 divides"):
+        fit(Pairs(), CombinedLoader(loaders, "min_size"), 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
+def test_step_that_fetches_its_batches_itself_is_refused_with_micro_batches() -> None:
+    class Fetching(Leaky):
+        def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
+            next(dataloader_iter)
+            return self.net[0](torch.ones(2)).mean()
+
+    fit(Fetching(), DataLoader(numbers(4), batch_size=2))
+    with pytest.raises(UserError, match=r"training_step\(dataloader_iter\) hides the size of a batch"):
+        fit(Fetching(), DataLoader(numbers(4), batch_size=2), 2)
+
+
+def test_gradient_is_that_of_the_whole_batch_in_unequal_micro_batches() -> None:
+    class Linear(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return (self.weight - batch[0].double()).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    found = []
+    for num_steps in (1, 2, 3, 4, 9):
+        module = Linear()
+        trainer = fit(module, DataLoader(numbers(10), batch_size=7), num_steps)
+        found.append(module.weight.item())
+        assert trainer.global_step == 4
+    assert found == pytest.approx([found[0]] * 5, abs=1e-12)
+
+
+def test_datamodule_that_ignores_its_batch_size_is_refused() -> None:
+    def fit_in_batches(planned: int | None) -> None:
+        strategy = one_device()
+        strategy.batch_size = planned
+        fit(Leaky(), DataLoader(numbers(8), batch_size=2), strategy=strategy)
+
+    for planned in (2, None):
+        fit_in_batches(planned)
+    with pytest.raises(UserError, match=r"^data.batch_size=4, but train_dataloader gives batches of 2: let the Data"):
+        fit_in_batches(4)
+
+
+def test_loader_of_one_ranks_part_of_a_batch_gives_whole_ones() -> None:
+    """As of a DataModule that divides its batch size by the number of processes."""
+    loader = DataLoader(numbers(10), batch_size=2)
+    found = [own(dealt(loader, Share(rank, 2), batch_size=4)) for rank in range(2)]
+    assert found == [[[0, 2], [4, 6], [8]], [[1, 3], [5, 7], [9]]]
+    assert own(dealt(loader, Share(0, 2), batch_size=2)) == [[0], [2], [4], [6], [8]]
+
+
+class Unreachable(Dataset[Any]):
     def __len__(self) -> int:
         return 4
 
@@ -153,9 +597,12 @@ class Unreachable(torch.utils.data.Dataset[Any]):
         raise ConnectionResetError("the store is gone")
 
 
-def test_connection_error_of_a_sample_is_not_taken_for_a_lost_worker() -> None:
-    with pytest.raises(UserError, match=r"sample 0 of the 4 .*ConnectionResetError: the store is gone"):
-        next(iter(Loader(Unreachable(), batch_sampler=[[0, 1]], num_workers=1)))
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_sample_that_cannot_be_read_is_named(num_workers: int) -> None:
+    """A connection error of a sample is not taken for a lost worker."""
+    loader = DataLoader(Unreachable(), batch_size=2, num_workers=num_workers)
+    with pytest.raises(UserError, match=r"^sample 0 of the 4 .*ConnectionResetError: the store is gone \(test_data.py"):
+        next(iter(dealt(loader, Share())))
     assert lost_worker(ConnectionResetError("[Errno 104] Connection reset by peer"), num_workers=1)
     assert not lost_worker(ConnectionResetError("the store is gone"))
 
@@ -171,6 +618,19 @@ def test_lost_worker_is_not_printed_where_torch_raises_it_in_a_destructor(
             raise RuntimeError(message)
 
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # restored at the end
-    next(iter(Loader(Digits().samples["val"], batch_sampler=[[0, 1]], num_workers=1)))
+    next(iter(deal(Digits(num_workers=1).train_dataloader(), Share(), "train_dataloader")))
     Destroyed()
     assert (message in capsys.readouterr().err) == is_printed
+
+
+def test_prediction_in_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Predicting(Leaky):
+        def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return batch[0]
+
+    trainer = pl.Trainer(accelerator="cpu", strategy=one_device(), logger=False, enable_progress_bar=False)
+    loader = DataLoader(numbers(3), batch_size=2)
+    assert torch.cat(trainer.predict(Predicting(), loader)).tolist() == [0, 1, 2]  # type: ignore[arg-type]
+    monkeypatch.setattr(pl.Trainer, "world_size", 2)
+    with pytest.raises(UserError, match=r"trainer.predict would predict each sample in every process"):
+        trainer.predict(Predicting(), loader)

@@ -5,7 +5,7 @@ import torch
 
 from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule, shifted
 from {{ cookiecutter.package_name }}.engine.data.splits import SPLITS
-from {{ cookiecutter.package_name }}.engine.distributed.samplers import seeded
+from {{ cookiecutter.package_name }}.engine.distributed.dealing import seeded
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 

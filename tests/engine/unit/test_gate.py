@@ -53,7 +53,7 @@ def classifier(data: Digits) -> Classifier:
 @pytest.fixture(scope="module")
 def source(classifier: Classifier, data: Digits) -> Source:
     return Source(
-        network=deployed(classifier),
+        network=deployed(classifier, data.spec),
         example=torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
         contract=Contract("made", Signature.of(data.spec), data.spec.labels, "0" * 64, opset=18),
         options={},
@@ -328,7 +328,7 @@ class Double(nn.Module):
 def test_double_precision_of_a_network_is_kept_and_its_answers_are_float32(source: Source, tmp_path: Path) -> None:
     classifier = Classifier(source.spec, net=lambda spec: nn.Identity(), optimizer=torch.optim.Adam)
     classifier.net = Double()  # in the place of the normalisation too
-    network = deployed(classifier)
+    network = deployed(classifier, source.spec)
     inputs = np.arange(128, dtype=np.uint8).reshape(2, 1, 8, 8)
     expected = inputs.reshape(2, 64)[:, :10] + np.float32(1 / 3)
     names = ("onnx", "torchscript", "torch_export")

@@ -13,8 +13,8 @@ from {{ cookiecutter.package_name }}.data.digits import DigitsDataModule
 from {{ cookiecutter.package_name }}.engine.data.augmentation import BATCHED, KorniaAugmentation
 from {{ cookiecutter.package_name }}.engine.data.image_folder import ImageFolderDataModule, list_pictures
 from {{ cookiecutter.package_name }}.engine.data.pixel_statistics import scan_pictures
-from {{ cookiecutter.package_name }}.engine.data.samples import Augmented
-from {{ cookiecutter.package_name }}.engine.distributed.samplers import seeded
+from {{ cookiecutter.package_name }}.engine.data.samples import Augmented, as_fetched
+from {{ cookiecutter.package_name }}.engine.distributed.dealing import Part, SeededFetch, seeded
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 
 
@@ -161,13 +161,14 @@ def test_files_are_scanned_once_until_they_change(tmp_path: Path) -> None:
 
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(picture_folder: Path, tmp_path: Path) -> None:
     samples = data(picture_folder, tmp_path).samples["train"]
-    augmented = Augmented(samples, KorniaAugmentation([RandomAffine(degrees=30.0, translate=(0.1, 0.1))]), seed=3)
+    augmented = Augmented(samples, KorniaAugmentation([RandomAffine(degrees=30.0, translate=(0.1, 0.1))]))
+    fetch = SeededFetch(augmented, as_fetched, seed=3)  # type: ignore[arg-type]
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    inputs, _ = augmented.__getitems__([(0, 5), (0, 6), (1, 5)])
+    inputs = torch.cat([fetch.__getitems__(Part(epoch, rows, 1, 1))[1][0] for epoch, rows in ((0, [5, 6]), (1, [5]))])
     assert torch.equal(torch.get_rng_state(), state), "the generator that dropout uses has changed"
     torch.manual_seed(2)
-    again, _ = augmented.__getitems__([(1, 5), (0, 5)])
+    again = torch.cat([fetch.__getitems__(Part(epoch, [5], 1, 1))[1][0] for epoch in (1, 0)])
     assert torch.equal(again[1], inputs[0])
     assert torch.equal(again[0], inputs[2])
     assert not torch.equal(inputs[0], inputs[2])

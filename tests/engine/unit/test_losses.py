@@ -40,11 +40,11 @@ def test_given_weights_are_relative_and_leave_the_loss_on_its_scale() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient_does_not_depend_on_how_a_batch_is_split(smoothing: float) -> None:
-    loss = CrossEntropy(uneven(), "balanced").double()
+    loss = CrossEntropy(uneven(), "balanced", smoothing).double()
     complete, parts = logits(), logits()
-    loss(complete, LABELS, smoothing).backward()
+    loss(complete, LABELS).backward()
     for part in (slice(0, 4), slice(4, 8)):  # the first one holds a single label
-        (loss(parts[part], LABELS[part], smoothing) / 2).backward()
+        (loss(parts[part], LABELS[part]) / 2).backward()
     torch.testing.assert_close(parts.grad, complete.grad, rtol=0, atol=1e-12)
 
 
@@ -55,13 +55,37 @@ def test_integer_weight_counts_as_repetition_of_the_sample() -> None:
     rows = torch.arange(len(LABELS)).repeat_interleave(torch.tensor([int(weights[label]) for label in LABELS]))
     total = F.cross_entropy(logits()[rows], repeated, label_smoothing=0.1, reduction="sum")
     mean_weight = np.dot(weights, COUNTS) / sum(COUNTS)
-    found = CrossEntropy(uneven(), weights).double()(logits(), LABELS, 0.1)
+    found = CrossEntropy(uneven(), weights, 0.1).double()(logits(), LABELS)
     assert found.item() == pytest.approx(total.item() / (len(LABELS) * mean_weight), rel=1e-6)
 
 
 def test_loss_without_weights_equals_torchs_to_the_bit() -> None:
     assert torch.equal(CrossEntropy(uneven())(logits(), LABELS), F.cross_entropy(logits(), LABELS))
     assert not list(CrossEntropy(uneven()).buffers())
+
+
+def test_labels_are_smoothed_in_training_mode_alone() -> None:
+    several = DataSpec.from_dict({**make_spec().to_dict(), "task": "multilabel"})
+    labels = torch.randint(2, (len(LABELS), 3), generator=torch.Generator().manual_seed(2))
+    smooth = labels * 0.9 + 0.05
+    for spec, y, right, smoothed in (
+        (
+            make_spec(),
+            LABELS,
+            F.cross_entropy(logits(), LABELS),
+            F.cross_entropy(logits(), LABELS, label_smoothing=0.1),
+        ),
+        (
+            several,
+            labels,
+            F.binary_cross_entropy_with_logits(logits(), labels.double()),
+            F.binary_cross_entropy_with_logits(logits(), smooth.double()),
+        ),
+    ):
+        loss = CrossEntropy(spec, label_smoothing=0.1)
+        torch.testing.assert_close(loss.train()(logits(), y), smoothed, rtol=0, atol=1e-7)
+        torch.testing.assert_close(loss.eval()(logits(), y), right, rtol=0, atol=1e-7)
+        assert smoothed.item() != pytest.approx(right.item(), rel=1e-3)
 
 
 def test_test_loss_is_weighted_and_accuracy_is_not() -> None:

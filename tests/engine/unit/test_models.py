@@ -1,18 +1,15 @@
-"""The LightningModule: metrics, sums of an epoch, warm-up and dp."""
+"""The LightningModule: its metrics, their precision, and dp."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from digits import Digits, linear
+from digits import Digits, linear, one_device
 from torch import nn
-from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, TensorDataset
 
-from {{ cookiecutter.package_name }}.engine.data.samples import SamplesInMemory
-from {{ cookiecutter.package_name }}.engine.distributed.samplers import EvaluationBatchSampler, TrainingBatchSampler
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import DataParallelStrategy
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
@@ -47,6 +44,7 @@ def make_trainer(**options: object) -> pl.Trainer:
     options = {
         "accelerator": "cpu",
         "devices": 1,
+        "strategy": one_device(),
         "logger": False,
         "enable_progress_bar": False,
         "enable_checkpointing": False,
@@ -71,60 +69,31 @@ def test_test_metrics_are_those_of_the_samples() -> None:
         logits = model(samples.inputs)
     assert figures["test/acc"] == pytest.approx((logits.argmax(1) == samples.labels).float().mean().item())
     assert figures["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, samples.labels).item(), rel=1e-6)
-    assert model.counts is not None
-    assert model.counts.sum() == len(samples)
+    counts = model.confusion_matrix.compute()
+    expected = torch.zeros(10, 10, dtype=torch.long)
+    expected.index_put_((samples.labels, logits.argmax(1)), torch.ones((), dtype=torch.long), accumulate=True)
+    assert torch.equal(counts, expected)
 
 
-def test_empty_batch_changes_no_metric() -> None:
-    spec = make_spec()
-    samples = SamplesInMemory(torch.zeros(1, *spec.input_shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
-    (second_of_two,) = EvaluationBatchSampler(1, batch_size=4, rank=1, world_size=2)
-    batch = samples.__getitems__(second_of_two)
-    assert batch[0].shape == (0, *spec.input_shape)
-    model = make_classifier(spec)
-    model.test_step(batch, 0)
-    assert model.test_counts.confmat.sum() == 0
-
-
-def test_rank_without_samples_has_sums_of_the_same_dtype() -> None:
-    """With 64-true the ranks would otherwise reduce float32 with float64."""
-    model = make_classifier(make_spec()).double()
-    model._add("test", torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.long), torch.zeros(()))
-    assert model._zero_sums().loss.dtype == model._sums["test"].loss.dtype == torch.float64
-
-
-def test_warm_up_rises_to_the_learning_rate_step_by_step() -> None:
-    rates: list[float] = []
-
-    class Rates(pl.Callback):
-        def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    datamodule = Digits(batch_size=300)  # four steps an epoch
-    model = make_classifier(datamodule.spec, warmup_steps=4, scheduler=partial(ExponentialLR, gamma=0.5))
-    make_trainer(max_epochs=3, callbacks=[Rates()]).fit(model, datamodule=datamodule)
-    assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, *[0.05] * 4, *[0.025] * 4])
-    with pytest.raises(UserError, match=r"model.warmup_steps=-1"):
-        make_classifier(datamodule.spec, warmup_steps=-1)
-
-
-def test_epoch_sums_are_exact_in_half_precision() -> None:
+def test_figures_of_an_epoch_are_exact_in_half_precision() -> None:
     """bfloat16 cannot represent 997 or 999."""
-    model = make_classifier(make_spec()).bfloat16()
-    y = torch.zeros(999, dtype=torch.long)
-    logits = torch.tensor([[1.0, 0.0, 0.0]]).repeat(999, 1).bfloat16()
-    logits[:2] = torch.tensor([0.0, 1.0, 0.0])
-    model._add("test", logits, y, torch.ones((), dtype=torch.bfloat16))
-    sums = model._sums["test"]
-    assert (sums.loss, sums.metric, sums.count) == (999, 997, 999)
 
+    class Read(nn.Module):
+        """Pictures `(B, 1, 8, 8)` to logits `(B, 3)`: their first pixels."""
 
-def test_debug_overfit_reaches_the_sampler() -> None:
-    datamodule = Digits()
-    datamodule.trainer = make_trainer(overfit_batches=3)
-    sampler = datamodule.train_dataloader().batch_sampler
-    assert isinstance(sampler, TrainingBatchSampler)
-    assert not sampler.reshuffle
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :3].bfloat16() * 100
+
+    inputs = torch.zeros(999, 1, 8, 8, dtype=torch.uint8)
+    inputs[:, 0, 0, 0] = 1
+    inputs[:2, 0, 0, :2] = torch.tensor([0, 1], dtype=torch.uint8)
+    model = make_classifier(make_spec())
+    model.net = Read()
+    loader = DataLoader(TensorDataset(inputs, torch.zeros(999, dtype=torch.long)), batch_size=10)
+    (figures,) = make_trainer(precision="bf16-true").test(model, loader, verbose=False)
+    assert model.confusion_matrix.compute()[0].tolist() == [997, 2, 0]
+    assert figures["test/acc"] == pytest.approx(997 / 999, abs=1e-6)
+    assert figures["test/loss"] == pytest.approx(2 * 100 / 999, rel=1e-6), "two samples lose 100 each"
 
 
 def test_many_cores_and_an_unused_gpu_cause_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +154,10 @@ def test_metrics_of_several_labels_are_those_of_the_samples() -> None:
     loss = nn.functional.binary_cross_entropy_with_logits(logits, samples.labels.float())
     assert figures["test/acc"] == pytest.approx(((logits > 0) == samples.labels).float().mean().item())
     assert figures["test/loss"] == pytest.approx(loss.item(), rel=1e-6)
-    assert model.counts is not None
-    assert model.counts.shape == (3, 2, 2)
-    assert model.counts[2].sum() == len(samples)
+    counts = model.confusion_matrix.compute()
+    assert counts.shape == (3, 2, 2)
+    assert counts.sum((1, 2)).tolist() == [len(samples)] * 3
+    assert counts[2, 1, 1] == ((logits[:, 2] > 0) & (samples.labels[:, 2] == 1)).sum()
     with pytest.raises(UserError, match=r"model.class_weights is for one label a sample"):
         make_classifier(datamodule.spec, class_weights="balanced")
     with pytest.raises(UserError, match="the data has numbers to predict, and no labels"):

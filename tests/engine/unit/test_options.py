@@ -1,16 +1,17 @@
 """Options are checked before anything is built, and refused in one sentence."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from digits import train_options
 from lightning.pytorch.strategies import FSDPStrategy
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import rendezvous as ranks
 from {{ cookiecutter.package_name }}.engine.config.validation import build, check, read_options
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices, resolve_devices
-from {{ cookiecutter.package_name }}.engine.distributed.plan import evaluation_steps, trainer_section
+from {{ cookiecutter.package_name }}.engine.distributed.plan import trainer_section
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import OneDeviceStrategy, build_strategy, strategy_options
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.training.build import build_loggers
@@ -18,16 +19,7 @@ from {{ cookiecutter.package_name }}.engine.training.options import TrainOptions
 
 DATA = f"{package.__name__}.{{ "engine.data.table.TableDataModule" if cookiecutter.data_kind == "tables" else "data.digits.DigitsDataModule" }}"
 TRAINER = "lightning.pytorch.Trainer"
-TRAIN = {
-    "seed": 1,
-    "tags": [],
-    "resume": None,
-    "ckpt_path": None,
-    "lr_scaling": "none",
-    "base_batch_size": 64,
-    "rehearse_export": True,
-    "test": True,
-}
+TRAIN = asdict(train_options())
 
 
 @pytest.mark.parametrize(
@@ -80,6 +72,15 @@ def test_plain_sections_are_checked_against_their_dataclass() -> None:
         {"test": "yes"},
         {"ckpt_path": 3},
         {"lr_scaling": "cubic"},
+        {"base_batch_size": 0},
+        {"weights": 3},
+        {"pretrained_lr_factor": 2},
+        {"freeze": 3},
+        {"warmup_steps": -1},
+        {"compile": "max-autotune"},
+        {"channels_last": 1},
+        {"rehearse_export": True},
+        {"rehearse_export": "refuse"},
     ):
         (name,) = wrong
         with pytest.raises(UserError, match=f"^{name}="):
@@ -210,17 +211,11 @@ def test_fsdp_is_built_for_several_gpus_and_plain_for_one() -> None:
         strategy_options(section | {"min_weights": 1})
 
 
-@pytest.mark.parametrize("name", ["limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches"])
+@pytest.mark.parametrize(
+    "name", ["limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run"]
+)
 def test_what_counts_batches_counts_whole_ones(name: str) -> None:
     config = {"trainer": {name: 3}, "data": {}}
     assert trainer_section(config, Devices("cpu", (0,)), num_steps=4)[name] == 12
     whole = {"trainer": {name: 1.0}, "data": {}}
     assert trainer_section(whole, Devices("cpu", (0,)), num_steps=4)[name] == 1.0
-
-
-def test_evaluation_takes_no_more_at_once_than_a_device_holds() -> None:
-    data = {"batch_size": 64, "micro_batch_size": 24}
-    assert evaluation_steps(data, Devices("cpu", (0,))) == 3
-    assert evaluation_steps(data, Devices("cpu", (0, 1, 2))) == 1
-    with pytest.raises(UserError, match=r"data.micro_batch_size=0 holds no sample"):
-        evaluation_steps(data | {"micro_batch_size": 0}, Devices("cpu", (0,)))

@@ -7,12 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from digits import Digits, linear
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from {{ cookiecutter.package_name }}.engine.data import samples
+from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices
+from {{ cookiecutter.package_name }}.engine.distributed.plan import BatchSplit, Plan
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import OneProcess
 from {{ cookiecutter.package_name }}.engine.errors import Fault, UserError
 from {{ cookiecutter.package_name }}.engine.export import rehearsal
 from {{ cookiecutter.package_name }}.engine.export.signature import GateFailure
@@ -40,20 +44,21 @@ def test_disk_must_have_room_for_all_checkpoints(tmp_path: Any, monkeypatch: pyt
     preflight.check_disk(tmp_path, trainer, model)
 
 
-@pytest.mark.skipif(not samples.SHARED_MEMORY.is_dir(), reason="not run: this system has no /dev/shm")
+@pytest.mark.skipif(not preflight.SHARED_MEMORY.is_dir(), reason="not run: this system has no /dev/shm")
 def test_shared_memory_must_hold_prefetched_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = Digits().spec
-    needed = 3 * 2 * 64 * 64  # processes, batches that each prefetches, samples of 64 bytes
+    loader = SimpleNamespace(num_workers=3, prefetch_factor=2, batch_size=127)
+    trainer: Any = SimpleNamespace(world_size=4, num_nodes=2, accumulate_grad_batches=1)
+    needed = 3 * 2 * 2 * 32 * 64  # workers, processes of a machine, batches that each prefetches, samples of 64 bytes
     set_free_space(monkeypatch, needed)
-    samples.check_shared_memory(3, spec, 64)
+    preflight.check_shared_memory(loader, 64, trainer)
     set_free_space(monkeypatch, needed - 1)
-    with pytest.raises(Fault, match=r"3 processes that read samples need .* --shm-size"):
-        samples.check_shared_memory(3, spec, 64)
+    with pytest.raises(Fault, match=r"6 processes that read samples need .* --shm-size"):
+        preflight.check_shared_memory(loader, 64, trainer)
 
 
 def test_first_batch_is_unshuffled() -> None:
     datamodule = Digits()
-    x, y = preflight.first_batch(datamodule)
+    x, y = preflight.first_batch(datamodule.train_dataloader())
     assert len(x) == len(y) == 64
     assert torch.equal(x, datamodule.samples["train"].inputs[:64])
 
@@ -73,7 +78,7 @@ def test_batch_that_does_not_fit_the_spec_is_refused(
     spoil: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], sentence: str
 ) -> None:
     datamodule = Digits()
-    x, y = (tensor[:4] for tensor in preflight.first_batch(datamodule))
+    x, y = (tensor[:4] for tensor in preflight.first_batch(datamodule.train_dataloader()))
     preflight.check_samples(x, y, datamodule.spec)
     with pytest.raises(UserError, match=sentence):
         preflight.check_samples(*spoil(x, y), datamodule.spec)
@@ -98,7 +103,7 @@ class Unexportable(nn.Module):
 
 
 @pytest.mark.parametrize("net", [linear, Unexportable])
-def test_network_that_cannot_be_exported_is_refused_before_training(
+def test_network_that_cannot_be_exported_is_reported_or_refused_before_training(
     net: Callable[[DataSpec], nn.Module],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -107,17 +112,99 @@ def test_network_that_cannot_be_exported_is_refused_before_training(
     datamodule = Digits()
     monkeypatch.setattr(rehearsal, "build_model", lambda section, spec: Classifier(spec, net, torch.optim.SGD))
     trainer: Any = SimpleNamespace(checkpoint_callbacks=[])
-    rehearse = partial(rehearsal.rehearse, {})
     model = Classifier(datamodule.spec, net, torch.optim.SGD)
     caplog.set_level("INFO")
     before, threads = random_state()["torch"], torch.get_num_threads()
     torch.set_num_threads(3)
+
+    def begin(is_required: bool) -> None:
+        rehearse = partial(rehearsal.rehearse, is_required, {})
+        preflight.before_training(tmp_path, None, datamodule, datamodule.spec, model, trainer, rehearse)
+
     if net is linear:
-        preflight.before_training(tmp_path, None, datamodule, model, trainer, rehearse)
+        begin(is_required=True)
         assert "the export to onnx and torchscript, in " in caplog.text
     else:
-        with pytest.raises(GateFailure, match=r"could not be exported once it is trained: .*rehearse_export=false"):
-            preflight.before_training(tmp_path, None, datamodule, model, trainer, rehearse)
+        with pytest.raises(GateFailure, match=r"could not be exported once it is trained: .*; rehearse_export=warn"):
+            begin(is_required=True)
+        begin(is_required=False)
+        assert "warning     this network could not be exported once it is trained: " in caplog.text
+        assert "rehearsed" not in caplog.text
     assert torch.equal(random_state()["torch"], before), "random numbers of the training must not change"
     assert torch.get_num_threads() == 3, "the training would be slower, and sum in another order"
     torch.set_num_threads(threads)
+
+
+def test_run_without_a_data_spec_is_not_rehearsed_and_may_have_loaders_of_any_kind(tmp_path: Path) -> None:
+    def rehearse(*_: object) -> None:
+        raise AssertionError
+
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[])
+    for loader in (DataLoader(TensorDataset(torch.zeros(4, 2)), batch_size=2), [1, 2]):
+        datamodule = pl.LightningDataModule.from_datasets(TensorDataset(torch.zeros(4, 2)))
+        datamodule.train_dataloader = lambda loader=loader: loader  # type: ignore[method-assign,misc]
+        preflight.before_training(tmp_path, None, datamodule, None, Whole(), trainer, rehearse)
+
+
+class Whole(pl.LightningModule):
+    def training_step(self, *_: Any) -> None: ...
+    def test_step(self, *_: Any) -> None: ...
+    def configure_optimizers(self) -> None: ...
+
+
+class Untrainable(pl.LightningModule):
+    def configure_optimizers(self) -> None: ...
+
+
+class WithoutOptimizer(pl.LightningModule):
+    def training_step(self, *_: Any) -> None: ...
+
+
+class Untested(pl.LightningModule):
+    def training_step(self, *_: Any) -> None: ...
+    def configure_optimizers(self) -> None: ...
+
+
+class Manual(Whole):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class OnlyTraining(pl.LightningDataModule):
+    def train_dataloader(self) -> Any: ...
+
+
+def planned(split: BatchSplit = BatchSplit(64, 1, 1), **trainer: Any) -> Plan:  # noqa: B008
+    return Plan(Devices("cpu", (0,)), OneProcess("single"), split, trainer)
+
+
+@pytest.mark.parametrize(
+    ("model", "datamodule", "plan", "sentence"),
+    [
+        (Untrainable, Digits, planned(), r"^Untrainable has no training_step: write the method, as Lightning's"),
+        (WithoutOptimizer, Digits, planned(), r"^WithoutOptimizer has no configure_optimizers: write the method"),
+        (Whole, pl.LightningDataModule, planned(), r"^LightningDataModule has no train_dataloader: write the method"),
+        (Untested, Digits, planned(), r"^Untested has no test_step: write the method, or set test=false"),
+        (Whole, OnlyTraining, planned(), r"^OnlyTraining has no test_dataloader: write the method, or set test=false"),
+        (
+            Manual,
+            Digits,
+            planned(gradient_clip_val=1.0),
+            r"^trainer.gradient_clip_val cannot follow manual optimisation",
+        ),
+        (Manual, Digits, planned(BatchSplit(64, 1, 2)), r"^data.micro_batch_size cannot follow manual optimisation"),
+        (Manual, Digits, planned(BatchSplit(64, 1, 1, True)), r"^data.micro_batch_size cannot follow manual"),
+    ],
+)
+def test_model_or_data_without_what_a_run_calls_is_refused(
+    model: type[pl.LightningModule], datamodule: type[pl.LightningDataModule], plan: Plan, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        preflight.check_hooks(model(), datamodule(), plan, tests=True)
+
+
+def test_what_a_run_does_not_call_may_be_missing() -> None:
+    preflight.check_hooks(Untested(), OnlyTraining(), planned(), tests=False)
+    preflight.check_hooks(Manual(), Digits(), planned(), tests=True)
+    preflight.check_hooks(Whole(), Digits(), planned(BatchSplit(64, 1, 2), gradient_clip_val=1.0), tests=True)

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from digits import Digits, convolutions, linear
+from digits import Digits, convolutions, linear, one_device, optimization
 from lightning.pytorch.loggers import CSVLogger
 
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
@@ -23,7 +23,7 @@ def make_classifier(datamodule: Digits, **options: Any) -> Classifier:
 
 
 def make_trainer(**options: object) -> pl.Trainer:
-    defaults = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    defaults = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "strategy": one_device()}
     return pl.Trainer(accelerator="cpu", enable_model_summary=False, **(defaults | options))  # type: ignore[arg-type]
 
 
@@ -55,9 +55,9 @@ def test_channels_last_changes_the_layout_alone() -> None:
     weights = {}
     for channels_last in (False, True):
         torch.manual_seed(1)
-        optimizer = partial(torch.optim.AdamW, lr=0.01, fused=True)
-        model = Classifier(datamodule.spec, convolutions, optimizer, channels_last=channels_last)
-        make_trainer(max_epochs=1, precision="64-true", num_sanity_val_steps=0).fit(model, datamodule=datamodule)
+        model = Classifier(datamodule.spec, convolutions, partial(torch.optim.AdamW, lr=0.01, fused=True))
+        options = {"precision": "64-true", "callbacks": [optimization(channels_last=channels_last)]}
+        make_trainer(max_epochs=1, num_sanity_val_steps=0, **options).fit(model, datamodule=datamodule)
         weights[channels_last] = list(model.parameters())
     convolution = weights[True][3]
     assert convolution.is_contiguous(memory_format=torch.channels_last)

@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 import timm
 import torch
-from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
-from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.training.build import build_for_training, build_model
-from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
-from {{ cookiecutter.package_name }}.engine.training.timm_network import TimmNet
-from {{ cookiecutter.package_name }}.models.classifier import Classifier
+from digits import train_options
 from PIL import Image
 from safetensors.torch import save_file
 from test_models import make_spec
 from torch import Tensor, nn
+
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import has_changing_buffers
+from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.spec import DataSpec
+from {{ cookiecutter.package_name }}.engine.training.build import build_model
+from {{ cookiecutter.package_name }}.engine.training.fine_tuning import load_starting_point
+from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
+from {{ cookiecutter.package_name }}.engine.training.timm_network import TimmNet
+from {{ cookiecutter.package_name }}.models.classifier import Classifier
 
 SPEC = make_spec((3, 32, 32), num_labels=5)
 
@@ -28,6 +32,13 @@ def section(name: str = "test_resnet", **options: Any) -> dict[str, Any]:
     targets = {key: {"_target_": f"{kind.__module__}.{kind.__qualname__}"} for key, kind in kinds.items()}
     net = {**targets["net"], "_partial_": True, "name": name, **options}
     return {**targets["model"], "net": net, "optimizer": {**targets["optimizer"], "_partial_": True, "lr": 0.1}}
+
+
+def begun(model_section: dict[str, Any], spec: DataSpec) -> Any:
+    """The model as a training begins with it."""
+    model = build_model(model_section, spec)
+    load_starting_point(model, model_section, spec, train_options())
+    return model
 
 
 def raw_pictures(shape: tuple[int, ...]) -> Tensor:
@@ -71,8 +82,8 @@ def test_pretrained_network_has_the_same_output_for_grey_pictures_in_one_or_thre
     file, network = write_weights(tmp_path)
     grey, colour = make_spec((1, 32, 32), num_labels=1000), make_spec((3, 32, 32), num_labels=1000)
     pictures = raw_pictures((1, 32, 32))
-    in_colour = build_for_training(section(weights=str(file)), colour, 1).eval()(pictures.expand(-1, 3, -1, -1))
-    in_grey = build_for_training(section(weights=str(file)), grey, 1).eval()(pictures)
+    in_colour = begun(section(weights=str(file)), colour).eval()(pictures.expand(-1, 3, -1, -1))
+    in_grey = begun(section(weights=str(file)), grey).eval()(pictures)
     torch.testing.assert_close(in_grey, in_colour, rtol=0, atol=1e-4)
     torch.testing.assert_close(network(pictures.expand(-1, 3, -1, -1) / 127.5 - 1), in_colour, rtol=0, atol=1e-4)
 
@@ -81,7 +92,7 @@ def test_pretrained_network_has_the_same_output_for_grey_pictures_in_one_or_thre
 def test_training_begins_with_the_weights_of_a_file_and_a_new_last_layer(kind: str, tmp_path: Path) -> None:
     file, network = write_weights(tmp_path, kind=kind)
     torch.manual_seed(3)
-    state = build_for_training(section(weights=str(file)), SPEC, 1).net[1].network.state_dict()
+    state = begun(section(weights=str(file)), SPEC).net[1].network.state_dict()
     assert state["fc.weight"].shape == (5, network.fc.in_features)
     for name, weight in network.state_dict().items():
         assert name.startswith("fc.") or torch.equal(state[name], weight), name
@@ -89,9 +100,7 @@ def test_training_begins_with_the_weights_of_a_file_and_a_new_last_layer(kind: s
 
 def test_network_may_have_two_last_layers(tmp_path: Path) -> None:
     file, network = write_weights(tmp_path, "efficientformerv2_s0")
-    model = build_for_training(
-        section("efficientformerv2_s0", weights=str(file)), make_spec((3, 224, 224), num_labels=5), 1
-    )
+    model = begun(section("efficientformerv2_s0", weights=str(file)), make_spec((3, 224, 224), num_labels=5))
     assert model.net[1].network.head.weight.shape == model.net[1].network.head_dist.weight.shape == (5, 176)
     assert torch.equal(model.net[1].network.stem.conv1.conv.weight, network.stem.conv1.conv.weight)
 
@@ -101,7 +110,7 @@ def test_pretrained_weights_do_not_change_later_random_numbers(tmp_path: Path) -
     drawn = []
     for options in ({}, {"weights": str(file)}):
         torch.manual_seed(3)
-        model = build_for_training(section(**options), SPEC, 1)
+        model = begun(section(**options), SPEC)
         assert all(part.training for part in model.modules())
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
@@ -122,7 +131,7 @@ def test_download_is_timms_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return dict(network.state_dict())
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", from_hub)
-    model = build_for_training(section("test_resnet.r160_in1k", pretrained=True), SPEC, 1)
+    model = begun(section("test_resnet.r160_in1k", pretrained=True), SPEC)
     assert asked == ["timm/test_resnet.r160_in1k"]
     assert torch.equal(model.net[1].network.conv1[0].weight, network.conv1[0].weight)
 
@@ -133,14 +142,14 @@ def test_missing_connection_is_reported_in_one_sentence(tmp_path: Path, monkeypa
     with pytest.raises(
         UserError, match=r"does not get the weights of test_resnet \(.+\): .*model.net.weights="
     ) as error:
-        build_for_training(section(pretrained=True), SPEC, 1)
+        begun(section(pretrained=True), SPEC)
     assert "\n" not in str(error.value)
 
 
 def test_position_embeddings_are_resized_to_the_pictures(tmp_path: Path) -> None:
     name = "vit_tiny_patch16_224"
     file, network = write_weights(tmp_path, name)
-    model = build_for_training(section(name, weights=str(file)), make_spec((3, 32, 48), num_labels=5), 1)
+    model = begun(section(name, weights=str(file)), make_spec((3, 32, 48), num_labels=5))
     assert model(raw_pictures((3, 32, 48))).shape == (4, 5)
     assert torch.equal(model.net[1].network.blocks[0].mlp.fc1.weight, network.blocks[0].mlp.fc1.weight)
 
@@ -167,7 +176,7 @@ def test_dropout_reaches_the_network() -> None:
 )
 def test_impossible_options_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as error:
-        build_for_training(section(**options), SPEC, 1)
+        begun(section(**options), SPEC)
     assert "\n" not in str(error.value)
 
 
@@ -176,16 +185,16 @@ def test_pictures_that_a_network_cannot_take_are_refused(name: str, side: int) -
     with pytest.raises(
         UserError, match=rf"name={name} cannot take pictures of {side} x {side} pixels \(\w+: .+\): take"
     ):
-        build_for_training(section(name), make_spec((3, side, side)), 1)
+        begun(section(name), make_spec((3, side, side)))
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     file, _ = write_weights(tmp_path, "test_vit")
     with pytest.raises(UserError, match=r"test_vit.safetensors does not fit test_resnet: it has no conv1"):
-        build_for_training(section(weights=str(file)), SPEC, 1)
+        begun(section(weights=str(file)), SPEC)
     file, _ = write_weights(tmp_path, "resnet10t")
     with pytest.raises(UserError, match=r"resnet10t.safetensors does not fit test_resnet: "):
-        build_for_training(section(weights=str(file)), SPEC, 1)
+        begun(section(weights=str(file)), SPEC)
 
 
 def test_file_that_lacks_a_layer_or_is_damaged_is_refused(tmp_path: Path) -> None:
@@ -193,10 +202,10 @@ def test_file_that_lacks_a_layer_or_is_damaged_is_refused(tmp_path: Path) -> Non
     state = {name: weight for name, weight in network.state_dict().items() if not name.startswith("layer2.0.conv1")}
     save_file(state, file)
     with pytest.raises(UserError, match=r"does not fit test_resnet: it has no layer2.0.conv1"):
-        build_for_training(section(weights=str(file)), SPEC, 1)
+        begun(section(weights=str(file)), SPEC)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"does not fit test_resnet: \w+"):
-        build_for_training(section(weights=str(file)), SPEC, 1)
+        begun(section(weights=str(file)), SPEC)
 
 
 class RunsACommand:
@@ -208,5 +217,5 @@ def test_code_in_a_file_of_weights_does_not_run(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PROOF", str(tmp_path / "proof"))
     torch.save({"state_dict": RunsACommand()}, tmp_path / "code.pth", pickle_module=pickle)
     with pytest.raises(UserError, match=r"code.pth does not fit test_resnet"):
-        build_for_training(section(weights=str(tmp_path / "code.pth")), SPEC, 1)
+        begun(section(weights=str(tmp_path / "code.pth")), SPEC)
     assert not (tmp_path / "proof").exists()

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ class DigitsDataModule(InMemoryDataModule):
     def __init__(
         self,
         batch_size: int = 64,
-        micro_batch_size: int | Literal["auto"] | None = None,
         max_shift: int = 0,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
@@ -34,7 +32,7 @@ class DigitsDataModule(InMemoryDataModule):
         pin_memory: bool | None = None,
     ) -> None:
         fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-        super().__init__(batch_size, micro_batch_size, seed, num_workers, pin_memory, **fractions)
+        super().__init__(batch_size, seed, num_workers, pin_memory, **fractions)
         if not 0 <= max_shift <= 8:
             raise UserError(f"data.max_shift={max_shift} pixels is out of range: give 0 (no change) to 8.")
         if max_shift:

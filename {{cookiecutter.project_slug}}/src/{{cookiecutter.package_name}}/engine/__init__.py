@@ -10,24 +10,26 @@ if TYPE_CHECKING:
     from .data.data_module import InMemoryDataModule as InMemoryDataModule
     from .data.samples import SamplesInMemory as SamplesInMemory
     from .data.splits import stratified as stratified
+    from .distributed.randomness import sample_uniform as sample_uniform
     from .errors import UserError as UserError
     from .spec import DataSpec as DataSpec
-    from .training.base_module import BaseModule as BaseModule
     from .training.layers import Constants as Constants
+    from .training.layers import Normalize as Normalize
     from .training.layers import Segments as Segments
     from .training.losses import ClassWeights as ClassWeights
     from .training.losses import CrossEntropy as CrossEntropy
 
 _PLACES = {
-    "BaseModule": "training.base_module",
     "ClassWeights": "training.losses",
     "Constants": "training.layers",
     "CrossEntropy": "training.losses",
     "DataSpec": "spec",
     "InMemoryDataModule": "data.data_module",
+    "Normalize": "training.layers",
     "SamplesInMemory": "data.samples",
     "Segments": "training.layers",
     "UserError": "errors",
+    "sample_uniform": "distributed.randomness",
     "stratified": "data.splits",
 }
 

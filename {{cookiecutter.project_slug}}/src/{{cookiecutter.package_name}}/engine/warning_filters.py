@@ -23,6 +23,8 @@ IGNORED_WARNINGS = (
     WarningFilter(UserWarning, r"The dirpath has changed from", r"lightning\.pytorch\.callbacks\.model_checkpoint"),
     # a resumed or restarted run writes into the directory that it had
     WarningFilter(UserWarning, r"Checkpoint directory .* exists and is not", r"lightning\.pytorch\.callbacks"),
+    # overfit_batches means the same few samples again and again
+    WarningFilter(UserWarning, r"You requested to overfit but enabled", r"lightning\.pytorch\.trainer\.connectors"),
     # samples in memory are fetched faster without workers; for others, data.num_workers is an option
     WarningFilter(UserWarning, r"The '\w+' does not have many workers", r"lightning\.pytorch\.trainer\.connectors"),
     # trainer=cpu was asked for
@@ -33,6 +35,10 @@ IGNORED_WARNINGS = (
     WarningFilter(Warning, r"`torch\.jit\.script_method` is deprecated", r"torch\.jit\._script"),
     # a picture of that size is refused, and named
     WarningFilter(RuntimeWarning, r"Image size \(\d+ pixels\) exceeds limit", r"PIL\.Image"),
+    # the checkpoints of this project hold plain data alone, whatever `save_hyperparameters` was given
+    WarningFilter(UserWarning, r"Attribute '\w+' is an instance of `nn.Module`", r"lightning\.pytorch\.utilities"),
+    # matplotlib converts the tensors that torchmetrics plots in a way that numpy 2 has deprecated
+    WarningFilter(DeprecationWarning, r"__array__ implementation doesn't accept a copy", r"matplotlib\.cbook"),
     # ddp copies the gradient of a convolution with one input channel: a few numbers
     WarningFilter(UserWarning, r"Grad strides do not match bucket view strides", r"torch\.autograd\.graph"),
 )

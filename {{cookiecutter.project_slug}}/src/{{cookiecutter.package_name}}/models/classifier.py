@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
+import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,17 +17,16 @@ from torchmetrics.classification import (
     MultilabelF1Score,
 )
 
-from ..engine import BaseModule, ClassWeights, CrossEntropy, DataSpec, UserError
+from ..engine import ClassWeights, CrossEntropy, DataSpec, Normalize, UserError
+
+Batch = tuple[Tensor, Tensor]
 
 
-class Classifier(BaseModule):
+class Classifier(pl.LightningModule):
     """Trains `net(spec)` with cross entropy, from labels `(B,)`, or several labels `(B, K)` of 0 or 1.
 
-    Logs `acc` and `f1` (macro); for several labels, `acc` is the share of correct answers over samples and labels. With
-    `class_weights` a sample counts in each loss by its label's weight, but not in the metrics.
+    With `class_weights` a sample counts in each loss by its label's weight, but not in the metrics.
     """
-
-    train_metric = "acc"
 
     def __init__(
         self,
@@ -36,51 +35,57 @@ class Classifier(BaseModule):
         optimizer: Callable[[Any], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         label_smoothing: float = 0.0,
-        warmup_steps: int = 0,
-        compile: bool = False,
-        channels_last: bool = False,
-        weights: str | None = None,
-        pretrained_lr_factor: float = 1.0,
-        freeze: str | list[str] | None = None,
         class_weights: ClassWeights = None,
     ) -> None:
-        super().__init__(
-            spec, net, optimizer, scheduler, warmup_steps, compile, channels_last, weights, pretrained_lr_factor, freeze
-        )
-        if not 0 <= label_smoothing < 1:
-            raise UserError(
-                f"model.label_smoothing={label_smoothing} is out of range: give 0 or more, and less than 1."
-            )
+        super().__init__()
         if spec.task == "regression":
             raise UserError("the data has numbers to predict, and no labels: take the model of task=regression.")
-        self.label_smoothing = label_smoothing
-        self.several = spec.task == "multilabel"
-        if self.several and class_weights is not None:
-            raise UserError("model.class_weights is for one label a sample: leave it out where there are several.")
-        self.loss = CrossEntropy(spec, class_weights)
+        self.spec = spec
+        self.net = nn.Sequential(Normalize(spec), net(spec))
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.loss: nn.Module = CrossEntropy(spec, class_weights, label_smoothing)  # smoothed in training alone
         num_labels = spec.num_outputs
-        scores: dict[str, Metric | MetricCollection]
-        if self.several:
-            scores = {"acc": MultilabelAccuracy(num_labels, average="micro"), "f1": MultilabelF1Score(num_labels)}
-            self.test_counts: Metric = MultilabelConfusionMatrix(num_labels)  # (K, 2, 2)
+        acc: Metric
+        f1: Metric
+        if spec.task == "multilabel":
+            acc, f1 = MultilabelAccuracy(num_labels, average="micro"), MultilabelF1Score(num_labels)
+            self.confusion_matrix: Metric = MultilabelConfusionMatrix(num_labels)
         else:
-            scores = {"acc": MulticlassAccuracy(num_labels, average="micro"), "f1": MulticlassF1Score(num_labels)}
-            self.test_counts = MulticlassConfusionMatrix(num_labels)  # (K, K), rows the true labels
-        self.val_scores = MetricCollection(scores, prefix="val/")
-        self.test_scores = MetricCollection(scores, prefix="test/")
+            acc, f1 = MulticlassAccuracy(num_labels, average="micro"), MulticlassF1Score(num_labels)
+            self.confusion_matrix = MulticlassConfusionMatrix(num_labels)
+        scores = MetricCollection({"acc": acc, "f1": f1})
+        self.train_acc, self.val_scores, self.test_scores = acc.clone(), scores.clone("val/"), scores.clone("test/")
 
-    def batch_loss(self, outputs: Tensor, y: Tensor, training: bool) -> Tensor:
-        smoothing = self.label_smoothing if training else 0.0
-        if self.several:
-            y = y.to(outputs.dtype) * (1 - smoothing) + smoothing / 2
-            return F.binary_cross_entropy_with_logits(outputs, y)
-        loss: Tensor = self.loss(outputs, y, smoothing)
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x, y = batch
+        logits = self(x)
+        loss: Tensor = self.loss(logits, y)
+        self.train_acc.update(logits, y)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
-    def metric_sum(self, outputs: Tensor, y: Tensor) -> Tensor:
-        if self.several:
-            return ((outputs > 0) == (y > 0.5)).sum()
-        return (outputs.argmax(dim=1) == y).sum()
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        x, y = batch
+        logits = self(x)
+        self.val_scores.update(logits, y)
+        self.log("val/loss", self.loss(logits, y), prog_bar=True, batch_size=len(y))
+        self.log_dict(self.val_scores, prog_bar=True)
 
-    def metric_from_mean(self, mean: Tensor) -> Tensor:
-        return mean / self.spec.num_outputs if self.several else mean
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        x, y = batch
+        logits = self(x)
+        self.test_scores.update(logits, y)
+        self.confusion_matrix.update(logits, y)  # plotted after the test
+        self.log("test/loss", self.loss(logits, y), batch_size=len(y))
+        self.log_dict(self.test_scores)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "monitor": "val/loss"}}

@@ -56,7 +56,7 @@ def measure_bundle(options: Options, artifact_dir: Path, run_dir: Path) -> None:
     def write(where: Path) -> None:
         for name in (BENCHMARK, BENCHMARK_PICTURE):
             shutil.copy(run_dir / name, where)
-        (where / "README.md").write_text(card(manifest, measured), encoding="utf-8")
+        (where / "README.md").write_text(card(where, manifest, measured), encoding="utf-8")
 
     try:
         add_to(folder, manifest, write)

@@ -62,6 +62,21 @@ def _import(target: str, path: str) -> Callable[..., Any]:
     return call
 
 
+def parameters_of(target: str, path: str) -> dict[str, inspect.Parameter]:
+    """The arguments that the class takes, those of its base classes too where it passes `**options` on to them.
+
+    `path` is the section's place on the command line.
+    """
+    call, found = _import(target, path), dict[str, inspect.Parameter]()
+    for kind in inspect.getmro(call) if inspect.isclass(call) else ():
+        if "__init__" in vars(kind):
+            own = inspect.signature(vars(kind)["__init__"]).parameters
+            found = {**own, **found}
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+                break
+    return found
+
+
 def _parameters(call: Callable[..., Any]) -> dict[str, Any] | None:
     """Names and type hints of what `call` takes; None where it takes anything or does not say."""
     try:
@@ -106,7 +121,7 @@ def _words(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
     origin = get_origin(hint) or hint
     if origin in (Union, types.UnionType, Literal):
-        words = (str(arg) if origin is Literal else _words(arg) for arg in get_args(hint))
+        words = (str(arg).replace("False", "false") if origin is Literal else _words(arg) for arg in get_args(hint))
         return " or ".join(dict.fromkeys(word for group in words for word in group.split(" or ")))
     return names.get(hint, "a list" if origin in (list, tuple) else getattr(hint, "__name__", str(hint)))
 

@@ -1,23 +1,16 @@
 """The DataModule that the data sets of the engine and of a project share."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
 from ..spec import DataSpec
-from .samples import (
-    Augment,
-    Augmented,
-    Batch,
-    Samples,
-    SamplesInMemory,
-    default_num_workers,
-    evaluation_loader,
-    training_loader,
-)
+from .samples import Augment, Augmented, Batch, Samples, SamplesInMemory, as_fetched, default_num_workers
 
 
 class SamplesDataModule(pl.LightningDataModule):
@@ -35,7 +28,6 @@ class SamplesDataModule(pl.LightningDataModule):
     def __init__(
         self,
         batch_size: int,
-        micro_batch_size: int | Literal["auto"] | None,
         seed: int,
         num_workers: int | None,
         pin_memory: bool | None,
@@ -49,15 +41,23 @@ class SamplesDataModule(pl.LightningDataModule):
             raise UserError(f"data.batch_size={batch_size} holds no sample: give 1 or more.")
         if num_workers is not None and num_workers < 0:
             raise UserError(f"data.num_workers={num_workers} is no number of processes: give 0 or more.")
-        self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
+        if seed < 0:
+            raise UserError(f"data.seed={seed} is out of range: give 0 or more.")
+        self.batch_size, self.seed = batch_size, seed
         self.num_workers, self.pin_memory = num_workers, pin_memory
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        samples: Samples | Augmented = self.samples["train"]
+        """Leaves out the last incomplete batch; the next epoch's order brings its samples back."""
+        samples = self.samples["train"]
+        if self.batch_size > len(samples):
+            raise UserError(
+                f"data.batch_size={self.batch_size} is more than the {len(samples)} training samples: "
+                f"the largest size that works is {len(samples)}."
+            )
         if self.augment is not None:
-            samples = Augmented(self.samples["train"], self.augment, self.seed)
-        options = self._loader_options(samples, self.num_workers)
-        return training_loader(samples, self.batch_size, self.seed, self.trainer, **options)
+            samples = Augmented(samples, self.augment)
+        generator = torch.Generator().manual_seed(self.seed)
+        return self._loader(samples, self.num_workers, shuffle=True, drop_last=True, generator=generator)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader(self.samples["val"])
@@ -66,13 +66,21 @@ class SamplesDataModule(pl.LightningDataModule):
         return self._evaluation_loader(self.samples["test"])
 
     def _evaluation_loader(self, samples: Samples) -> DataLoader[Batch]:
-        options = self._loader_options(samples, None if isinstance(samples, SamplesInMemory) else self.num_workers)
-        return evaluation_loader(samples, self.batch_size, self.trainer, **options)
+        return self._loader(samples, None if isinstance(samples, SamplesInMemory) else self.num_workers)
 
-    def _loader_options(self, samples: Samples | Augmented, num_workers: int | None) -> dict[str, Any]:
+    def _loader(self, samples: Samples, num_workers: int | None, **options: Any) -> DataLoader[Batch]:
         if num_workers is None:
             num_workers = 0 if isinstance(samples, SamplesInMemory) else default_num_workers(self.trainer)
-        return {"num_workers": num_workers, "pin_memory": self.pin_memory}
+        is_on_gpu = isinstance(getattr(self.trainer, "accelerator", None), CUDAAccelerator)
+        return DataLoader(
+            samples,
+            self.batch_size,
+            collate_fn=as_fetched,  # type: ignore[arg-type]
+            num_workers=num_workers,
+            pin_memory=is_on_gpu if self.pin_memory is None else self.pin_memory,
+            persistent_workers=num_workers > 0,
+            **options,
+        )
 
 
 class InMemoryDataModule(SamplesDataModule):

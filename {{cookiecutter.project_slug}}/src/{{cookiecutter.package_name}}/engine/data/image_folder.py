@@ -71,7 +71,6 @@ class ImageFolderDataModule(SamplesDataModule):
         task: Literal["classification", "multilabel"] = "classification",
         augment: Mapping[str, nn.Module | None] | None = None,
         batch_size: int = 64,
-        micro_batch_size: int | Literal["auto"] | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 42,
@@ -86,7 +85,7 @@ class ImageFolderDataModule(SamplesDataModule):
         if len(size) != 2 or min(size) < 1:
             raise UserError(f"data.size={size} is no size of a picture: give height and width, as [64,64].")
         fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-        super().__init__(batch_size, micro_batch_size, seed, num_workers, pin_memory, **fractions)
+        super().__init__(batch_size, seed, num_workers, pin_memory, **fractions)
         self.augment = augmentation(augment)
         shape = (int(channels), size[0], size[1])
         several = task == "multilabel"

@@ -56,7 +56,6 @@ class TableDataModule(InMemoryDataModule):
         categorical: list[str] | None = None,
         split: str | None = None,
         batch_size: int = 64,
-        micro_batch_size: int | Literal["auto"] | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int = 42,
@@ -66,7 +65,7 @@ class TableDataModule(InMemoryDataModule):
         trained: DataSpec | None = None,
     ) -> None:
         given = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-        super().__init__(batch_size, micro_batch_size, seed, num_workers, pin_memory, **given)
+        super().__init__(batch_size, seed, num_workers, pin_memory, **given)
         table, target, fingerprint = _read(path, target)
         table = _without_gaps(table, target, task)
         fractions = val_fraction, test_fraction, split_seed

@@ -41,14 +41,13 @@ class TorchvisionDataModule(InMemoryDataModule):
         download: bool = True,
         augment: Mapping[str, nn.Module | None] | None = None,
         batch_size: int = 64,
-        micro_batch_size: int | Literal["auto"] | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 42,
         seed: int = 42,
         num_workers: int | None = None,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(batch_size, micro_batch_size, seed, num_workers, pin_memory, val_fraction=val_fraction)
+        super().__init__(batch_size, seed, num_workers, pin_memory, val_fraction=val_fraction)
         self.augment = augmentation(augment)
         training, test = _read(name, Path(root).expanduser(), download)
         pixels, labels = _tensors(training)

@@ -1,15 +1,14 @@
 """How a configuration runs on this machine; what cannot work is refused here, before any process is started."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import rendezvous
 from ..config.command_line import Config
-from ..config.validation import check
+from ..config.validation import check, parameters_of
 from ..errors import UserError
 from .devices import Devices, resolve_devices
-from .samplers import BatchSplit
 from .strategies import StrategyOptions, strategy_options
 
 COUNTS_OF_BATCHES = (
@@ -18,7 +17,60 @@ COUNTS_OF_BATCHES = (
     "limit_test_batches",
     "overfit_batches",
     "val_check_interval",
+    "fast_dev_run",
 )
+
+ENGINE_OPTIONS = ("batch_size", "micro_batch_size")  # of the section `data`
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """How the `batch_size` samples of an optimiser step are split: over `num_devices`, each in `num_steps` parts.
+
+    `batch_size` is None where only the DataModule's loader knows it; then `num_steps` is 1.
+    """
+
+    batch_size: int | None
+    num_devices: int
+    num_steps: int
+    is_auto: bool = False  # whether the callback `MicroBatchFinder` chooses another number of parts
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], num_devices: int) -> "BatchSplit":
+        """Reads `batch_size` and `micro_batch_size`, the most that a device holds at once, of the section `data`."""
+        micro_batch_size, batch_size = data.get("micro_batch_size"), data.get("batch_size")
+        if batch_size is None and "batch_size" in (taken := parameters_of(data["_target_"], "data")):
+            default = taken["batch_size"].default
+            batch_size = default if isinstance(default, int) else None
+        if not (micro_batch_size in (None, "auto") or type(micro_batch_size) is int):
+            raise UserError(f"data.micro_batch_size={micro_batch_size} does not fit: it takes a number, auto or null.")
+        if micro_batch_size is not None and batch_size is None:
+            raise UserError("data.micro_batch_size needs the number of samples of a whole batch: give data.batch_size.")
+        return cls(batch_size, num_devices, 1, micro_batch_size == "auto").cut(micro_batch_size)
+
+    def cut(self, micro_batch_size: object) -> "BatchSplit":
+        """The split in which a device holds at most `micro_batch_size` samples at once, if that is a number."""
+        if self.batch_size is None or not isinstance(micro_batch_size, int):
+            return self
+        if micro_batch_size < 1:
+            raise UserError(f"data.micro_batch_size={micro_batch_size} holds no sample: give 1 or more.")
+        num_steps = max(1, -(-self.batch_size // (micro_batch_size * self.num_devices)))
+        return replace(self, num_steps=num_steps, is_auto=False)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """The samples that a device holds at once, where parts differ the larger ones."""
+        return -(-(self.batch_size or 1) // (self.num_devices * self.num_steps))
+
+    def __str__(self) -> str:
+        devices = f"{self.num_devices} {'device' if self.num_devices == 1 else 'devices'}"
+        if self.batch_size is None:
+            return f"batches of the DataModule's own loader, over {devices}"
+        steps = f" x {self.num_steps} steps" if self.num_steps > 1 else ""
+        smallest = self.batch_size // (self.num_devices * self.num_steps)
+        size = f"{smallest} to {self.micro_batch_size}" if smallest < self.micro_batch_size else str(smallest)
+        auto = ", or as much of it at once as fits" if self.is_auto else ""
+        return f"batch {self.batch_size} = {devices}{steps} x {size}{auto}"
 
 
 @dataclass(frozen=True)
@@ -41,17 +93,20 @@ def make_plan(config: Config) -> Plan:
     strategy, trainer = strategy_options(config["strategy"]), config["trainer"]
     devices = resolve_devices(trainer["accelerator"], trainer["devices"], strategy.name, trainer.get("num_nodes"))
     check(trainer_section(config, devices, num_steps=1), "trainer")
-    for name in ("data", "model"):
-        check(config.get(name, {}), name)
+    check(config.get("model", {}), "model")
+    check(data_section(config.get("data", {})), "data")
     for sentence in option_conflicts(config, devices):
         raise UserError(sentence)
     if "model" not in config:
         return Plan(devices, strategy, None, trainer_section(config, devices, 1))
-    data = config["data"]
-    if "batch_size" not in data:
-        raise UserError("'data.batch_size' is missing: do not leave it out.")
-    split = BatchSplit.of(data["batch_size"], devices.num_devices, data.get("micro_batch_size"))
+    split = BatchSplit.of(config["data"], devices.num_devices)
     return Plan(devices, strategy, split, trainer_section(config, devices, split.num_steps))
+
+
+def data_section(section: Config) -> Config:
+    """The section `data` without those options of the engine that the DataModule does not take."""
+    taken = parameters_of(section["_target_"], "data") if "_target_" in section else {}
+    return {name: value for name, value in section.items() if name in taken or name not in ENGINE_OPTIONS}
 
 
 def trainer_section(config: Config, devices: Devices, num_steps: int) -> Config:
@@ -72,14 +127,6 @@ def trainer_section(config: Config, devices: Devices, num_steps: int) -> Config:
     return {**section, **derived, "accumulate_grad_batches": num_steps}
 
 
-def evaluation_steps(data: Mapping[str, Any], devices: Devices) -> int:
-    """The parts of a batch that no device finds too large; an evaluation splits any batch."""
-    most = data.get("micro_batch_size")
-    if isinstance(most, int) and most < 1:
-        raise UserError(f"data.micro_batch_size={most} holds no sample: give 1 or more.")
-    return -(-data["batch_size"] // (most * devices.num_devices)) if isinstance(most, int) else 1
-
-
 def option_conflicts(config: Config, devices: Devices) -> Iterator[str]:
     """A sentence for each pair of options that cannot go together."""
     strategy, trainer = config["strategy"], config["trainer"]
@@ -87,10 +134,10 @@ def option_conflicts(config: Config, devices: Devices) -> Iterator[str]:
     name, precision = strategy["name"], str(trainer.get("precision"))
     on_gpu, where = devices.accelerator == "gpu", f"and this run is on the {devices.accelerator}"
     clips, in_16_bits = trainer.get("gradient_clip_val") is not None, precision.startswith("16-")
-    if name == "dp" and model.get("compile"):
-        yield "model.compile=true cannot follow strategy=dp, which copies the network at each step: take ddp."
-    if name in ("single", "dp") and trainer.get("sync_batchnorm"):
-        yield "trainer.sync_batchnorm=true is for several processes: take strategy=ddp."
+    if name == "dp" and config.get("compile"):
+        yield "compile=true cannot follow strategy=dp, which copies the network at each step: take ddp."
+    if name == "dp" and trainer.get("sync_batchnorm"):
+        yield "trainer.sync_batchnorm=true is for several processes, and strategy=dp is one: take strategy=ddp."
     if micro_batch_size == "auto" and (name == "fsdp" or trainer.get("sync_batchnorm")):
         yield "data.micro_batch_size=auto cannot try a network whose ranks wait for each other: give a number."
     if strategy.get("static_graph") and micro_batch_size is not None:
@@ -106,8 +153,6 @@ def option_conflicts(config: Config, devices: Devices) -> Iterator[str]:
         yield "strategy.max_restarts is for processes that the command starts itself: here others did."
     if name == "fsdp" and not on_gpu:
         yield f"strategy=fsdp needs GPUs, {where}: take strategy=ddp."
-    if trainer.get("sync_batchnorm") and not on_gpu:
-        yield f"trainer.sync_batchnorm=true needs GPUs, {where}."
     if strategy.get("compression") == "bf16" and not on_gpu:
         yield f"strategy.compression=bf16 needs GPUs, {where}: take fp16."
     if in_16_bits and devices.accelerator == "cpu":

@@ -1,7 +1,7 @@
 """`strategy=single`, `dp`, `ddp` and `fsdp` as Lightning strategies, for the processes that are already there."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,15 +10,21 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, Strategy
-from torch import nn
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
+from torchmetrics import Metric
 
 from ..config.validation import read_options
 from ..errors import UserError, nearest
+from .batch_norm import SyncBatchNorm, count_samples
+from .dealing import DealtLoader, Part, Share, deal
 from .devices import Devices
+from .randomness import Rows, StepRandomness, batch_size, replica_rows
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +92,8 @@ def strategy_options(section: Mapping[str, Any]) -> StrategyOptions:
     return options
 
 
-def build_strategy(options: StrategyOptions, devices: Devices) -> Strategy:
-    """The Lightning strategy of a process."""
+def build_strategy(options: StrategyOptions, devices: Devices, finds_unused: bool = False) -> Strategy:
+    """The Lightning strategy of a process; `finds_unused` sets ddp's `find_unused_parameters` whatever the options."""
     if options.name == "dp":
         return DataParallelStrategy(devices.to_torch())
     if isinstance(options, OneProcess) or devices.num_devices == 1:
@@ -98,14 +104,171 @@ def build_strategy(options: StrategyOptions, devices: Devices) -> Strategy:
         options.compression,
         options.powersgd_rank,
         options.powersgd_start_step,
-        find_unused_parameters=options.find_unused_parameters,
+        find_unused_parameters=options.find_unused_parameters or finds_unused,
         gradient_as_bucket_view=options.gradient_as_bucket_view,
         static_graph=options.static_graph,
         bucket_cap_mb=options.bucket_cap_mb,
     )
 
 
-class OneDeviceStrategy(SingleDeviceStrategy):
+class DealingStrategy(Strategy):
+    """Deals ordinary DataLoaders to the processes, and weights their parts of a batch by the number of samples."""
+
+    num_replicas = 1  # in this process
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Which the loaders of an evaluation and of the training have delivered since their last step. A training batch
+        # may be followed by an evaluation and no step: `on_train_batch_start` ends an epoch by returning -1.
+        self.parts: tuple[dict[int, Part], dict[int, Part]] = {}, {}
+        self.batch_size: int | None = None  # samples of an optimiser step, if the configuration says it
+        self.skips_nonfinite = False  # whether a batch whose loss is NaN or infinite leaves no trace in the figures
+        self.weight = 1.0  # of the loss, so that the gradient is that of the whole batch on one device
+        self.sample_dropout = True  # whether dropout is the same however a batch is split; else it is torch's own
+        self.randomness = StepRandomness()
+
+    @property
+    def trainer(self) -> pl.Trainer:
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer
+
+    def process_dataloader(self, dataloader: object) -> object:
+        trainer, stage = self.trainer, self.trainer.state.stage
+        assert stage is not None
+        share = Share(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
+        if stage == RunningStage.PREDICTING:
+            if share.world_size > 1:
+                raise UserError("trainer.predict would predict each sample in every process: take strategy=single.")
+            return dataloader
+        prefix = stage.dataloader_prefix
+        limit, name = getattr(trainer, f"limit_{prefix}_batches"), f"{prefix}_dataloader"
+        batch_size = self.batch_size if stage == RunningStage.TRAINING else None
+        return deal(dataloader, share, name, limit, self.parts[trainer.training], self._total, batch_size)
+
+    def on_train_start(self) -> None:
+        """Refuses a DataModule that does not take the batch size by which the run was planned."""
+        super().on_train_start()
+        loader = self.trainer.train_dataloader
+        found = loader.batches.source.batch_size if isinstance(loader, DealtLoader) else None
+        if None not in (self.batch_size, found) and found != self.batch_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size}, but train_dataloader gives batches of {found}: let the DataModule "
+                "take a batch_size and pass it to its DataLoader."
+            )
+
+    def _total(self, number: int) -> int:
+        return int(self.reduce(torch.tensor(number, device=self.root_device), reduce_op="sum"))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._step(super().training_step, *args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._step(super().validation_step, *args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._step(super().test_step, *args, **kwargs)
+
+    def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        trainer = self.trainer
+        num_parts = trainer.world_size * trainer.accumulate_grad_batches  # over which the gradients are averaged
+        parts = self.parts[trainer.training]
+        weights = {part.num_own * num_parts / part.num_whole for part in parts.values()}
+        places = [part.places for part in parts.values()]
+        has_stream = len(parts) > 1 and not all(part.indices for part in parts.values())
+        parts.clear()
+        if num_parts > 1 and trainer.training and not weights:
+            raise UserError("training_step(dataloader_iter) hides the size of a batch: take the batch as its argument.")
+        if has_stream or (len(weights) > 1 and (trainer.training or 0 in weights)):
+            raise UserError(
+                f"the loaders of a CombinedLoader cut their batches into {num_parts} parts of different shares, and no "
+                f"weight is right: give each a length, a batch_size that {num_parts} divides, and drop_last=True."
+            )
+        self.weight = weights.pop() if weights else 1.0
+        count_samples(bool(self.weight))
+        is_undone = not self.weight or (self.skips_nonfinite and trainer.training)
+        undo = remember(trainer, is_stand_in=not self.weight) if is_undone else None
+        with nullcontext() if self.weight else isolate_rng():
+            if trainer.training and self.sample_dropout:
+                with self.randomness.step(trainer, args[0], places, num_parts * self.num_replicas):
+                    output = step(*args, **kwargs)
+            else:
+                self.randomness.pause()
+                output = step(*args, **kwargs)
+        if undo is not None and (not self.weight or self._is_nonfinite(output)):
+            undo()
+        return output
+
+    def _is_nonfinite(self, output: Any) -> bool:
+        """Whether the loss of a rank is NaN or infinite, known to all ranks: none of them counts its samples."""
+        loss = output["loss"] if isinstance(output, Mapping) else output
+        is_bad = isinstance(loss, Tensor) and not torch.isfinite(loss).all()
+        return bool(self.reduce(torch.tensor(int(is_bad), device=self.root_device), reduce_op="max"))
+
+    def teardown(self) -> None:
+        self.randomness.close()
+        super().teardown()
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if self.weight != 1:
+            closure_loss = closure_loss * self.weight
+        return super().backward(closure_loss, optimizer, *args, **kwargs)
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Lightning 2.6 truncates the mean of its batch sizes over the ranks, such as 33 / 2 to 16."""
+        is_distributed = torch.distributed.is_initialized()
+        if is_distributed and reduce_op == "mean" and isinstance(tensor, Tensor) and not tensor.is_floating_point():
+            tensor = tensor.double()
+        return super().reduce(tensor, group, reduce_op)  # type: ignore[safe-super]
+
+
+def remember(trainer: pl.Trainer, is_stand_in: bool) -> Callable[[], None]:
+    """Returns a function that undoes the traces of the step that comes next.
+
+    It restores buffers, metrics, logged values and what the module keeps in its attributes. Where the sample of the
+    step only stands in for none, the statistics of a SyncBatchNorm are those of the other processes, and stay.
+    """
+    module, restore = trainer.lightning_module, list[Callable[[], Any]]()
+    results: Any = trainer._results  # private in Lightning 2.6: what `self.log` was given in this epoch
+    known = set(results)
+    metrics = [part for part in module.modules() if isinstance(part, Metric)]
+    layers = [layer for layer in module.modules() if not (is_stand_in and isinstance(layer, SyncBatchNorm))]
+    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+    for value in (*buffers, *(vars(part) for part in (module, *metrics, *results.values()))):
+        _snapshot(value, restore)
+    return partial(_undo, results, known, metrics, restore)
+
+
+def _undo(results: Any, known: set[str], metrics: list[Metric], restore: list[Callable[[], Any]]) -> None:
+    logged = {name: result for name, result in results.items() if not result.has_reset}
+    outdated = [part for part in (*metrics, *results.values()) if part._computed is None]
+    for name, result in logged.items():
+        if name not in known and result.is_tensor:
+            result.reset()
+    for each in restore:
+        each()
+    # All ranks must compute and reduce the same values at the end of the epoch.
+    for result in logged.values():
+        result.has_reset = False
+    for part in outdated:
+        part._computed = None
+
+
+def _snapshot(value: Any, restore: list[Callable[[], Any]]) -> None:
+    """Adds what restores a tensor or a container in place, because others refer to the same object.
+
+    Weights are left alone: with manual optimisation, the step itself has changed them.
+    """
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        # By `data`, because the backward pass may still need the tensor.
+        restore.append(partial(lambda tensor, before: tensor.data.copy_(before), value, value.detach().clone()))
+    elif isinstance(value, dict | list | set):
+        refill = value.extend if isinstance(value, list) else value.update
+        restore += [value.clear, partial(refill, value.copy())]
+        for each in [*value.values()] if isinstance(value, dict) else value:
+            _snapshot(each, restore)
+
+
+class OneDeviceStrategy(DealingStrategy, SingleDeviceStrategy):
     """One device, one process."""
 
     restore_checkpoint_after_setup = True  # else weights in double precision would pass through single
@@ -120,7 +283,7 @@ class DataParallelStrategy(OneDeviceStrategy):
 
     def __init__(self, devices: list[torch.device]) -> None:
         super().__init__(device=devices[0])
-        self.devices = devices
+        self.devices, self.num_replicas = devices, len(devices)
         if len(devices) == 1:
             log.warning("strategy=dp has one device (%s) and changes nothing there.", devices[0])
 
@@ -148,6 +311,7 @@ class _ForwardOnly(nn.Module):
         super().__init__()
         self.module = module
         self.device_type = device_type
+        self.rows: Rows | None = None  # of a replica
 
     def capture_context(self) -> None:
         """Captures autocast and inference mode, which the thread of a replica does not inherit from its caller."""
@@ -158,7 +322,7 @@ class _ForwardOnly(nn.Module):
         self.inference = torch.inference_mode if torch.is_inference_mode_enabled() else nullcontext
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self.autocast(), self.inference():
+        with self.autocast(), self.inference(), replica_rows(self.rows):
             return type(self.module).forward(self.module, *args, **kwargs)
 
 
@@ -167,8 +331,14 @@ class _Replicated(nn.DataParallel[_ForwardOnly]):
         self.module.capture_context()
         return super().forward(*args, **kwargs)
 
+    def parallel_apply(self, replicas: Sequence[_ForwardOnly], inputs: Sequence[Any], kwargs: Any) -> list[Any]:
+        sizes = [batch_size(scattered) for scattered in zip(inputs, kwargs, strict=True)]
+        for number, replica in enumerate(replicas):
+            replica.rows = Rows(sum(sizes[:number]), sum(sizes[: number + 1]), sum(sizes))
+        return super().parallel_apply(replicas, inputs, kwargs)
 
-class DistributedDataParallelStrategy(DDPStrategy):
+
+class DistributedDataParallelStrategy(DealingStrategy, DDPStrategy):
     """DistributedDataParallel, with optional compression of the gradients that the ranks exchange.
 
     PowerSGD (Vogels et al., 2019, arXiv:1905.13727) sends a low-rank approximation and adds its error to the gradient
@@ -206,7 +376,7 @@ def has_changing_buffers(model: nn.Module) -> bool:
     )
 
 
-class FullyShardedStrategy(FSDPStrategy):
+class FullyShardedStrategy(DealingStrategy, FSDPStrategy):
     """Shards weights, gradients and optimizer state over the devices; a checkpoint holds the full model."""
 
     def __init__(self, min_num_weights: int, cpu_offload: bool) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..spec import DataSpec
-from ..training.base_module import BaseModule
 from ..training.layers import OutputLayer
 from .formats import Array, Run
 from .gate import median_latency_ms
@@ -31,10 +31,10 @@ class Source:
 class DeployedNetwork(nn.Module):
     """Maps raw input `(B, *spec.input_shape)` to the outputs of the task, each `(B, K)` float32."""
 
-    def __init__(self, model: BaseModule) -> None:
+    def __init__(self, net: nn.Module, spec: DataSpec) -> None:
         super().__init__()
-        self.net = model.net
-        self.answers = OutputLayer(model.spec)
+        self.net = net
+        self.answers = OutputLayer(spec)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         found = self.net(x)
@@ -42,10 +42,18 @@ class DeployedNetwork(nn.Module):
         return outputs
 
 
-def deployed(model: BaseModule) -> DeployedNetwork:
+def deployed(model: nn.Module, spec: DataSpec) -> DeployedNetwork:
     """Returns the network in inference mode on the CPU, without gradients; its own float64 tensors stay float64."""
-    network = DeployedNetwork(model).to(device="cpu").eval()
+    network = DeployedNetwork(getattr(model, "net", model), spec).to(device="cpu").eval()
     return network.requires_grad_(False)
+
+
+def require_data_spec(spec: Any) -> None:
+    if not isinstance(spec, DataSpec):
+        raise UserError(
+            "the export takes models whose DataModule describes one input and the labels or the target in a DataSpec, "
+            "and this one has none: set spec in the DataModule."
+        )
 
 
 def eager(network: nn.Module) -> Run:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from ..data.labels import count_labels
+from ..distributed.strategies import OneDeviceStrategy
 from ..errors import UserError
 from ..inference.runtime import GOLDEN
 from ..spec import DataSpec
 from ..training.checkpoints import Checkpoint
-from ..training.plots import plot_test
+from ..training.plots import MetricPlots
 from .bundle import without_local_paths
 from .formats import FORMATS, Array, exporter
 from .gate import Limits, Parity, Reference, admit, first_samples
@@ -40,11 +41,13 @@ def write_verified(
     Raises `GateFailure` for all formats that failed, once all were tried.
     """
     model = checkpoint.model()
-    network = deployed(model)
+    network = deployed(model, checkpoint.spec)
     inputs, truth = _test_samples(datamodule)
     run = eager(network)
     reference = Reference.of(run, inputs, truth, limits.max_batch_size, checkpoint.spec.task)
-    rebuilt = eager(deployed(checkpoint.model()))(inputs[:1])
+    if not torch.equal(network.net(example := torch.from_numpy(inputs[:2])), model(example)):
+        raise GateFailure("the model's forward does more than self.net, which is exported: move it into the network.")
+    rebuilt = eager(deployed(checkpoint.model(), checkpoint.spec))(inputs[:1])
     if not np.allclose(rebuilt[0], reference.by_batch[1][0], atol=1e-4):  # kernels may round differently
         raise GateFailure("the network answers otherwise once it is built anew: keep what it draws in a buffer.")
     source = Source(
@@ -60,14 +63,28 @@ def write_verified(
     golden = inputs[:NUM_GOLDEN]
     named = zip((tensor.name for tensor in contract.signature.outputs), run(golden), strict=True)
     np.savez(folder / GOLDEN, **{"input": golden, **dict(named)})  # type: ignore[arg-type]
-    metrics = model.test_figures(torch.from_numpy(reference.first), torch.from_numpy(truth))
-    plot_test(model, folder)
     figures = {
         "data": _data(checkpoint.spec, datamodule, len(truth)),
-        "metrics": metrics,
         "eager_latency_ms": eager_latency_ms(network, inputs[:1]),
+        "metrics": _tested(model, datamodule, folder),
     }
     return parities, figures
+
+
+def _tested(model: pl.LightningModule, datamodule: pl.LightningDataModule, folder: Path) -> dict[str, float]:
+    """Returns the figures of the module's own test loop, and leaves the pictures of its metrics in `folder`."""
+    trainer = pl.Trainer(
+        strategy=OneDeviceStrategy(torch.device("cpu")),
+        accelerator="cpu",
+        callbacks=[MetricPlots()],
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    figures = trainer.test(model, datamodule=datamodule, verbose=False)
+    return {name: value for of_loader in figures for name, value in of_loader.items()}
 
 
 def _data(spec: DataSpec, datamodule: pl.LightningDataModule, num_test: int) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def rebuilt(path: Path) -> nn.Module:
     metadata = _metadata(path)
     section = json.loads(metadata["model"])
     refuse_foreign_code(section, str(path))
-    network = deployed(build_model(section, DataSpec.from_dict(json.loads(metadata["spec"]))))
+    spec = DataSpec.from_dict(json.loads(metadata["spec"]))
+    network = deployed(build_model(section, spec), spec)
     network.load_state_dict(load_file(path))
     return network
 

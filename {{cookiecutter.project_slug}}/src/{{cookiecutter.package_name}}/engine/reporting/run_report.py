@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..config import PACKAGE
 from ..console import duration, python, shown, write_json
+from ..distributed.batch_norm import depends_on_split
 from ..distributed.plan import Plan
 from ..markdown import render
 from ..runs import run_record
-from ..training.base_module import BaseModule
 from ..training.checkpoints import Checkpoint
 from ..training.options import TrainOptions
-from ..training.plots import LOSSES, PICTURES, plot_curves, plot_test
+from ..training.plots import CURVES, caption, plot_curves, split_and_metric
 
 if TYPE_CHECKING:
     from ..export.gate import Parity
@@ -34,42 +34,37 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 
 
-def announce(plan: Plan, options: TrainOptions, model: BaseModule) -> None:
-    """Logs before the first step what is trained, where, how a batch is split, and the learning rate."""
+def announce(plan: Plan, options: TrainOptions, model: pl.LightningModule) -> None:
+    """Logs before the first step what is trained, where, and how a batch is split."""
     num_weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     num_frozen = sum(weight.numel() for weight in model.parameters()) - num_weights
     of_all = f"{num_weights:,} of {num_weights + num_frozen:,}" if num_frozen else f"{num_weights:,}"
     log.info("training    %s weights, strategy=%s on %s", of_all, plan.strategy.name, plan.devices.accelerator)
     log.info("            %s", plan.split)
-    rule = options.lr_scaling
-    scaled = "" if rule == "none" else f" ({rule}, from batch {options.base_batch_size})"
-    if options.ckpt_path is None:
-        log.info("            learning rate %s%s", _rates(model), scaled)
-    else:
+    if plan.split is not None:
+        is_synced = bool(plan.trainer.get("sync_batchnorm"))
+        sentence = depends_on_split(model, plan.devices.num_devices, plan.split.num_steps, is_synced)
+        if sentence is not None:
+            log.info("            %s", sentence)
+    if options.ckpt_path is not None:
         log.info("goes on     from %s, with its learning rate", shown(Path(options.ckpt_path)))
-
-
-def _rates(model: BaseModule) -> str:
-    """Returns the learning rates of what trains; `pretrained` and `new` where weights were taken from a file."""
-    groups = model.build_optimizer().param_groups
-    training = [group for group in groups if any(weight.requires_grad for weight in group["params"])]
-    rates = [(group["lr"], f" ({group['name']})" if "name" in group else "") for group in training]
-    return ", ".join(f"{rate:g}{name}" for rate, name in sorted(set(rates)))
 
 
 def restore_metrics(metrics_csv: Path, loggers: list[Logger], before: Checkpoint | None) -> None:
     """Logs the earlier figures of a resumed run once more, because a CSVLogger begins its file anew.
 
-    Those of the last epoch may be in the checkpoint alone: Lightning logs them after it was saved.
+    Those of the last epoch may be in the checkpoint alone: Lightning logs some after it was saved, and a run may be
+    killed while the file is written.
     """
     if before is None or not metrics_csv.is_file():
         return
     with metrics_csv.open(encoding="utf-8", newline="") as file:
         read = [{name: _number(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
     rows = [row for row in read if row["step"] < before.step]
-    last = {name: value for name, value in before.figures.items() if name.startswith("train/")}
-    if last and not any(last.items() <= row.items() for row in rows):
-        rows.append({"epoch": before.epoch, **last, "step": before.step - 1})
+    for split in ("val", "train"):
+        last = {name: value for name, value in before.figures.items() if split_and_metric(name)[0] == split}
+        if last and not any(last.items() <= row.items() for row in rows):
+            rows.append({"epoch": before.epoch, **last, "step": before.step - 1})
     for logger in loggers:
         if isinstance(logger, CSVLogger):
             for row in rows:
@@ -82,15 +77,13 @@ def _number(text: str) -> float:
     return int(text) if text.isdecimal() else float(text)
 
 
-def report_training(metrics: dict[str, float], trainer: pl.Trainer, model: BaseModule, run_dir: Path) -> None:
+def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Path) -> None:
     """Writes `metrics.json`, the pictures and `report.md`; says where the best checkpoint is and what to do next."""
     best = Path(getattr(trainer.checkpoint_callback, "best_model_path", ""))
     write_json(dict(sorted(metrics.items())), run_dir / "metrics.json")
     if (run_dir / "metrics.csv").is_file():
-        plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", LOSSES[model.spec.task])
-    if model.counts is not None:
-        plot_test(model, run_dir)
-    write_report(run_dir, metrics, model.spec.task, best if best.is_file() else None)
+        plot_curves(run_dir / "metrics.csv", run_dir / CURVES)
+    write_report(run_dir, metrics, best if best.is_file() else None)
     _log_metrics(metrics)
     log.info("run         %s, described in its report.md", shown(run_dir))
     for trace in run_dir.glob("*.pt.trace.json"):  # of debug=profiler
@@ -102,13 +95,16 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, model: BaseM
             log.info("%-12s%s", heading, line)
 
 
-def write_report(run_dir: Path, metrics: Mapping[str, float], task: str, checkpoint: Path | None) -> None:
+def write_report(run_dir: Path, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
     """Writes `report.md` from the record of the run, its pictures, and `metrics` by their logged names."""
     record = run_record.read(run_dir)
     started = record.get("started", run_record.now())
-    splits = [split for split in SPLITS if any(name.startswith(f"{split}/") for name in metrics)]
-    names = sorted({name.split("/", 1)[1] for name in metrics if name.split("/", 1)[0] in splits})
-    pictures = [("curves.png", "Figures of each epoch, of training and of validation"), PICTURES[task]]
+    parts = {name: split_and_metric(name) for name in metrics}
+    splits = [split for split in SPLITS if any(split == of for of, _ in parts.values())]
+    figures: dict[str, dict[str, float]] = {}
+    for name, (split, metric) in sorted(parts.items()):
+        figures.setdefault(metric, {})[split] = metrics[name]
+    pictures = sorted(run_dir.glob("*.png"), key=lambda path: (path.name != CURVES, path.name))
     text = render(
         Path(__file__).with_name("report.md.jinja"),
         name=run_dir.name,
@@ -118,8 +114,8 @@ def write_report(run_dir: Path, metrics: Mapping[str, float], task: str, checkpo
         versions=record.get("versions", {}),
         options=run_record.typed_options(run_dir),
         splits=splits,
-        figures={name: [metrics.get(f"{split}/{name}") for split in splits] for name in names},
-        pictures=[picture for picture in pictures if (run_dir / picture[0]).is_file()],
+        figures={name: [of.get(split) for split in splits] for name, of in figures.items() if of.keys() & {*splits}},
+        pictures=[(path.name, caption(path)) for path in pictures],
         checkpoint=checkpoint,
         commands=_next_commands(checkpoint) if checkpoint is not None else [],
     )
@@ -130,10 +126,9 @@ def _next_commands(checkpoint: Path) -> list[str]:
     return [f"{python()} -m {PACKAGE} {command} ckpt_path={shown(checkpoint)}" for command in ("evaluate", "export")]
 
 
-def report_evaluation(metrics: dict[str, float], model: BaseModule, run_dir: Path) -> None:
-    """Writes `metrics.json` and a picture of the test predictions."""
+def report_evaluation(metrics: dict[str, float], run_dir: Path) -> None:
+    """Writes `metrics.json`, and says where the pictures of the test lie."""
     write_json(dict(sorted(metrics.items())), run_dir / "metrics.json")
-    plot_test(model, run_dir)
     _log_metrics(metrics)
     log.info("run         %s", shown(run_dir))
 
@@ -159,5 +154,6 @@ def report_export(bundle: Path, parities: list[Parity]) -> None:
 
 
 def _log_metrics(metrics: dict[str, float]) -> None:
+    width = max(map(len, (*metrics, " " * 10))) + 2
     for name, value in sorted(metrics.items()):
-        log.info("%-12s%.4g", name, value)
+        log.info("%-*s%.4g", width, name, value)

@@ -11,48 +11,58 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from .. import rendezvous
-from ..config.validation import build
-from ..distributed.plan import Plan
-from ..distributed.samplers import BatchSplit
-from ..distributed.strategies import build_strategy, leave_signals_alone
-from ..errors import UserError, one_line
-from ..spec import DataSpec
-from .base_module import BaseModule
-from .callbacks.checkpoint_contents import CheckpointContents
+from ..config.command_line import Config
+from ..config.validation import build, parameters_of
+from ..distributed.batch_norm import SyncedBatchNorm
+from ..distributed.dealing import seed_generators
+from ..distributed.plan import BatchSplit, Plan, data_section
+from ..distributed.strategies import DealingStrategy, build_strategy, leave_signals_alone
+from ..errors import UserError
 from .callbacks.micro_batch_finder import MicroBatchFinder
 from .checkpoint_io import AtomicCheckpointIO
 from .trackers import FaultTolerantLogger, prepared_section
 
 
-def build_model(section: Mapping[str, Any], spec: DataSpec) -> BaseModule:
-    """Builds the model, its network sized by `spec`."""
-    if "net" not in section:  # `model=null` leaves what other groups set in the section
+def build_model(section: Mapping[str, Any], spec: Any) -> pl.LightningModule:
+    """Builds the model, its network sized by `spec` if it takes one: the description of the data, or None."""
+    if "_target_" not in section:  # `model=null` leaves what other groups set in the section
         raise UserError("'model' is needed: it cannot be left out.")
-    model: BaseModule = build(section, "model", spec=spec)
+    takes_spec = "spec" in parameters_of(section["_target_"], "model")
+    if takes_spec and spec is None:
+        raise UserError(f"model._target_={section['_target_']} takes a spec, and the DataModule has none: set one.")
+    model = build(section, "model", **({"spec": spec} if takes_spec else {}))
+    if not isinstance(model, pl.LightningModule):
+        raise UserError(f"model._target_={section['_target_']} is no LightningModule: give the class of one.")
     return model
 
 
-def build_for_training(section: Mapping[str, Any], spec: DataSpec, lr_factor: float) -> BaseModule:
-    """Builds a model whose learning rate is multiplied by `lr_factor`, with the first weights of its network."""
-    if lr_factor != 1:
-        if "lr" not in section["optimizer"]:
-            raise UserError("lr_scaling needs a learning rate to scale: set model.optimizer.lr.")
-        optimizer = {**section["optimizer"], "lr": section["optimizer"]["lr"] * lr_factor}
-        section = {**section, "optimizer": optimizer}
-    model = build_model(section, spec)
-    getattr(model.net[1], "before_training", lambda: None)()  # loads pretrained weights, as `TimmNet`
-    check_optimizer(model)
-    return model
+def build_datamodule(section: Config, seed: int, **given: Any) -> pl.LightningDataModule:
+    """Builds the data; `given` is passed where the DataModule takes it.
 
+    Its constructor and each `setup` run under generators that are seeded by `seed`, so that a split that is drawn there
+    is the same on all ranks, and in an evaluation the one of the training.
+    """
+    if "_target_" not in section:
+        raise UserError("'data' is needed: it cannot be left out.")
+    taken = parameters_of(section["_target_"], "data")
+    given = {name: value for name, value in given.items() if name in taken}
+    with isolate_rng(include_cuda=False):
+        seed_generators(seed)
+        datamodule = build(data_section(section), "data", **given)
+    if not isinstance(datamodule, pl.LightningDataModule):
+        raise UserError(f"data._target_={section['_target_']} is no LightningDataModule: give the class of one.")
+    setup = datamodule.setup
 
-def check_optimizer(model: BaseModule) -> None:
-    """Builds the optimizer and the scheduler once, so that a value that they refuse is reported before the run."""
-    try:
-        model.configure_optimizers()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model.optimizer or model.scheduler refuses a value: {one_line(error)}.") from error
+    def seeded_setup(stage: str) -> None:
+        with isolate_rng(include_cuda=False):
+            seed_generators(seed)
+            setup(stage)
+
+    datamodule.setup = seeded_setup  # type: ignore[method-assign]
+    return datamodule
 
 
 def build_loggers(sections: Mapping[str, Any] | None, run_dir: Path) -> list[Logger]:
@@ -73,9 +83,9 @@ def build_loggers(sections: Mapping[str, Any] | None, run_dir: Path) -> list[Log
 
 
 def build_callbacks(
-    sections: Mapping[str, Any] | None, loggers: list[Logger], contents: dict[str, Any], split: BatchSplit | None = None
+    sections: Mapping[str, Any] | None, loggers: list[Logger], engine: list[Callback], split: BatchSplit | None = None
 ) -> list[Callback]:
-    """Builds the callbacks that are not set to null, and the engine's own; every checkpoint receives `contents`."""
+    """Builds the callbacks that are not set to null, between those of the engine."""
     chosen = {name: section for name, section in (sections or {}).items() if section}
     for name, section in chosen.items():
         if section.get("save_weights_only"):
@@ -85,23 +95,32 @@ def build_callbacks(
         built = [callback for callback in built if not isinstance(callback, LearningRateMonitor)]
     if split is not None and split.is_auto:
         built.append(MicroBatchFinder(split))
-    return [*built, CheckpointContents(contents)]
+    return [*engine, *built]
 
 
-def build_trainer(plan: Plan, callbacks: list[Callback], loggers: list[Logger], run_dir: Path) -> pl.Trainer:
+def build_trainer(
+    plan: Plan, callbacks: list[Callback], loggers: list[Logger], run_dir: Path, finds_unused: bool = False
+) -> pl.Trainer:
+    """With `finds_unused`, ddp accepts steps in which some parameters have no part, as in manual optimisation."""
     if not plan.trainer["enable_progress_bar"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer: pl.Trainer = build(
         plan.trainer,
         "trainer",
         default_root_dir=run_dir,
-        strategy=build_strategy(plan.strategy, plan.devices),
+        strategy=build_strategy(plan.strategy, plan.devices, finds_unused),
         callbacks=callbacks,
         logger=loggers or False,
         # Lightning's own sampler pads, which counts samples twice.
         use_distributed_sampler=False,
-        plugins=[_environment(), AtomicCheckpointIO()],
+        plugins=[
+            _environment(),
+            AtomicCheckpointIO(),
+            *([SyncedBatchNorm()] if plan.trainer.get("sync_batchnorm") else []),
+        ],
     )
+    assert isinstance(trainer.strategy, DealingStrategy)
+    trainer.strategy.batch_size = plan.split.batch_size if plan.split else None
     if trainer.world_size > 1:
         leave_signals_alone(trainer)
     return trainer

@@ -2,9 +2,11 @@
 
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,20 @@ import torch
 from hydra.utils import get_object
 
 from .. import rendezvous
-from ..config import PACKAGE
+from ..config import CONFIG_DIRS, PACKAGE
 from ..config.command_line import Config
-from ..config.validation import build
 from ..console import shown
 from ..errors import Fault, UserError
 from ..runs.run_record import run_dirs
 from ..spec import DataSpec
-from .base_module import BaseModule
-from .build import build_model
+from .build import build_datamodule, build_model
 from .checkpoint_io import LAST, is_damaged, sum_file
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # of the section `project` of a checkpoint; raised with every change that `load` cannot read
-# What a configuration that comes from a checkpoint may name; anything else could run foreign code.
+# What a configuration that comes from a checkpoint may name, beside what the owner's own options name; anything else
+# could run foreign code.
 TRUSTED = (PACKAGE, "torch", "lightning", "torchmetrics", "kornia")
 # Options of `data.` that are paths: of its files, and of anything.
 DATA_PATHS = ("root", "path")
@@ -44,10 +45,11 @@ class Checkpoint:
     epoch: int
     step: int
     config: Config
-    spec: DataSpec
+    spec: Any  # a DataSpec, or other plain data from which the network is sized, or None
     state_dict: dict[str, torch.Tensor]
-    pretrained_names: frozenset[str]  # of the parameters that its training had taken from `model.weights`
+    pretrained_names: frozenset[str]  # of the parameters that its training had taken from `weights`
     figures: dict[str, float]  # of the last epoch, by their logged names
+    followed: dict[str, str | None]  # what is monitored in place of figures that the model does not log
 
     def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
         """Builds the data that the model was trained on; `overrides` are options of `data.` that replace its own.
@@ -62,14 +64,13 @@ class Checkpoint:
                     f"leave it at {trained}, or train with it."
                 )
         # A table, for example, takes the columns and labels that the training found.
-        takes = inspect.signature(get_object(self.config["data"]["_target_"])).parameters
-        trained_spec = {"trained": self.spec} if "trained" in takes else {}
-        datamodule: Any = build({**self.config["data"], **overrides}, "data", **trained_spec)
-        self._refuse_other_data(datamodule.spec, overrides)
-        module: pl.LightningDataModule = datamodule
-        return module
+        datamodule = build_datamodule({**self.config["data"], **overrides}, self.config["seed"], trained=self.spec)
+        self._refuse_other_data(getattr(datamodule, "spec", None), overrides)
+        return datamodule
 
-    def _refuse_other_data(self, spec: DataSpec, overrides: Mapping[str, Any]) -> None:
+    def _refuse_other_data(self, spec: Any, overrides: Mapping[str, Any]) -> None:
+        if not isinstance(spec, DataSpec) or not isinstance(self.spec, DataSpec):
+            return
         if spec.labels != self.spec.labels:
             found, trained = (", ".join(labels) for labels in (spec.labels, self.spec.labels))
             raise UserError(
@@ -86,34 +87,33 @@ class Checkpoint:
                 f"trained on: restore them{f', or give another {named} for the test alone' if options else ''}."
             )
 
-    def model(self) -> BaseModule:
+    def model(self) -> pl.LightningModule:
         """Builds the trained model on the CPU, without the data."""
         model = build_model(self.config["model"], self.spec)
         self.load_weights_into(model)
         return model
 
-    def load_weights_into(self, model: BaseModule) -> None:
+    def load_weights_into(self, model: pl.LightningModule) -> None:
         """Refuses a network whose weights have other shapes, as after a change of its code."""
         try:
             model.load_state_dict(self.state_dict)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"ckpt_path={self.path} does not fit the network as it is now: {reason}") from error
-        # On data that has changed since, mean and deviation are still those of the weights.
-        model.spec = replace(model.spec, mean=self.spec.mean, std=self.spec.std)
-        model.pretrained_names = self.pretrained_names
 
 
-def self_description(data: Config, model_section: Config, seed: int, model: BaseModule) -> dict[str, Any]:
+def self_description(
+    data: Config, model: Config, seed: int, spec: Any, pretrained_names: frozenset[str]
+) -> dict[str, Any]:
     """Returns what `CheckpointContents` stores and `load` reads back; paths become absolute, valid in any folder."""
     paths = {name: Path(data[name]).expanduser() for name in PATHS if data.get(name) is not None}
     absolute = {name: str(path.resolve()) for name, path in paths.items() if path.exists()}
     return {
         "package": PACKAGE,
         "format_version": FORMAT_VERSION,
-        "config": {"data": {**data, **absolute}, "model": model_section, "seed": seed},
-        "spec": model.spec.to_dict(),
-        "pretrained_names": sorted(model.pretrained_names),
+        "config": {"data": {**data, **absolute}, "model": model, "seed": seed},
+        "spec": spec.to_dict() if isinstance(spec, DataSpec) else {"plain": spec},
+        "pretrained_names": sorted(pretrained_names),
     }
 
 
@@ -159,10 +159,11 @@ def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Check
         epoch=contents["epoch"],
         step=contents["global_step"],
         config=project["config"],
-        spec=DataSpec.from_dict(project["spec"]),
+        spec=project["spec"]["plain"] if "plain" in project["spec"] else DataSpec.from_dict(project["spec"]),
         state_dict=contents["state_dict"],
         pretrained_names=frozenset(project["pretrained_names"]),
         figures=contents["figures"],
+        followed=contents["followed"],
     )
 
 
@@ -191,22 +192,30 @@ def refuse_foreign_code(section: Any, source: str) -> None:
     target = section.get("_target_")
     if target is not None and not _is_trusted(str(target)):
         raise UserError(
-            f"{source} names _target_={target}, which is no class of {', '.join(TRUSTED)} and could run foreign code: "
-            f"move the class into the package {PACKAGE}."
+            f"{source} names _target_={target}, which is no class of {', '.join(trusted_packages())} and could run "
+            f"foreign code: name it in a file of configs/, or move it into the package {PACKAGE}."
         )
     for value in section.values():
         refuse_foreign_code(value, source)
 
 
 def _is_trusted(target: str) -> bool:
-    """Whether the name is that of a class of `TRUSTED`: `torch.hub.load` and `<package>.x.os.system` are not."""
-    if target.split(".")[0] not in TRUSTED:
+    """Whether the name is that of a class of a trusted package: `torch.hub.load` and `<package>.os.system` are not."""
+    if target.split(".")[0] not in trusted_packages():
         return False
     try:
         found = get_object(target)
     except Exception:
         return False
-    return inspect.isclass(found) and found.__module__.split(".")[0] in TRUSTED
+    return inspect.isclass(found) and found.__module__.split(".")[0] in trusted_packages()
+
+
+@cache
+def trusted_packages() -> tuple[str, ...]:
+    """`TRUSTED`, and the packages of the classes that the files in the owner's `configs/` name."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in CONFIG_DIRS[0].rglob("*.yaml"))
+    named = set(re.findall(r"""(?m)^\s*_target_:\s*["']?([A-Za-z_]\w*)""", text))
+    return (*TRUSTED, *sorted(named - {*TRUSTED} - sys.stdlib_module_names))
 
 
 def from_newest_checkpoint(config: Config) -> Config:
@@ -217,7 +226,7 @@ def from_newest_checkpoint(config: Config) -> Config:
     folder = Path(config["paths"]["output_dir"]) / "checkpoints"
     if not (rendezvous.is_restart() or config.get("resume")) or not any(folder.glob("*.ckpt")):
         return config
-    return {**config, "ckpt_path": str(newest_checkpoint(folder)), "model": {**config["model"], "weights": None}}
+    return {**config, "ckpt_path": str(newest_checkpoint(folder)), "weights": None}
 
 
 def newest_checkpoint(folder: Path) -> Path:

@@ -19,20 +19,30 @@ class CrossEntropy(Constants):
 
     The weights are divided by their mean over the training split, a constant, so that the loss stays on its scale.
     torch's own `weight=` divides by the sum of the weights in the batch, so that the gradient would depend on how a
-    batch is split.
+    batch is split. Several labels `(B, K)` of 0 or 1 have no weights. Labels are smoothed in training mode alone.
     """
 
     scales: Tensor | None
 
-    def __init__(self, spec: DataSpec, class_weights: ClassWeights = None) -> None:
+    def __init__(self, spec: DataSpec, class_weights: ClassWeights = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise UserError(
+                f"model.label_smoothing={label_smoothing} is out of range: give 0 or more, and less than 1."
+            )
+        self.several, self.label_smoothing = spec.task == "multilabel", label_smoothing
+        if self.several and class_weights is not None:
+            raise UserError("model.class_weights is for one label a sample: leave it out where there are several.")
         scales = None if class_weights is None else torch.tensor(label_scales(spec, class_weights))
         self.register_buffer("scales", scales, persistent=False)  # it follows from the DataSpec
 
-    def forward(self, logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        smoothing = self.label_smoothing if self.training else 0.0
+        if self.several:
+            return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype) * (1 - smoothing) + smoothing / 2)
         if self.scales is None:
-            return F.cross_entropy(logits, y, label_smoothing=label_smoothing)
-        losses = F.cross_entropy(logits, y, label_smoothing=label_smoothing, reduction="none")
+            return F.cross_entropy(logits, y, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
         return (losses * self.scales[y]).mean()
 
 

@@ -10,30 +10,38 @@ import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from ..console import shown
-from ..data.samples import MIB, Loader
+from ..data.samples import processes_per_machine
+from ..distributed.dealing import Share, deal
+from ..distributed.plan import Plan
 from ..errors import Fault, UserError
 from ..spec import DataSpec
 from .callbacks.checkpoint_contents import random_state, set_random_state
 from .checkpoint_io import LAST, copy_to_last
 
 NUM_CHECKED = 64  # samples of the training split
+SHARED_MEMORY = Path("/dev/shm")
+MIB = 2**20
 
 
 def before_training(
     run_dir: Path,
     ckpt_path: str | None,
     datamodule: pl.LightningDataModule,
+    spec: Any,
     model: pl.LightningModule,
     trainer: pl.Trainer,
     rehearse: Callable[[DataSpec, npt.NDArray[Any]], None] | None,
 ) -> None:
     """Checks on the first rank the disk, the first batch and, with `rehearse`, whether the network can be exported.
 
-    `ckpt_path` is the checkpoint from which the run goes on. The random generators and the number of threads are
-    restored afterwards.
+    `ckpt_path` is the checkpoint from which the run goes on, `spec` the description of the data, if there is one. The
+    random generators and the number of threads are restored afterwards.
     """
     start = Path(ckpt_path or "")
     check_disk(run_dir, trainer, model)
@@ -42,9 +50,41 @@ def before_training(
     with ExitStack() as afterwards:
         afterwards.callback(torch.set_num_threads, torch.get_num_threads())  # loading a TorchScript file sets it
         afterwards.callback(set_random_state, random_state())
-        x, _ = first_batch(datamodule)
-        if rehearse is not None:
-            rehearse(datamodule.spec, x.numpy())  # type: ignore[attr-defined]
+        datamodule.trainer = trainer
+        loader = training_loader(datamodule)
+        if not isinstance(loader, DataLoader):
+            return
+        batch = first_batch(loader)
+        if loader.num_workers and isinstance(num_samples := loader.batch_size, int):
+            size = sum(part.nbytes for part in tree_leaves(batch) if isinstance(part, Tensor))
+            check_shared_memory(loader, size / min(num_samples, NUM_CHECKED), trainer)
+        if isinstance(spec, DataSpec):
+            x, y = batch
+            check_samples(x, y, spec)
+            if rehearse is not None:
+                rehearse(spec, x.numpy())
+
+
+def check_hooks(model: pl.LightningModule, datamodule: pl.LightningDataModule, plan: Plan, tests: bool) -> None:
+    """Refuses a model or data without what the run will call, and options that manual optimisation cannot follow."""
+    name, data = type(model).__name__, type(datamodule).__name__
+    for hook in ("training_step", "configure_optimizers"):
+        if not is_overridden(hook, model):
+            raise UserError(f"{name} has no {hook}: write the method, as Lightning's documentation says.")
+    if not is_overridden("train_dataloader", datamodule):
+        raise UserError(f"{data} has no train_dataloader: write the method, as Lightning's documentation says.")
+    if tests and not is_overridden("test_step", model):
+        raise UserError(f"{name} has no test_step: write the method, or set test=false.")
+    if tests and not is_overridden("test_dataloader", datamodule):
+        raise UserError(f"{data} has no test_dataloader: write the method, or set test=false.")
+    if model.automatic_optimization:
+        return
+    if plan.trainer.get("gradient_clip_val") is not None:
+        raise UserError(
+            "trainer.gradient_clip_val cannot follow manual optimisation: call self.clip_gradients in training_step."
+        )
+    if plan.split is not None and (plan.split.num_steps > 1 or plan.split.is_auto):
+        raise UserError("data.micro_batch_size cannot follow manual optimisation: leave it out.")
 
 
 def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) -> None:
@@ -61,17 +101,32 @@ def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) ->
         )
 
 
-def first_batch(datamodule: pl.LightningDataModule) -> tuple[Tensor, Tensor]:
-    """The first samples of the training split, unshuffled; refuses those that do not fit `datamodule.spec`."""
+def training_loader(datamodule: pl.LightningDataModule) -> Any:
     datamodule.prepare_data()
     datamodule.setup("fit")
-    loader: Any = datamodule.train_dataloader()
-    if isinstance(loader, Loader):
-        samples: Any = getattr(loader.dataset, "samples", loader.dataset)  # without augmentation
-        loader = Loader(samples, batch_sampler=[list(range(min(len(samples), NUM_CHECKED)))])
-    x, y = next(iter(loader))
-    check_samples(x, y, datamodule.spec)  # type: ignore[attr-defined]
-    return x, y
+    return datamodule.train_dataloader()
+
+
+def first_batch(loader: DataLoader[Any]) -> Any:
+    """The first samples of the training split, unshuffled and without augmentation."""
+    samples = getattr(loader.dataset, "samples", loader.dataset)
+    unshuffled = DataLoader(samples, NUM_CHECKED, collate_fn=loader.collate_fn)
+    return next(iter(deal(unshuffled, Share(), "train_dataloader")))
+
+
+def check_shared_memory(loader: Any, bytes_per_sample: float, trainer: pl.Trainer) -> None:
+    """Worker processes hand over batches through shared memory, of which Docker gives 64 MiB by default."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    num_workers = loader.num_workers * processes_per_machine(trainer)
+    num_samples = -(-loader.batch_size // (trainer.world_size * trainer.accumulate_grad_batches))  # of a batch
+    needed = num_workers * loader.prefetch_factor * num_samples * bytes_per_sample
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise Fault(
+            f"the shared memory has {free / MIB:,.0f} MiB left, and {num_workers} processes that read samples need "
+            f"{needed / MIB:,.0f} MiB: take fewer with data.num_workers=, or give a container more with --shm-size."
+        )
 
 
 def check_samples(x: Tensor, y: Tensor, spec: DataSpec) -> None:

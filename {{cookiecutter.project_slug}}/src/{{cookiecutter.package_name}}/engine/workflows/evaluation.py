@@ -11,13 +11,14 @@ import lightning.pytorch as pl
 from ..config.command_line import Config
 from ..config.validation import read_options
 from ..distributed.launch import launch
-from ..distributed.plan import Plan, evaluation_steps, trainer_section
+from ..distributed.plan import BatchSplit, Plan, trainer_section
 from ..errors import UserError
 from ..reporting.run_report import report_evaluation
 from ..training import checkpoints
-from ..training.base_module import BaseModule
 from ..training.build import build_trainer
+from ..training.callbacks.epoch_values import EpochValues
 from ..training.callbacks.monitoring import progress_bar
+from ..training.plots import MetricPlots
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Evaluation:
     """What one process of an evaluation needs."""
 
     datamodule: pl.LightningDataModule
-    model: BaseModule
+    model: pl.LightningModule
     trainer: pl.Trainer
     run_dir: Path
 
@@ -47,17 +48,19 @@ class Evaluation:
     def build(cls, config: Config, plan: Plan) -> Evaluation:
         """Builds what the checkpoint's own configuration names, with the options of this command over it."""
         checkpoint = checkpoints.load(Path(config["ckpt_path"]))
+        pl.seed_everything(checkpoint.config["seed"], workers=True, verbose=False)  # what the data draws, as in the run
         model = checkpoint.model()
         datamodule = checkpoint.datamodule(config["data"])
-        steps = evaluation_steps({**checkpoint.config["data"], **config["data"]}, plan.devices)
-        plan = replace(plan, trainer=trainer_section(config, plan.devices, steps))
+        data = {**checkpoint.config["data"], **config["data"]}
+        split = BatchSplit.of(data, plan.devices.num_devices)
+        plan = replace(plan, trainer=trainer_section(config, plan.devices, split.num_steps))
         run_dir = Path(config["paths"]["output_dir"])
-        trainer = build_trainer(plan, [progress_bar()], [], run_dir)
+        trainer = build_trainer(plan, [progress_bar(), MetricPlots(), EpochValues()], [], run_dir)
         return cls(datamodule, model, trainer, run_dir)
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Writes and prints the figures; raises `UserError` where nothing was evaluated."""
-        if not metrics:
+        if not metrics and not self.trainer.limit_test_batches:
             raise UserError("trainer.limit_test_batches=0 leaves nothing to evaluate: leave it out.")
         if self.trainer.is_global_zero:
-            report_evaluation(dict(metrics), self.model, self.run_dir)
+            report_evaluation(dict(metrics), self.run_dir)

@@ -16,6 +16,7 @@ from ..export.bundle import check_triton_config, describe, publish, staging_fold
 from ..export.card import card
 from ..export.formats import FORMATS
 from ..export.gate import Limits, Parity
+from ..export.network import require_data_spec
 from ..export.pipeline import write_verified
 from ..export.signature import Contract, Signature
 from ..inference.runtime import digest
@@ -60,6 +61,8 @@ def export_bundle(config: Config) -> None:
     formats = [request.formats] if isinstance(request.formats, str) else list(dict.fromkeys(request.formats))
     _check(formats, options)
     checkpoint = checkpoints.load(checkpoints.find(request.ckpt_path, Path(config["paths"]["log_dir"])))
+    require_data_spec(checkpoint.spec)
+    pl.seed_everything(checkpoint.config["seed"], workers=True, verbose=False)  # what the data draws, as in the run
     datamodule: Any = checkpoint.datamodule(config["data"])
     if datamodule.spec.fingerprint != checkpoint.spec.fingerprint:
         raise UserError("export takes the data of the training: leave out data.root and data.path.")
@@ -93,7 +96,7 @@ def export(
 
         def seal(folder: Path, version: int) -> None:
             contents = {**described, "version": version, "created": created}
-            (folder / "README.md").write_text(card(contents), encoding="utf-8")
+            (folder / "README.md").write_text(card(folder, contents), encoding="utf-8")
             write_manifest(contents, folder)
             if "onnx" in formats:  # last: what fails before it, as on a full disk, leaves no trace
                 write_triton_config(folder, contract, limits.max_batch_size)

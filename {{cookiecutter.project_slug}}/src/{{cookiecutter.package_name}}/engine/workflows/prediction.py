@@ -128,7 +128,7 @@ def _from_checkpoint(options: Options, config: Config) -> Model:
     """Loads a checkpoint into the deployed network of torch."""
     import torch
 
-    from ..export.network import deployed
+    from ..export.network import deployed, require_data_spec
     from ..export.signature import Signature
     from ..training import checkpoints
 
@@ -137,7 +137,9 @@ def _from_checkpoint(options: Options, config: Config) -> Model:
         raise UserError("device=cuda is not available here: torch finds no GPU; take device=cpu.")
     device = "cuda" if has_cuda and options.device != "cpu" else "cpu"
     checkpoint = checkpoints.load(checkpoints.find(options.ckpt_path, Path(config["paths"]["log_dir"])))
-    network, spec = deployed(checkpoint.model()).to(device), checkpoint.spec
+    spec = checkpoint.spec
+    require_data_spec(spec)
+    network = deployed(checkpoint.model(), spec).to(device)
 
     def run(inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
         with torch.inference_mode():

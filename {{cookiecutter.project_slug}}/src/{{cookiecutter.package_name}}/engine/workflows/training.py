@@ -7,23 +7,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from ..config.command_line import Config, given_options_except
-from ..config.validation import build, read_options
+from ..config.validation import read_options
 from ..distributed.launch import launch
 from ..distributed.plan import Plan, make_plan
 from ..reporting.run_report import announce, report_training, restore_metrics
 from ..runs.run_record import locked_run
-from ..training.base_module import BaseModule
-from ..training.build import build_callbacks, build_for_training, build_loggers, build_trainer
-from ..training.callbacks.checkpoint_contents import training_metrics
+from ..training.build import build_callbacks, build_datamodule, build_loggers, build_model, build_trainer
+from ..training.callbacks.checkpoint_contents import CheckpointContents, training_metrics
+from ..training.callbacks.epoch_values import EpochValues
+from ..training.callbacks.optimization import Optimization
 from ..training.checkpoints import Checkpoint, from_newest_checkpoint, self_description
 from ..training.fine_tuning import load_starting_point, with_starting_point
 from ..training.options import TrainOptions
-from ..training.preflight import before_training
+from ..training.plots import MetricPlots
+from ..training.preflight import before_training, check_hooks
 from ..training.trackers import tracked
 
 
@@ -32,7 +36,8 @@ class Training:
     """What one process of a training needs."""
 
     datamodule: pl.LightningDataModule
-    model: BaseModule
+    model: pl.LightningModule
+    spec: Any  # the description of the data, if the DataModule has one
     trainer: pl.Trainer
     run_dir: Path
     loggers: list[Logger]
@@ -57,14 +62,22 @@ class Training:
         assert plan.split is not None
         options, run_dir = read_options(config, TrainOptions), Path(config["paths"]["output_dir"])
         pl.seed_everything(options.seed, workers=True, verbose=False)
-        datamodule = build(config["data"], "data")
-        model = build_for_training(config["model"], datamodule.spec, options.lr_factor(plan.split.batch_size))
-        resumed_from = load_starting_point(model, options.ckpt_path)
+        datamodule = build_datamodule(config["data"], options.seed)
+        spec = getattr(datamodule, "spec", None)
+        model = build_model(config["model"], spec)
+        resumed_from, pretrained, spec = load_starting_point(model, config["model"], spec, options)
+        check_hooks(model, datamodule, plan, options.test)
         loggers = build_loggers(config.get("logger"), run_dir)
-        contents = self_description(config["data"], config["model"], options.seed, model)
-        callbacks = build_callbacks(config.get("callbacks"), loggers, contents, plan.split)
-        trainer = build_trainer(plan, callbacks, loggers, run_dir)
-        return cls(datamodule, model, trainer, run_dir, loggers, config, options, plan, resumed_from)
+        engine: list[Callback] = [
+            CheckpointContents(self_description(config["data"], config["model"], options.seed, spec, pretrained)),
+            Optimization(options, pretrained, options.lr_factor(plan.split.batch_size)),
+            EpochValues(resumed_from.followed if resumed_from else {}),
+            MetricPlots(),
+        ]
+        callbacks = build_callbacks(config.get("callbacks"), loggers, engine, plan.split)
+        trainer = build_trainer(plan, callbacks, loggers, run_dir, finds_unused=not model.automatic_optimization)
+        trainer.strategy.sample_dropout = options.sample_dropout  # type: ignore[attr-defined]
+        return cls(datamodule, model, spec, trainer, run_dir, loggers, config, options, plan, resumed_from)
 
     @property
     def ckpt_path(self) -> str | None:
@@ -83,9 +96,10 @@ class Training:
             from ..export.rehearsal import rehearse  # with it ONNX Runtime, which the other ranks need not load
 
             announce(self.plan, self.options, self.model)
-            rehearses = self.options.rehearse_export and self.ckpt_path is None
-            rehearsal = partial(rehearse, self.config["model"]) if rehearses else None
-            before_training(self.run_dir, self.ckpt_path, self.datamodule, self.model, self.trainer, rehearsal)
+            how = self.options.rehearse_export if self.ckpt_path is None else False
+            rehearsal = partial(rehearse, how == "require", self.config["model"]) if how else None
+            data = self.datamodule, self.spec
+            before_training(self.run_dir, self.ckpt_path, *data, self.model, self.trainer, rehearsal)
             restore_metrics(self.run_dir / "metrics.csv", self.loggers, self.resumed_from)
         with tracked(self.loggers, self.config, self.run_dir):
             yield
@@ -102,4 +116,4 @@ class Training:
     def report(self, metrics: Mapping[str, float]) -> None:
         """Writes and prints the figures, the pictures and what to do next; the first rank alone."""
         if self.trainer.is_global_zero:
-            report_training(dict(metrics), self.trainer, self.model, self.run_dir)
+            report_training(dict(metrics), self.trainer, self.run_dir)

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+from torchmetrics import Metric
 
-from ...distributed.plan import COUNTS_OF_BATCHES
-from ...distributed.samplers import BatchSplit
+from ...distributed.plan import COUNTS_OF_BATCHES, BatchSplit
 from ...errors import UserError
 
 log = logging.getLogger(__name__)
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 class MicroBatchFinder(Callback):
     """`data.micro_batch_size=auto`: halves the micro-batch until a training step fits, and accumulates gradients.
 
-    The result does not change, because `BatchSplit` leaves no remainder. All ranks take the smallest size that any of
-    them found. `training_step` is called outside of the loop: it must not call `self.log`.
+    The result does not change, because parts are weighted by their size. All ranks take the smallest size that any of
+    them found. `training_step` is called outside of the loop, and what it logs is left out.
     """
 
     def __init__(self, split: BatchSplit) -> None:
@@ -32,31 +32,31 @@ class MicroBatchFinder(Callback):
         training = pl_module.training
         buffers = [buffer.clone() for buffer in pl_module.buffers()]
         in_process = self.split.num_devices // trainer.world_size
-        sizes = _halves(self.split.micro_batch_size)
+        sizes = [self.split.micro_batch_size]
+        while sizes[-1] > 1:
+            sizes.append(sizes[-1] // 2)
+        log_method = vars(pl_module).get("log", pl_module.log)
+        object.__setattr__(pl_module, "log", lambda *args, **kwargs: None)  # Lightning allows no log call here
         with isolate_rng():
             batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
             pl_module.train()
             fitting = next((size for size in sizes if _fits(trainer, pl_module, batch, size * in_process)), 0)
+        object.__setattr__(pl_module, "log", log_method)
+        for metric in pl_module.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
         pl_module.train(training)
         for buffer, before in zip(pl_module.buffers(), buffers, strict=True):
             buffer.copy_(before)
         fitting = int(trainer.strategy.reduce(torch.tensor(fitting, device=pl_module.device), reduce_op="min"))
         if fitting == 0:
             raise UserError("data.micro_batch_size=auto: not even one sample fits a device; take a smaller network.")
-        split = BatchSplit.of(self.split.batch_size, self.split.num_devices, fitting)
+        split = self.split.cut(fitting)
         trainer.accumulate_grad_batches = split.num_steps
         for name in COUNTS_OF_BATCHES:  # given as numbers of batches, not of micro-batches
             if isinstance(getattr(trainer, name), int):
                 setattr(trainer, name, getattr(trainer, name) * split.num_steps)
         log.info("fits        %s", split)
-
-
-def _halves(size: int) -> list[int]:
-    """The size, and then again and again its largest divisor that is at most half of the one before."""
-    sizes = [size]
-    while sizes[-1] > 1:
-        sizes.append(next(part for part in range(sizes[-1] // 2, 0, -1) if size % part == 0))
-    return sizes
 
 
 def _fits(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, num_samples: int) -> bool:

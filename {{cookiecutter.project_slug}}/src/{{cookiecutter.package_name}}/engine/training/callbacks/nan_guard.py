@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...console import shown, write_json
-from ...data.samples import Loader, ResumableLoader
+from ...distributed.dealing import DealtLoader
+from ...distributed.strategies import DealingStrategy
 from ...errors import Fault
-from ..base_module import BaseModule
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +32,15 @@ class NanGuard(Callback):
 
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
-        self.pending: tuple[Tensor, torch.cuda.Event | None, int] | None = None
+        self.pending: tuple[Tensor, torch.cuda.Event | None, dict[str, Any]] | None = None
         self.skipped: list[dict[str, Any]] = []
         self.num_consecutive = 0
         if not skip:  # Lightning does not call an attribute that is None
             self.on_before_optimizer_step = None  # type: ignore[assignment,method-assign]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if isinstance(pl_module, BaseModule):
-            pl_module.skips_nonfinite = self.skip
+        if isinstance(trainer.strategy, DealingStrategy):
+            trainer.strategy.skips_nonfinite = self.skip
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,7 +53,7 @@ class NanGuard(Callback):
             loss = loss.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        self.pending = loss, event, batch_idx
+        self.pending = loss, event, _place(trainer, of_all_ranks=False)
         if event is None:
             self._check(trainer)
 
@@ -76,9 +76,7 @@ class NanGuard(Callback):
         for weight in weights:
             weight.grad = None  # the optimizer skips it, as a weight that has no part in the loss
         self.num_consecutive += 1
-        loader, step = trainer.train_dataloader, trainer.fit_loop.batch_idx // trainer.accumulate_grad_batches
-        samples = loader.position.step_samples(step) if isinstance(loader, ResumableLoader) else None
-        self.skipped.append({"epoch": trainer.current_epoch + 1, "batch": step + 1, "samples": samples})
+        self.skipped.append(_place(trainer, of_all_ranks=True))
         if trainer.is_global_zero:
             write_json(self.skipped, Path(trainer.default_root_dir) / FILE)
             log.warning("skipped     a batch whose gradients are not finite: it is in %s", FILE)
@@ -98,16 +96,23 @@ class NanGuard(Callback):
     def _check(self, trainer: pl.Trainer) -> None:
         if self.pending is None:
             return
-        (loss, event, batch_idx), self.pending = self.pending, None
+        (loss, event, place), self.pending = self.pending, None
         if event is not None:
             event.synchronize()
         if torch.isfinite(loss):
             return
-        loader, file = trainer.train_dataloader, Path(trainer.default_root_dir) / FILE
-        samples = loader.sample_indices(batch_idx) if isinstance(loader, Loader) else None  # of this rank
-        epoch, batch = trainer.current_epoch + 1, batch_idx // trainer.accumulate_grad_batches + 1
-        write_json([{"epoch": epoch, "batch": batch, "samples": samples, "loss": str(loss.item())}], file)
+        file = Path(trainer.default_root_dir) / FILE
+        write_json([{**place, "loss": str(loss.item())}], file)
         raise Fault(
-            f"the loss is {loss.item()} at batch {batch} of epoch {epoch}, whose samples "
+            f"the loss is {loss.item()} at batch {place['batch']} of epoch {place['epoch']}, whose samples "
             f"are in {shown(file)}: {REMEDY}, or leave such batches out with callbacks.nan_guard.skip=true."
         )
+
+
+def _place(trainer: pl.Trainer, of_all_ranks: bool) -> dict[str, Any]:
+    """The epoch and the batch of this step, counted from 1, and its samples; None if the engine did not deal them."""
+    loader, samples = trainer.train_dataloader, None
+    if isinstance(loader, DealtLoader) and loader.part is not None:
+        samples = loader.whole_batch if of_all_ranks else loader.part.indices
+    batch = trainer.fit_loop.batch_idx // trainer.accumulate_grad_batches + 1
+    return {"epoch": trainer.current_epoch + 1, "batch": batch, "samples": samples}

@@ -1,0 +1,175 @@
+"""LightningModules and DataModules of an owner's: the pages of docs/stories, and Lightning's own boring classes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_command, weights
+
+import {{ cookiecutter.package_name }} as package
+
+PROJECT = Path(package.__file__).parents[2]
+STORIES = sorted((Path(__file__).parents[1] / "stories").glob("*.md"))
+FIRST = ("text", "two-networks")  # what the others have not: parts of different length, manual optimisation
+MAX_LINES = 120  # of Python
+BORING = "lightning.pytorch.demos.boring_classes"
+EXACT = ("trainer=cpu", "trainer.precision=64-true", "trainer.max_epochs=2", "callbacks.early_stopping=null")
+Train = Callable[..., Path]
+
+
+def copied(folder: Path) -> Path:
+    ignored = shutil.ignore_patterns(".*", "logs", "artifacts", "build", "engine_tests", "__pycache__")
+    return Path(shutil.copytree(PROJECT, folder / "project", ignore=ignored))
+
+
+def blocks(story: Path, language: str) -> list[str]:
+    text = story.read_text(encoding="utf-8").replace("<package>", package.__name__)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(story, id=story.stem, marks=[] if story.stem in FIRST else pytest.mark.slow) for story in STORIES
+    ],
+)
+def story(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def project(story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with the files of the page."""
+    project = copied(tmp_path_factory.mktemp(story.stem))
+    for block in (*blocks(story, "python"), *blocks(story, "yaml")):
+        first, _, rest = block.partition("\n")
+        (project / first.removeprefix("# ")).write_text(rest, encoding="utf-8")
+    return project
+
+
+@pytest.fixture
+def train(story: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Trains the story's model in double precision, in a folder of its own; returns the run directory."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(project / "src"), str(Path(__file__).parents[1])]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    chosen = re.findall(r"(?:data|model)=\w+", blocks(story, "bash")[0])[:2]
+
+    def run(name: str, *options: str) -> Path:
+        (tmp_path / name).mkdir(exist_ok=True)
+        given = options if "resume=latest" in options else (*chosen, *EXACT, *options)
+        run_command("train", *given, cwd=tmp_path / name)
+        (run_dir,) = (tmp_path / name).glob("logs/train/runs/*")
+        return run_dir
+
+    return run
+
+
+def test_code_is_short_and_clean(story: Path, project: Path) -> None:
+    lines = [line for block in blocks(story, "python") for line in block.splitlines() if line.strip()]
+    assert len(lines) <= MAX_LINES
+    for tool in (["ruff", "check", "src"], ["ruff", "format", "--check", "src"]):
+        command = [sys.executable, "-m", *tool]
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def assert_same(found: Path, expected: Path, tolerance: float = 1e-10) -> None:
+    for name, weight in weights(expected).items():
+        torch.testing.assert_close(weights(found)[name], weight, rtol=0, atol=tolerance)
+    figures, right = (json.loads((run_dir / "metrics.json").read_bytes()) for run_dir in (found, expected))
+    assert figures == pytest.approx(right, abs=1e-6)  # metrics count in single precision
+    assert right or "boring" in str(expected)
+
+
+def test_processes_change_nothing(train: Train) -> None:
+    """Three, which divide neither the batch nor the data."""
+    assert_same(train("ddp", "strategy=ddp", "trainer.devices=3"), train("single"))
+
+
+@pytest.mark.slow
+def test_run_that_is_killed_comes_to_the_same_end(train: Train, tmp_path: Path) -> None:
+    expected = train("undisturbed", "strategy=ddp", "trainer.devices=2")
+    killer = {"_target_": "killer.Killer", "rank": 1, "notes": tmp_path / "notes", "step": 5, "delay": 0.01}
+    options = [f"+callbacks.killer.{name}={value}" for name, value in killer.items()]
+    with pytest.raises(AssertionError):
+        train("killed", "strategy=ddp", "trainer.devices=2", "callbacks.last.every_n_steps=2", *options)
+    run_dir = train("killed", "resume=latest", "callbacks.killer=null")
+    assert_same(run_dir, expected, tolerance=0)
+
+
+@pytest.mark.slow
+def test_commands_of_the_page(story: Path, project: Path) -> None:
+    """Also under torchrun, on two processes."""
+    environment = os.environ | {"PYTHONPATH": str(project / "src"), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    (block,) = blocks(story, "bash")
+    torchrun = next(line for line in block.splitlines() if "strategy=ddp" in line)
+    torchrun = torchrun.replace("python -m", "torchrun --nproc-per-node=2 -m").replace(" trainer.devices=2", "")
+    done = subprocess.run(
+        ["bash", "-ec", block + torchrun], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(project.glob("logs/train/runs/*/curves.png"))) == 3
+    assert len(list(project.glob("logs/evaluate/runs/*/metrics.json"))) == 1
+
+
+@pytest.mark.slow
+def test_shipped_tests_hold_for_a_project_of_the_story(story: Path, project: Path) -> None:
+    """And for the defaults that its owner has changed."""
+    train = project / "src" / package.__name__ / "configs/train.yaml"
+    text = train.read_text(encoding="utf-8")
+    for group, choice in re.findall(r"(data|model)=(\w+)", blocks(story, "bash")[0].splitlines()[0]):
+        text = re.sub(rf"- {group}: \w+", f"- {group}: {choice}", text)
+    train.write_text(text, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(project / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "tests"]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="module")
+def boring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose only own files are options that name Lightning's classes."""
+    project = copied(tmp_path_factory.mktemp("boring"))
+    options = project / "src" / package.__name__ / "configs"
+    for group, name, kind in (
+        ("data", "boring", "BoringDataModule"),
+        ("model", "boring", "BoringModel"),
+        ("model", "manual", "ManualOptimBoringModel"),
+    ):
+        (options / group / f"{name}.yaml").write_text(f"_target_: {BORING}.{kind}\n", encoding="utf-8")
+    return project
+
+
+@pytest.mark.parametrize("model", [pytest.param("boring", marks=pytest.mark.slow), "manual"])
+def test_boring_classes_train_test_and_resume(
+    model: str, boring: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(boring / "src"), str(Path(__file__).parents[1])]))
+    runs = {}
+    for name, options in (("single", ()), ("boring ddp", ("strategy=ddp", "trainer.devices=2"))):
+        folder = tmp_path / name
+        folder.mkdir()
+        run_command("train", f"model={model}", "data=boring", *EXACT, *options, cwd=folder)
+        (runs[name],) = folder.glob("logs/train/runs/*")
+    assert_same(runs["boring ddp"], runs["single"])
+    killer = {"_target_": "killer.Killer", "rank": 0, "notes": tmp_path / "notes", "step": 70}
+    options = [f"+callbacks.killer.{name}={value}" for name, value in killer.items()]
+    (tmp_path / "boring killed").mkdir()
+    kept = "callbacks.last.every_n_steps=10"
+    command = ["train", f"model={model}", "data=boring", kept, *EXACT, *options]
+    assert run_command(*command, cwd=tmp_path / "boring killed", check=False).returncode == -signal.SIGKILL
+    run_command("train", "resume=latest", "callbacks.killer=null", cwd=tmp_path / "boring killed")
+    (run_dir,) = (tmp_path / "boring killed").glob("logs/train/runs/*")
+    assert_same(run_dir, runs["single"], tolerance=0)
+    done = run_command("evaluate", cwd=tmp_path / "boring killed")
+    assert "run " in done.stdout

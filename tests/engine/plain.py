@@ -1,0 +1,174 @@
+"""Trains plain Lightning code, without anything of the engine's but its strategy, and prints what came out as JSON.
+
+python plain.py '{"num_steps": 2, "max_epochs": 3}'       # in the processes that torchrun or the caller started
+"""
+
+import json
+import random
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler, random_split
+from torchmetrics.classification import MulticlassAccuracy
+
+from {{ cookiecutter.package_name }}.engine.distributed.devices import resolve_devices
+from {{ cookiecutter.package_name }}.engine.distributed.strategies import build_strategy, strategy_options
+from {{ cookiecutter.package_name }}.engine.warning_filters import IGNORED_WARNINGS, ignore_warnings
+
+DDP = {
+    "name": "ddp",
+    "find_unused_parameters": False,
+    "gradient_as_bucket_view": True,
+    "static_graph": False,
+    "bucket_cap_mb": 25,
+    "compression": "none",
+    "powersgd_rank": 1,
+    "powersgd_start_step": 2,
+    "max_restarts": 0,
+}
+
+
+class NoisyRows(Dataset[tuple[Tensor, Tensor]]):
+    """Rows `(16,)` that change at random, by all three generators, and their labels."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.x[row] + 0.1 * torch.randn(16) * random.random() + 0.01 * float(np.random.normal()), self.y[row]
+
+
+class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+    """The rows one after the other, every n-th of them in a shard."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __iter__(self) -> Any:
+        return zip(self.x, self.y, strict=True)
+
+    def shard(self, rank: int, world_size: int) -> "Stream":
+        return Stream(self.x[rank::world_size], self.y[rank::world_size])
+
+
+class PlainData(pl.LightningDataModule):
+    """97 samples for training, 33 for validation and `num_test` for the test."""
+
+    def __init__(
+        self, kind: str = "noisy", batch_size: int = 32, num_workers: int = 0, num_train: int = 97, num_test: int = 41
+    ) -> None:
+        super().__init__()
+        self.kind, self.batch_size, self.num_test = kind, batch_size, num_test
+        self.options: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(171, 16, generator=generator)
+        self.y = torch.randint(0, 4, (171,), generator=generator)
+        self.num_train = num_train
+
+    def train_dataloader(self) -> Any:
+        x, y = self.x[: self.num_train], self.y[: self.num_train]
+        if self.kind == "iterable":
+            return DataLoader(Stream(x, y), batch_size=self.batch_size, **self.options)
+        if self.kind == "weighted":
+            sampler = WeightedRandomSampler(torch.arange(1.0, len(x) + 1), 60)
+            return DataLoader(TensorDataset(x, y), batch_size=self.batch_size, sampler=sampler, **self.options)
+        rows: Dataset[Any] = NoisyRows(x, y)
+        if self.kind == "split":
+            rows = random_split(rows, [len(x) - 10, 10], torch.Generator().manual_seed(1))[0]
+        return DataLoader(rows, batch_size=self.batch_size, shuffle=True, **self.options)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(self.x[97:130], self.y[97:130]), batch_size=16)
+
+    def test_dataloader(self) -> Any:
+        rows = slice(130, 130 + self.num_test)
+        return DataLoader(TensorDataset(self.x[rows], self.y[rows]), batch_size=13)
+
+
+class PlainModule(pl.LightningModule):
+    """As in Lightning's documentation."""
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__()
+        self.most = most  # batches of an epoch, of which the others are skipped
+        self.net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        self.train_acc = MulticlassAccuracy(4, average="micro")
+        self.val_acc = MulticlassAccuracy(4, average="micro")
+        self.test_acc = MulticlassAccuracy(4, average="micro")
+        self.seen: list[int] = []  # sizes of the training batches, as in Lightning's "training_step_outputs"
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == self.most else None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        logits = self.net(x)
+        loss = nn.functional.cross_entropy(logits, y)
+        self.train_acc(logits, y)
+        self.seen.append(len(y))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(y))
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("val", self.val_acc, batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("test", self.test_acc, batch)
+
+    def _evaluate(self, split: str, accuracy: MulticlassAccuracy, batch: Any) -> None:
+        logits = self.net(batch[0])
+        accuracy(logits, batch[1])
+        loss = nn.functional.cross_entropy(logits, batch[1])
+        count = torch.tensor(float(len(batch[1])))
+        self.log(f"{split}/loss", loss, sync_dist=True, batch_size=len(batch[1]))
+        self.log(f"{split}/acc", accuracy)
+        self.log(f"{split}/samples", count, reduce_fx="sum", sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+def run(
+    num_steps: int = 1, data: dict[str, Any] | None = None, most: int | None = None, **options: Any
+) -> dict[str, float]:
+    torch.set_default_dtype(torch.float64)
+    pl.seed_everything(3, workers=True, verbose=False)
+    devices = resolve_devices("cpu", None, "ddp")
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=devices.for_trainer(),
+        strategy=build_strategy(strategy_options(DDP), devices),
+        use_distributed_sampler=False,
+        accumulate_grad_batches=num_steps,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **{"max_epochs": 3, **options},  # type: ignore[arg-type]
+    )
+    module, datamodule = PlainModule(most), PlainData(**(data or {}))
+    trainer.fit(module, datamodule=datamodule)
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    (tested,) = trainer.test(module, datamodule=datamodule, verbose=False)
+    weights = float(sum(weight.detach().abs().sum() for weight in module.parameters()))
+    seen = float(trainer.strategy.reduce(torch.tensor(float(sum(module.seen))), reduce_op="sum"))
+    drawn = float(torch.rand(()))  # of the global generator, which nothing may have moved
+    return {**found, **tested, "weights": weights, "steps": trainer.global_step, "seen": seen, "drawn": drawn}
+
+
+if __name__ == "__main__":
+    ignore_warnings(*IGNORED_WARNINGS)
+    results = [run(**options) for options in json.loads(sys.argv[1])]
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        print("FOUND " + json.dumps(results))
+    if torch.distributed.is_initialized():  # what gloo leaves running can abort an interpreter that ends
+        torch.distributed.destroy_process_group()
