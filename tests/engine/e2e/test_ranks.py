@@ -103,7 +103,7 @@ class Draw(Callback):
 """
 
 
-def test_compressed_gradients_train_and_ranks_draw_their_own_dropout(
+def test_compressed_gradients_train_and_ranks_draw_numbers_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "draw.py").write_text(DRAW, encoding="utf-8")

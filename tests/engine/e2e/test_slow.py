@@ -50,7 +50,7 @@ def test_single_precision_drifts_no_further_than_rounding(network: tuple[str, ..
         "+callbacks.each={_target_: lightning.pytorch.callbacks.ModelCheckpoint, save_top_k: -1, monitor: val/loss}"
     )
     places = "++callbacks.each.dirpath=$" + "{paths.output_dir}/checkpoints"
-    options = ("trainer=cpu", "trainer.max_epochs=3", "model.net.dropout=0", each_epoch, places)
+    options = ("trainer=cpu", "trainer.max_epochs=3", each_epoch, places)
     options = (*options, "++callbacks.each.filename='{epoch}'", "callbacks.best=null", *network)
     found = {}
     for name, strategy in STRATEGIES.items():

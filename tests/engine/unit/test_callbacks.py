@@ -1,6 +1,7 @@
 """Callbacks: the micro-batch finder, what checkpoints hold of an epoch, its figures and their pictures."""
 
 import random
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from functools import partial, wraps
 from pathlib import Path
@@ -14,11 +15,18 @@ from digits import Digits, linear, one_device
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics import MaxMetric, MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassROC
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassRecall,
+    MulticlassROC,
+)
 
 from {{ cookiecutter.package_name }}.engine.distributed.plan import BatchSplit
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
+from {{ cookiecutter.package_name }}.engine.training.build import STEP_HOOKS, leave_out_empty_hooks
 from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_contents import CheckpointContents
 from {{ cookiecutter.package_name }}.engine.training.callbacks.epoch_values import EpochValues
 from {{ cookiecutter.package_name }}.engine.training.callbacks.micro_batch_finder import MicroBatchFinder
@@ -122,6 +130,8 @@ class Logging(Classifier):
         super().__init__(spec, linear, partial(torch.optim.SGD, lr=0.1))
         self.mean = MeanMetric()
         self.scores = MetricCollection({"mean": MeanMetric(), "most": MaxMetric()}, prefix="scores/")
+        classes = {"f1": MulticlassF1Score(10), "recall": MulticlassRecall(10)}  # with states that they share
+        self.at_end = MetricCollection(classes, prefix="at_end/")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -132,6 +142,7 @@ class Logging(Classifier):
         self.scores.update(loss)
         self.log_dict(self.scores, on_step=False, on_epoch=True)
         self.log("both", loss, on_step=True, on_epoch=True)
+        self.at_end.update(self(batch[0]).detach(), batch[1])
         return loss
 
 
@@ -147,14 +158,18 @@ class Ended(pl.Callback):
             raise InterruptedError
 
 
-def trained_until(folder: Path, num_steps: int | None, ckpt_path: Path | None = None) -> list[dict[str, float]]:
+def trained_until(
+    folder: Path, num_steps: int | None, ckpt_path: Path | None = None, callbacks: Sequence[pl.Callback] = ()
+) -> list[dict[str, float]]:
     """The figures of each epoch; one has 20 steps, with a validation after the tenth one too."""
     pl.seed_everything(3, verbose=False)
     figures: list[dict[str, float]] = []
 
     class Figures(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            figures.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+            found = {**trainer.callback_metrics, **pl_module.at_end.compute()}
+            figures.append({name: value.item() for name, value in found.items()})
+            pl_module.at_end.reset()
 
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -162,7 +177,7 @@ def trained_until(folder: Path, num_steps: int | None, ckpt_path: Path | None = 
         default_root_dir=folder,
         max_epochs=2,
         val_check_interval=10,
-        callbacks=[CheckpointContents({}), Ended(num_steps), Figures()],
+        callbacks=[*callbacks, CheckpointContents({}), Ended(num_steps), Figures()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -185,12 +200,24 @@ def test_figures_of_an_epoch_that_goes_on_are_those_of_the_whole_epoch(num_steps
         assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_quicker_logging_gives_the_figures_of_lightning(tmp_path: Path) -> None:
+    assert trained_until(tmp_path, None, callbacks=[EpochValues()]) == trained_until(tmp_path, None)
+
+
 def test_figures_of_an_epoch_whose_last_step_was_saved_do_not_count_in_the_next_one(tmp_path: Path) -> None:
     """Lightning goes on with the next epoch, and does not end the last one."""
     _, second = trained_until(tmp_path, None)
     assert trained_until(tmp_path, 20) == []
     (found,) = trained_until(tmp_path, None, tmp_path / "middle.ckpt")
     assert found == pytest.approx(second, rel=1e-6)
+
+
+def test_hooks_that_do_nothing_are_left_out_and_others_are_not() -> None:
+    ended = Ended(None)
+    leave_out_empty_hooks([ended, ModelCheckpoint()])
+    assert callable(ended.on_train_batch_end)
+    assert [hook for hook in STEP_HOOKS if getattr(ended, hook) is not None] == ["on_train_batch_end"]
+    assert {"on_before_zero_grad", "on_after_backward", "on_train_batch_start"} <= {*STEP_HOOKS}
 
 
 class Elsewhere(Classifier):

@@ -36,6 +36,7 @@ from {{ cookiecutter.package_name }}.engine.distributed.dealing import (
 )
 from {{ cookiecutter.package_name }}.engine.distributed.plan import BatchSplit
 from {{ cookiecutter.package_name }}.engine.errors import UserError, lost_worker
+from {{ cookiecutter.package_name }}.engine.training.build import build_datamodule
 
 
 def numbers(size: int) -> TensorDataset:
@@ -54,7 +55,7 @@ def parts(loader: Any) -> list[Any]:
 
 
 def own(loader: Any) -> list[list[int]]:
-    """The samples of each part, without those that stand in for none."""
+    """The samples of each part, without those of a process that has none of its own."""
     return [part.indices[: part.num_own] for part in parts(loader)]
 
 
@@ -242,8 +243,47 @@ def test_other_batches_are_refused_within_an_epoch_and_accepted_after_it() -> No
         if num_delivered == 5:
             with pytest.raises(UserError, match=r"in the middle of an epoch with .*batch_size=64.* go on with .*=32"):
                 other.load_state_dict(state)
+            two_ranks = dealt(Digits(batch_size=64).train_dataloader(), Share(0, 2))
+            with pytest.raises(UserError, match=r"with .*world_size=1, and would go on with .*world_size=2"):
+                two_ranks.load_state_dict(state)
         else:
             other.load_state_dict(state)
+
+
+class DrawnSplit(pl.LightningDataModule):
+    """Draws in its constructor and in each `setup`, without a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn = [global_numbers()]
+
+    def setup(self, stage: str) -> None:
+        self.drawn.append(global_numbers())
+
+
+def test_split_that_is_drawn_without_a_generator_is_the_same_in_an_evaluation() -> None:
+    section = {"_target_": f"{DrawnSplit.__module__}.{DrawnSplit.__qualname__}"}
+    found = []
+    for seed in (3, 3, 4):
+        datamodule: Any = build_datamodule(section, seed)
+        before = torch.get_rng_state()
+        datamodule.setup("fit")
+        assert torch.equal(torch.get_rng_state(), before), "random numbers of the run must not change"
+        global_numbers()
+        datamodule.setup("test")
+        found.append(datamodule.drawn)
+    assert found[0] == found[1] != found[2]
+    assert found[0][1] == found[0][2]
+
+
+def test_evaluation_draws_the_same_numbers_in_each_epoch() -> None:
+    for name in ("train_dataloader", "val_dataloader"):
+        loader = deal(DataLoader(Noise(), batch_size=4), Share(), name)
+        epochs = []
+        for epoch in (0, 1):
+            loader.batch_sampler.sampler.set_epoch(epoch)
+            epochs.append(torch.cat(list(loader)))
+        assert torch.equal(*epochs) == (name == "val_dataloader")
 
 
 class Noise(Dataset[Tensor]):
@@ -414,7 +454,7 @@ def test_own_batch_sampler_is_kept_on_one_process_and_its_order_seeded() -> None
 
 
 def test_training_loader_without_a_batch_is_refused() -> None:
-    with pytest.raises(UserError, match=r"train_dataloader yields no batch: it has 3 samples in batches of 4; .* 3,"):
+    with pytest.raises(UserError, match=r"yields no batch, because it has 3 samples in batches of 4: give batch_size=3 or less,"):
         deal(DataLoader(numbers(3), batch_size=4, drop_last=True), Share(), "train_dataloader")
 
 

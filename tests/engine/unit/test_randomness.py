@@ -57,7 +57,7 @@ class OwnNorm(nn.BatchNorm1d):
     pass
 
 
-def test_network_whose_batch_norm_makes_the_result_depend_on_the_split_is_told() -> None:
+def test_network_whose_batch_norm_makes_the_result_depend_on_the_split_is_reported() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     assert depends_on_split(net[0], 2, 2, False) is None
     assert depends_on_split(net, 1, 1, False) is None
@@ -188,13 +188,13 @@ def test_attention_is_that_of_torch_but_for_what_is_dropped(
         masks = {"attn_mask": torch.ones(5, 7).triu(1).bool(), "key_padding_mask": torch.arange(7).expand(64, 7) > 5}
     expected = layer.eval()(*inputs, **masks)
     sampled(layer.train())
-    plain = randomness.SampleLayer.kept
-    monkeypatch.setattr(randomness.SampleLayer, "kept", lambda self, x, shape, p: torch.full_like(x, 1 - p))
+    plain = randomness.SampleLayer.mask
+    monkeypatch.setattr(randomness.SampleLayer, "mask", lambda self, x, shape, p: torch.full_like(x, 1 - p))
     for average in (True, False):
         found = layer(*inputs, average_attn_weights=average, **masks)
         torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-12)
         torch.testing.assert_close(found[1] if average else found[1].mean(1), expected[1], rtol=0, atol=1e-12)
-    monkeypatch.setattr(randomness.SampleLayer, "kept", plain)
+    monkeypatch.setattr(randomness.SampleLayer, "mask", plain)
     output, weights = layer(*inputs, need_weights=False, **masks)
     assert weights is None
     assert not torch.allclose(output, expected[0])

@@ -120,8 +120,10 @@ def _fits(value: Any, hint: Any) -> bool:
 def _words(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
     origin = get_origin(hint) or hint
-    if origin in (Union, types.UnionType, Literal):
-        words = (str(arg).replace("False", "false") if origin is Literal else _words(arg) for arg in get_args(hint))
+    if origin is Literal:
+        return " or ".join(str(arg).lower() if isinstance(arg, bool) else str(arg) for arg in get_args(hint))
+    if origin in (Union, types.UnionType):
+        words = map(_words, get_args(hint))
         return " or ".join(dict.fromkeys(word for group in words for word in group.split(" or ")))
     return names.get(hint, "a list" if origin in (list, tuple) else getattr(hint, "__name__", str(hint)))
 

@@ -14,11 +14,11 @@ from ..errors import UserError
 
 KINDS = "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct2d"  # the last one is timm's
 
-_is_counted = True  # whether the samples of this process do more than stand in for none
+_is_counted = True  # whether this process has samples of its own in the step
 
 
 def count_samples(is_counted: bool) -> None:
-    """Says whether the samples of the step that begins count for the statistics."""
+    """Sets whether the samples of the step that begins count for the statistics."""
     global _is_counted
     _is_counted = is_counted
 
@@ -38,7 +38,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Unlike torch's, on the CPU too, and without samples that stand in for none."""
+    """Unlike torch's it works on the CPU too, and leaves out the samples of a process that has none of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and torch.distributed.is_initialized()):
@@ -52,16 +52,16 @@ class SyncBatchNorm(_BatchNorm):
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         wide, shape = x.to(torch.promote_types(x.dtype, torch.float32)), [1, -1, *(1 for _ in x.shape[2:])]
         axes, num_own = [0, *range(2, x.dim())], x.numel() // x.shape[1]
-        total = _summed(torch.cat([wide.sum(axes), wide.new_tensor([num_own])]) * _is_counted)
+        total: Tensor = _Sum.apply(torch.cat([wide.sum(axes), wide.new_tensor([num_own])]) * _is_counted)  # type: ignore[no-untyped-call]
         mean, count = total[:-1] / total[-1], int(total[-1])
-        if not count:  # an empty micro-batch, in which the samples of all stand in
+        if not count:  # an empty micro-batch: no process has samples of its own
             return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         if count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
         centered = wide - mean.view(shape)
-        var = _summed(centered.square().sum(axes) * _is_counted) / count
+        var: Tensor = _Sum.apply(centered.square().sum(axes) * _is_counted) / count  # type: ignore[no-untyped-call]
         self._track(mean.detach(), var.detach() * count / (count - 1))
-        normalized = centered * (var + self.eps).rsqrt().view(shape)
+        normalized: Tensor = centered * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
         return normalized.to(x.dtype)
@@ -73,11 +73,6 @@ class SyncBatchNorm(_BatchNorm):
         share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(var.to(self.running_var.dtype), share)
-
-
-def _summed(x: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
-    return total
 
 
 class SyncedBatchNorm(TorchSyncBatchNorm):

@@ -5,6 +5,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Any
@@ -17,7 +18,8 @@ from torch.utils import data
 from ..errors import Fault, UserError, lost_worker, one_line
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # an odd factor: the seeds of an epoch's samples all differ
-KEPT = "num_workers pin_memory timeout worker_init_fn multiprocessing_context prefetch_factor persistent_workers"
+WORKER_OPTIONS = ("num_workers", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "persistent_workers")
+COPIED_OPTIONS = (*WORKER_OPTIONS, "pin_memory", "timeout")
 
 _current_pass = 0, 0  # the seed and the epoch of the batch that this process fetches
 
@@ -40,11 +42,19 @@ def sample_generators(indices: Sequence[int]) -> list[torch.Generator]:
     return [seeded(*_current_pass, index) for index in indices]
 
 
-def seed_generators(number: int) -> None:
+def _seed_generators(number: int) -> None:
     """Seeds torch on the CPU, numpy and random; torch.manual_seed reaches for every device, which takes longer."""
     torch.default_generator.manual_seed(number)
     np.random.seed(number % 2**32)
     random.seed(number)
+
+
+@contextmanager
+def generators_seeded(number: int) -> Iterator[None]:
+    """Restores the generators afterwards."""
+    with isolate_rng(include_cuda=False):
+        _seed_generators(number)
+        yield
 
 
 def _draw_numbers() -> tuple[float, ...]:
@@ -69,7 +79,7 @@ class Part:
     """A rank's part of a batch; it travels with its samples through the worker process that fetches them."""
 
     epoch: int
-    indices: list[int]  # of its samples, or of two that stand in for none: BatchNorm refuses a single one
+    indices: list[int]  # of its samples; of two others where it has none, because BatchNorm refuses a single one
     num_own: int
     num_whole: int  # samples of the whole batch: on all ranks, in all micro-batches
     places: range = range(0)  # of its samples in the whole batch
@@ -131,8 +141,7 @@ class DealtBatches(data.Sampler[Part]):
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(self.epoch)
         generator = getattr(sampler, "generator", self)
-        with isolate_rng(include_cuda=False):
-            seed_generators(_seed(self.seed, self.epoch))
+        with generators_seeded(_seed(self.seed, self.epoch)):
             if generator is self:
                 return [list(batch) for batch in self.source]
             sampler.generator = seeded(self.seed, self.epoch)
@@ -196,16 +205,16 @@ class SeededFetch(data.Dataset[Any]):
     def _seeded_batch(self, part: Part) -> Any:
         first = _seed(self.seed, part.epoch)
         if not self.draws:
-            seed_generators(first)
+            _seed_generators(first)
             numbers = _draw_numbers()
-            seed_generators(first)
+            _seed_generators(first)
             batch = self.collate(fetch(self.dataset, part.indices))
             if _draw_numbers() == numbers:
                 return batch
             self.draws = True
         samples = []
         for index in part.indices:
-            seed_generators((first + index * GOLDEN_RATIO) % 2**64)
+            _seed_generators((first + index * GOLDEN_RATIO) % 2**64)
             found = fetch(self.dataset, [index])
             if not isinstance(found, list):
                 raise UserError(
@@ -246,7 +255,8 @@ class _Loader(data.DataLoader[Any]):
 
     def __init__(self, source: data.DataLoader[Any], seed: int, parts: dict[int, Part], **options: Any) -> None:
         # Its own generator: the loader would draw from the one that dropout uses.
-        super().__init__(generator=seeded(seed), **{name: getattr(source, name) for name in KEPT.split()}, **options)
+        copied = {name: getattr(source, name) for name in COPIED_OPTIONS}
+        super().__init__(generator=seeded(seed), **copied, **options)
         self.source, self.parts = source, parts
         self.seconds_waited = 0.0  # in this pass, for batches that were not there yet
 
@@ -314,8 +324,9 @@ class DealtLoader(_Loader):
         self.resumed = state
 
     def _split(self) -> dict[str, int]:
-        num_samples, num_steps = len(self.dataset), self.batches.share.num_steps  # type: ignore[arg-type]
-        return {"num_samples": num_samples, "batch_size": self.batches.source.batch_size or 0, "num_steps": num_steps}
+        share, batch_size = self.batches.share, self.batches.source.batch_size or 0
+        sizes = {"num_samples": len(self.dataset), "batch_size": batch_size}  # type: ignore[arg-type]
+        return {**sizes, "num_steps": share.num_steps, "world_size": share.world_size}
 
 
 class StreamLoader(_Loader):
@@ -415,12 +426,9 @@ def deal(
     batches = DealtBatches(source, seed, share, name == "train_dataloader", limit)
     if not len(source):
         num_samples = len(loader.sampler)  # type: ignore[arg-type]
-        remedy = (
-            f"give a batch_size of at most {num_samples}, or drop_last=False" if num_samples else "fill its data set"
-        )
-        raise UserError(
-            f"{name} yields no batch: it has {num_samples} samples in batches of {source.batch_size}; {remedy}."
-        )
+        remedy = f"give batch_size={num_samples} or less, or drop_last=False" if num_samples else "fill its data set"
+        sizes = f"{num_samples} samples in batches of {source.batch_size}"
+        raise UserError(f"{name} yields no batch, because it has {sizes}: {remedy}.")
     return DealtLoader(loader, batches, parts)
 
 

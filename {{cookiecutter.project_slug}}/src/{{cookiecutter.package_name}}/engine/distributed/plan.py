@@ -20,8 +20,6 @@ COUNTS_OF_BATCHES = (
     "fast_dev_run",
 )
 
-ENGINE_OPTIONS = ("batch_size", "micro_batch_size")  # of the section `data`
-
 
 @dataclass(frozen=True)
 class BatchSplit:
@@ -106,7 +104,9 @@ def make_plan(config: Config) -> Plan:
 def data_section(section: Config) -> Config:
     """The section `data` without those options of the engine that the DataModule does not take."""
     taken = parameters_of(section["_target_"], "data") if "_target_" in section else {}
-    return {name: value for name, value in section.items() if name in taken or name not in ENGINE_OPTIONS}
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    unwanted = {"micro_batch_size"} if takes_all else {"batch_size", "micro_batch_size"}
+    return {name: value for name, value in section.items() if name in taken or name not in unwanted}
 
 
 def trainer_section(config: Config, devices: Devices, num_steps: int) -> Config:

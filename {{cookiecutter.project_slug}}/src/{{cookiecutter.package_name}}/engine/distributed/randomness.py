@@ -23,12 +23,12 @@ from torch.utils._pytree import tree_leaves
 
 log = logging.getLogger(__name__)
 
-MASK = 2**64 - 1
-UNCLEAR = (
+BITS_64 = 2**64 - 1
+UNKNOWN_ROWS = (
     "warning     %s takes %s for %d samples and cannot tell whose rows they are, so its random numbers depend on how a "
     "batch is split: let the first axis be that of the samples."
 )
-UNSEEN = (
+DRAWS_BY_ITSELF = (
     "warning     the training step draws from torch's generator by itself, so the result depends on how a batch is "
     "split: take nn.Dropout in place of F.dropout, and engine.sample_uniform in place of torch.rand."
 )
@@ -49,15 +49,15 @@ def _hash(*numbers: Any) -> Any:
     """Hashes numbers of 64 bits, the last of which may be an array, by splitmix64 (Steele et al., 2014)."""
     x: Any = 0
     for number in numbers:
-        x = (x ^ number) + 0x9E3779B97F4A7C15 & MASK
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
+        x = (x ^ number) + 0x9E3779B97F4A7C15 & BITS_64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & BITS_64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & BITS_64
         x ^= x >> 31
     return x
 
 
 def _hashes(numbers: Any, device: torch.device, *salts: int) -> Tensor:
-    """Two hashes of 32 bits `(2, N)` of each number."""
+    """Two hashes of 32 bits `(2, ...)` of each of the numbers `(...)`."""
     pairs = _hash(*salts, np.asarray(numbers, np.uint64)[..., np.newaxis]).view(np.int32)
     return torch.from_numpy(np.moveaxis(pairs, -1, 0).copy()).to(device)
 
@@ -117,7 +117,7 @@ class Draws:
         if not size or len(x) % size or is_sequence_likely:
             if step.is_split and not self.has_warned:
                 self.has_warned = True
-                log.warning(UNCLEAR, self.name, tuple(x.shape), size)
+                log.warning(UNKNOWN_ROWS, self.name, tuple(x.shape), size)
             return None
         factors, summands = _sample_hashes(places, x.device)
         hashes = self._element_hashes(self._call(step, rows), (len(x) // size, *shape[1:]), x.device)
@@ -176,9 +176,8 @@ def sample_uniform(x: Tensor, *shape: int) -> Tensor:
     Each call in a step gives others. Several rows of a sample must be neighbours in `x`.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return (
-        (_own.bits(x, [len(x), *shape]) >> 8).to(dtype).mul_(2**-24).add_(0.5)
-    )  # 24 bits, which both types hold exactly
+    bits = _own.bits(x, [len(x), *shape]) >> 8  # 24 bits, which both types hold exactly
+    return bits.to(dtype).mul_(2**-24).add_(0.5)
 
 
 class SampleLayer(nn.Module):
@@ -187,8 +186,8 @@ class SampleLayer(nn.Module):
     draws: Draws
     rows: Rows | None = None  # in a replica
 
-    def kept(self, x: Tensor, shape: Sequence[int], p: float) -> Tensor:
-        """1 for what is kept and 0 for what is dropped, in the type of `x`."""
+    def mask(self, x: Tensor, shape: Sequence[int], p: float) -> Tensor:
+        """Returns 0 with probability `p` and else 1, in the type of `x`."""
         if not torch.compiler.is_compiling():
             self.rows = getattr(_replica, "rows", None) or self.rows
         bits = self.draws.bits(x, shape, self.rows)
@@ -204,15 +203,17 @@ class SampleElements(SampleLayer):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and 0 < self.p < 1):
             return super().forward(x)  # type: ignore[no-any-return]
-        factor, summand = self.noise(self.kept(x, self.shared(x), self.p))
+        factor, summand = self.noise(self.mask(x, self.shared(x), self.p))
         x = x.mul_(factor) if self.inplace else x * factor
         return x if summand is None else x.add_(summand)
 
     def shared(self, x: Tensor) -> Sequence[int]:
+        """The shape of the mask: 1 along each axis whose elements share a random number."""
         return x.shape
 
-    def noise(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
-        return kept.div_(1 - self.p), None
+    def noise(self, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns what `x` is multiplied by, and what is added then."""
+        return mask.div_(1 - self.p), None
 
 
 class SampleChannels(SampleElements):
@@ -227,10 +228,10 @@ class SampleChannels(SampleElements):
 class SampleAlpha(SampleElements):
     """Keeps mean and variance (Klambauer et al., 2017, arXiv:1706.02515)."""
 
-    def noise(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
+    def noise(self, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         alpha = 1.7580993408473766
         scale = 1 / math.sqrt((alpha**2 * self.p + 1) * (1 - self.p))
-        return kept * scale, kept.sub_(1 - self.p).mul_(alpha * scale)
+        return mask * scale, mask.sub_(1 - self.p).mul_(alpha * scale)
 
 
 class SampleAttention(SampleLayer):
@@ -251,7 +252,7 @@ class SampleAttention(SampleLayer):
             weights: Tensor = super().forward(query, key, value, average_attn_weights=False, **masks)[1]
         finally:
             attention.dropout = p
-        weights = weights * self.kept(weights, weights.shape, p).div_(1 - p)  # (B, heads, L, S)
+        weights = weights * self.mask(weights, weights.shape, p).div_(1 - p)  # (B, heads, L, S)
         packed, bias, start = attention.in_proj_weight, attention.in_proj_bias, 2 * attention.embed_dim
         values = F.linear(
             value if attention.batch_first else value.transpose(0, 1),
@@ -306,7 +307,7 @@ class StepRandomness:
         expected = [generator.get_state(), *before[1:]]
         is_seen = all(map(torch.equal, expected, _states(trainer.strategy.root_device)))
         if not is_seen and not any(draws.has_warned for draws in _draws.values()):
-            log.warning(UNSEEN)
+            log.warning(DRAWS_BY_ITSELF)
 
     def pause(self) -> None:
         """Leaves the layers to torch until the next step of the training."""

@@ -224,8 +224,8 @@ class DealingStrategy(Strategy):
 def remember(trainer: pl.Trainer, is_stand_in: bool) -> Callable[[], None]:
     """Returns a function that undoes the traces of the step that comes next.
 
-    It restores buffers, metrics, logged values and what the module keeps in its attributes. Where the sample of the
-    step only stands in for none, the statistics of a SyncBatchNorm are those of the other processes, and stay.
+    It restores buffers, metrics, logged values and what the module keeps in its attributes. In a step that this process
+    runs without a sample of its own, the statistics of a SyncBatchNorm are those of the other processes, and stay.
     """
     module, restore = trainer.lightning_module, list[Callable[[], Any]]()
     results: Any = trainer._results  # private in Lightning 2.6: what `self.log` was given in this epoch

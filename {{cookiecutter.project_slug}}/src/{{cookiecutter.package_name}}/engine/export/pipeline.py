@@ -45,6 +45,7 @@ def write_verified(
     inputs, truth = _test_samples(datamodule)
     run = eager(network)
     reference = Reference.of(run, inputs, truth, limits.max_batch_size, checkpoint.spec.task)
+    model.eval()
     if not torch.equal(network.net(example := torch.from_numpy(inputs[:2])), model(example)):
         raise GateFailure("the model's forward does more than self.net, which is exported: move it into the network.")
     rebuilt = eager(deployed(checkpoint.model(), checkpoint.spec))(inputs[:1])

@@ -1,5 +1,6 @@
 """Builds the objects that the configuration names; none of them receives the configuration itself."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from .. import rendezvous
 from ..config.command_line import Config
 from ..config.validation import build, parameters_of
 from ..distributed.batch_norm import SyncedBatchNorm
-from ..distributed.dealing import seed_generators
+from ..distributed.dealing import generators_seeded
 from ..distributed.plan import BatchSplit, Plan, data_section
 from ..distributed.strategies import DealingStrategy, build_strategy, leave_signals_alone
 from ..errors import UserError
@@ -25,17 +25,17 @@ from .callbacks.micro_batch_finder import MicroBatchFinder
 from .checkpoint_io import AtomicCheckpointIO
 from .trackers import FaultTolerantLogger, prepared_section
 
+# Of a callback, which Lightning calls in each step.
+STEP_HOOKS = [name for name in dir(Callback) if re.match("on_(before|after)_|on_.*_batch_(start|end)$", name)]
+
 
 def build_model(section: Mapping[str, Any], spec: Any) -> pl.LightningModule:
     """Builds the model, its network sized by `spec` if it takes one: the description of the data, or None."""
-    if "_target_" not in section:  # `model=null` leaves what other groups set in the section
-        raise UserError("'model' is needed: it cannot be left out.")
-    takes_spec = "spec" in parameters_of(section["_target_"], "model")
-    if takes_spec and spec is None:
+    taken = _parameters_of(section, "model")
+    if "spec" in taken and spec is None:
         raise UserError(f"model._target_={section['_target_']} takes a spec, and the DataModule has none: set one.")
-    model = build(section, "model", **({"spec": spec} if takes_spec else {}))
-    if not isinstance(model, pl.LightningModule):
-        raise UserError(f"model._target_={section['_target_']} is no LightningModule: give the class of one.")
+    model: pl.LightningModule = build(section, "model", **({"spec": spec} if "spec" in taken else {}))
+    _require(model, pl.LightningModule, section, "model")
     return model
 
 
@@ -45,24 +45,30 @@ def build_datamodule(section: Config, seed: int, **given: Any) -> pl.LightningDa
     Its constructor and each `setup` run under generators that are seeded by `seed`, so that a split that is drawn there
     is the same on all ranks, and in an evaluation the one of the training.
     """
-    if "_target_" not in section:
-        raise UserError("'data' is needed: it cannot be left out.")
-    taken = parameters_of(section["_target_"], "data")
-    given = {name: value for name, value in given.items() if name in taken}
-    with isolate_rng(include_cuda=False):
-        seed_generators(seed)
-        datamodule = build(data_section(section), "data", **given)
-    if not isinstance(datamodule, pl.LightningDataModule):
-        raise UserError(f"data._target_={section['_target_']} is no LightningDataModule: give the class of one.")
+    taken = _parameters_of(section, "data")
+    with generators_seeded(seed):
+        known = {name: value for name, value in given.items() if name in taken}
+        datamodule: pl.LightningDataModule = build(data_section(section), "data", **known)
+    _require(datamodule, pl.LightningDataModule, section, "data")
     setup = datamodule.setup
 
     def seeded_setup(stage: str) -> None:
-        with isolate_rng(include_cuda=False):
-            seed_generators(seed)
+        with generators_seeded(seed):
             setup(stage)
 
     datamodule.setup = seeded_setup  # type: ignore[method-assign]
     return datamodule
+
+
+def _parameters_of(section: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    if "_target_" not in section:  # `model=null` leaves what other groups set in the section
+        raise UserError(f"'{path}' is needed: it cannot be left out.")
+    return parameters_of(section["_target_"], path)
+
+
+def _require(built: object, kind: type, section: Mapping[str, Any], path: str) -> None:
+    if not isinstance(built, kind):
+        raise UserError(f"{path}._target_={section['_target_']} is no {kind.__name__}: give the class of one.")
 
 
 def build_loggers(sections: Mapping[str, Any] | None, run_dir: Path) -> list[Logger]:
@@ -121,9 +127,21 @@ def build_trainer(
     )
     assert isinstance(trainer.strategy, DealingStrategy)
     trainer.strategy.batch_size = plan.split.batch_size if plan.split else None
+    leave_out_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
     if trainer.world_size > 1:
         leave_signals_alone(trainer)
     return trainer
+
+
+def leave_out_empty_hooks(callbacks: list[Callback]) -> None:
+    """Keeps Lightning from calling what does nothing: each call opens a section of its profiler, in each step.
+
+    Lightning does not call an attribute that is None.
+    """
+    for callback in callbacks:
+        for hook in STEP_HOOKS:
+            if getattr(type(callback), hook) is getattr(Callback, hook):
+                setattr(callback, hook, None)
 
 
 def _environment() -> ClusterEnvironment:

@@ -14,7 +14,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from .. import rendezvous
 from ..config.command_line import Config
 from ..config.validation import parameters_of
 from ..console import shown
-from ..errors import UserError, one_line
+from ..errors import UserError
 from ..runs import run_record
 from ..spec import DataSpec
 from .callbacks.optimization import freeze_named, shortened
@@ -90,19 +89,7 @@ def load_starting_point(
         raise UserError(
             f"pretrained_lr_factor={options.pretrained_lr_factor} is for pretrained weights: give weights=<file>."
         )
-    if is_overridden("configure_optimizers", model):
-        _check_optimizer(model)
     return checkpoint, names, spec
-
-
-def _check_optimizer(model: pl.LightningModule) -> None:
-    """Builds the optimizers once, so that a value that they refuse is reported before the run leaves traces."""
-    try:
-        model.configure_optimizers()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model.optimizer or model.scheduler refuses a value: {one_line(error)}.") from error
-    except RuntimeError:
-        return  # it asks for its Trainer, which is not there yet: `Optimization` reports what is refused then
 
 
 def _with_statistics(spec: Any, of: Any) -> Any:

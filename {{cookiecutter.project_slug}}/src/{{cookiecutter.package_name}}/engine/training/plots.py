@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from ..errors import one_line
 
@@ -118,9 +118,7 @@ def _metrics(module: torch.nn.Module) -> Mapping[str, Metric]:
     """The metrics of a module by the names of their attributes, without the parts of another metric."""
     found: dict[str, Metric] = {}
     for name, part in module.named_modules():
-        if isinstance(part, MetricCollection):
-            part.items()  # hands the states that its metrics share to all of them
-        elif isinstance(part, Metric) and not any(name.startswith(f"{other}.") for other in found):
+        if isinstance(part, Metric) and not any(name.startswith(f"{other}.") for other in found):
             found[name] = part
     return found
 

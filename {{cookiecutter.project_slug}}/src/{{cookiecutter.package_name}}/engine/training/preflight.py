@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..distributed.plan import Plan
 from ..errors import Fault, UserError
 from ..spec import DataSpec
 from .callbacks.checkpoint_contents import random_state, set_random_state
+from .callbacks.optimization import refused_values
 from .checkpoint_io import LAST, copy_to_last
 
 NUM_CHECKED = 64  # samples of the training split
@@ -51,7 +52,9 @@ def before_training(
         afterwards.callback(torch.set_num_threads, torch.get_num_threads())  # loading a TorchScript file sets it
         afterwards.callback(set_random_state, random_state())
         datamodule.trainer = trainer
-        loader = training_loader(datamodule)
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        loader = datamodule.train_dataloader()
         if not isinstance(loader, DataLoader):
             return
         batch = first_batch(loader)
@@ -66,17 +69,15 @@ def before_training(
 
 
 def check_hooks(model: pl.LightningModule, datamodule: pl.LightningDataModule, plan: Plan, tests: bool) -> None:
-    """Refuses a model or data without what the run will call, and options that manual optimisation cannot follow."""
-    name, data = type(model).__name__, type(datamodule).__name__
-    for hook in ("training_step", "configure_optimizers"):
-        if not is_overridden(hook, model):
-            raise UserError(f"{name} has no {hook}: write the method, as Lightning's documentation says.")
-    if not is_overridden("train_dataloader", datamodule):
-        raise UserError(f"{data} has no train_dataloader: write the method, as Lightning's documentation says.")
-    if tests and not is_overridden("test_step", model):
-        raise UserError(f"{name} has no test_step: write the method, or set test=false.")
-    if tests and not is_overridden("test_dataloader", datamodule):
-        raise UserError(f"{data} has no test_dataloader: write the method, or set test=false.")
+    """Refuses a model or data without what the run will call, and options that the model cannot follow."""
+    needed = [(model, "training_step"), (model, "configure_optimizers"), (datamodule, "train_dataloader")]
+    for owner, hook in [*needed, *([(model, "test_step"), (datamodule, "test_dataloader")] if tests else [])]:
+        if not is_overridden(hook, owner):
+            remedy = ", or set test=false" if hook.startswith("test") else ", as Lightning's documentation says"
+            raise UserError(f"{type(owner).__name__} has no {hook}: write the method{remedy}.")
+    # A module that asks its Trainer, which is not there yet, is checked when that builds the optimizers.
+    with suppress(RuntimeError), refused_values():
+        model.configure_optimizers()
     if model.automatic_optimization:
         return
     if plan.trainer.get("gradient_clip_val") is not None:
@@ -99,12 +100,6 @@ def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) ->
             f"{shown(run_dir)} has {free / MIB:,.0f} MiB left, and up to {num_files} checkpoints of "
             f"{size / MIB:,.0f} MiB will lie in it: free some, or give paths.log_dir=<folder on another disk>."
         )
-
-
-def training_loader(datamodule: pl.LightningDataModule) -> Any:
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    return datamodule.train_dataloader()
 
 
 def first_batch(loader: DataLoader[Any]) -> Any:

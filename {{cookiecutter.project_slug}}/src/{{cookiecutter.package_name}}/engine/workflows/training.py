@@ -76,7 +76,6 @@ class Training:
         ]
         callbacks = build_callbacks(config.get("callbacks"), loggers, engine, plan.split)
         trainer = build_trainer(plan, callbacks, loggers, run_dir, finds_unused=not model.automatic_optimization)
-        trainer.strategy.sample_dropout = options.sample_dropout  # type: ignore[attr-defined]
         return cls(datamodule, model, spec, trainer, run_dir, loggers, config, options, plan, resumed_from)
 
     @property
@@ -98,8 +97,9 @@ class Training:
             announce(self.plan, self.options, self.model)
             how = self.options.rehearse_export if self.ckpt_path is None else False
             rehearsal = partial(rehearse, how == "require", self.config["model"]) if how else None
-            data = self.datamodule, self.spec
-            before_training(self.run_dir, self.ckpt_path, *data, self.model, self.trainer, rehearsal)
+            before_training(
+                self.run_dir, self.ckpt_path, self.datamodule, self.spec, self.model, self.trainer, rehearsal
+            )
             restore_metrics(self.run_dir / "metrics.csv", self.loggers, self.resumed_from)
         with tracked(self.loggers, self.config, self.run_dir):
             yield

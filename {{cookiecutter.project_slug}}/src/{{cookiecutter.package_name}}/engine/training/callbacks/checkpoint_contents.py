@@ -32,7 +32,7 @@ class CheckpointContents(Callback):
         rank = trainer.global_rank
         if rank < len(self.random_states):
             set_random_state(self.random_states[rank])
-        elif rank > 0:  # all ranks begin with the same seed, and their dropout masks would be the same
+        elif rank > 0:  # all ranks begin with the same seed, and what a module draws itself would be the same on each
             torch.manual_seed(torch.initial_seed() + rank)
         self.random_states = []
         self.logged = self.logged[rank : rank + 1]
@@ -96,16 +96,13 @@ def _logged(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
     if trainer.is_last_batch or progress.processed == progress.ready:
         return {"results": {}, "metrics": {}}
     evaluated = {id(result.value) for result in trainer.fit_loop.epoch_loop.val_loop._results.values()}
-    results = {name: result for name, result in _results(trainer).items() if result.is_tensor and not result.has_reset}
-    metrics = {name: part for name, part in module.named_modules() if isinstance(part, Metric) and part.update_count}
-    return {
-        "results": {name: _state(result) for name, result in results.items()},
-        "metrics": {
-            name: _state(metric) | {"_update_count": metric.update_count}
-            for name, metric in metrics.items()
-            if id(metric) not in evaluated
-        },
+    logged = {name: result for name, result in _results(trainer).items() if result.is_tensor and not result.has_reset}
+    metrics = {
+        name: _state(part) | {"_update_count": part.update_count}
+        for name, part in module.named_modules()
+        if isinstance(part, Metric) and part.update_count and id(part) not in evaluated
     }
+    return {"results": {name: _state(result) for name, result in logged.items()}, "metrics": metrics}
 
 
 def _state(metric: Metric) -> dict[str, Any]:

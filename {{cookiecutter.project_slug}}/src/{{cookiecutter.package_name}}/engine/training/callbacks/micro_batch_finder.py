@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torchmetrics import Metric
 
 from ...distributed.plan import COUNTS_OF_BATCHES, BatchSplit
+from ...distributed.strategies import remember
 from ...errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,25 +29,18 @@ class MicroBatchFinder(Callback):
         self.split = split
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        training = pl_module.training
-        buffers = [buffer.clone() for buffer in pl_module.buffers()]
+        training, undo = pl_module.training, remember(trainer, is_stand_in=False)
         in_process = self.split.num_devices // trainer.world_size
         sizes = [self.split.micro_batch_size]
         while sizes[-1] > 1:
             sizes.append(sizes[-1] // 2)
-        log_method = vars(pl_module).get("log", pl_module.log)
         object.__setattr__(pl_module, "log", lambda *args, **kwargs: None)  # Lightning allows no log call here
         with isolate_rng():
             batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
             pl_module.train()
             fitting = next((size for size in sizes if _fits(trainer, pl_module, batch, size * in_process)), 0)
-        object.__setattr__(pl_module, "log", log_method)
-        for metric in pl_module.modules():
-            if isinstance(metric, Metric):
-                metric.reset()
+        undo()
         pl_module.train(training)
-        for buffer, before in zip(pl_module.buffers(), buffers, strict=True):
-            buffer.copy_(before)
         fitting = int(trainer.strategy.reduce(torch.tensor(fitting, device=pl_module.device), reduce_op="min"))
         if fitting == 0:
             raise UserError("data.micro_batch_size=auto: not even one sample fits a device; take a smaller network.")

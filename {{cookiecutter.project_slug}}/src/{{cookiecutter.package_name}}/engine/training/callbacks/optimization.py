@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from math import isclose
 from typing import Any
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 from torchmetrics import Metric, MetricCollection
 
+from ...distributed.strategies import DealingStrategy
 from ...errors import UserError, one_line
 from ..options import TrainOptions
 
@@ -27,7 +29,7 @@ FSDP_PREFIX = "_fsdp_wrapped_module."  # inserted by FSDP into the name of each 
 
 
 class Optimization(Callback):
-    """Applies `freeze`, `pretrained_lr_factor`, `lr_scaling`, `warmup_steps`, `compile` and `channels_last`.
+    """Applies the options of `train` that act on any model: learning rates, `freeze`, `compile`, `sample_dropout` etc.
 
     `pretrained_names` are the parameters that were taken from `weights`; `lr_factor` multiplies every learning rate. It
     also steps each ReduceLROnPlateau that follows a figure of the validation right after it: Lightning does so after
@@ -42,6 +44,8 @@ class Optimization(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        if isinstance(trainer.strategy, DealingStrategy):
+            trainer.strategy.sample_dropout = self.options.sample_dropout
         if self.options.channels_last:  # before ddp lays out its buckets like the weights
             pl_module.to(memory_format=torch.channels_last)
         configure = pl_module.configure_optimizers
@@ -91,12 +95,9 @@ class Optimization(Callback):
             init(optimizer, groups, defaults)
             self.rates[optimizer] = [float(group["lr"]) for group in groups]
 
-        acts = bool(pretrained) or self.lr_factor != 1
-        try:
-            with patch.object(Optimizer, "__init__", grouped_init if acts else init):
-                return configure()
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model.optimizer or model.scheduler refuses a value: {one_line(error)}.") from error
+        changes_groups = bool(pretrained) or self.lr_factor != 1
+        with refused_values(), patch.object(Optimizer, "__init__", grouped_init) if changes_groups else nullcontext():
+            return configure()
 
     def _groups(self, params: Any, defaults: dict[str, Any], pretrained: set[int]) -> Iterator[dict[str, Any]]:
         given = list(params)
@@ -141,6 +142,15 @@ class Optimization(Callback):
         training = [group for group in groups if any(weight.requires_grad for weight in group["params"])]
         rates = [(float(group["lr"]), f" ({group['name']})" if "name" in group else "") for group in training]
         return ", ".join(f"{rate:g}{name}" for rate, name in sorted(set(rates)))
+
+
+@contextmanager
+def refused_values() -> Iterator[None]:
+    """Turns what torch says of a value of the optimizer or the scheduler into a sentence."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.optimizer or model.scheduler refuses a value: {one_line(error)}.") from error
 
 
 def _is_relative(scheduler: Any) -> bool:
