@@ -454,7 +454,8 @@ def test_own_batch_sampler_is_kept_on_one_process_and_its_order_seeded() -> None
 
 
 def test_training_loader_without_a_batch_is_refused() -> None:
-    with pytest.raises(UserError, match=r"yields no batch, because it has 3 samples in batches of 4: give batch_size=3 or less,"):
+    message = "yields no batch, because it has 3 samples in batches of 4: give batch_size=3 or less,"
+    with pytest.raises(UserError, match=message):
         deal(DataLoader(numbers(3), batch_size=4, drop_last=True), Share(), "train_dataloader")
 
 
