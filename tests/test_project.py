@@ -16,7 +16,7 @@ from engine_suite import INSTALLED, install
 
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
 HOME = TEMPLATE / "build/tests"
-MAKER_PACKAGES = ("pytest-xdist==3.8.0", "selenium==4.51.0", "pyarrow==26.0.1")
+MAKER_PACKAGES = ("pytest-xdist==3.8.0", "selenium==4.51.0", "pyarrow==26.0.1", "torchdata==0.11.0")
 
 # End-to-end tests that take minutes, and those that `make test` runs.
 LONG_E2E = ("benchmark", "formats", "search")

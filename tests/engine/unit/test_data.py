@@ -296,6 +296,13 @@ class Noise(Dataset[Tensor]):
         return torch.tensor([index, *global_numbers()], dtype=torch.float64)
 
 
+class SeldomNoise(Noise):
+    """Draws for a few of its samples, as one does that changes the pictures of a rare class only."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        return super().__getitem__(index) if index % 5 == 0 else torch.tensor([index] * 4, dtype=torch.float64)
+
+
 class NoiseAtOnce(Noise):
     """Counts the calls."""
 
@@ -308,7 +315,8 @@ class NoiseAtOnce(Noise):
 
 
 @pytest.mark.parametrize(
-    "kind", [Noise, NoiseAtOnce, lambda: ConcatDataset([Subset(Noise(), range(18, 20)), Subset(Noise(), range(18))])]
+    "kind",
+    [Noise, SeldomNoise, NoiseAtOnce, lambda: ConcatDataset([Subset(Noise(), range(18, 20)), Subset(Noise(), range(18))])]
 )
 def test_random_sample_depends_on_seed_epoch_and_index_alone(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(share: Share, epoch: int = 1, num_workers: int = 0, batch_size: int = 6) -> dict[int, list[float]]:
@@ -443,6 +451,16 @@ def test_what_cannot_be_dealt_is_refused_on_several_ranks_and_kept_on_one(loader
     with pytest.raises(UserError, match=f"train_dataloader cannot be split over several processes .*: {remedy}"):
         deal(loader, Share(0, 2), "train_dataloader")
     list(deal(loader, Share(), "train_dataloader"))
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata reads every name of torch
+def test_loader_of_torchdata_is_dealt_or_keeps_its_own_state() -> None:
+    loaders = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+    found = dealt(loaders.StatefulDataLoader(numbers(9), 4), Share(1, 2))
+    next(iter(found))
+    assert (own(found), found.state_dict()["num_delivered"]) == ([[1, 3], [5, 7], []], 1)
+    stream = loaders.StatefulDataLoader(Stream(), 4)
+    assert deal(stream, Share(), "train_dataloader") is stream
 
 
 def test_own_batch_sampler_is_kept_on_one_process_and_its_order_seeded() -> None:

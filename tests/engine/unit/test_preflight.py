@@ -1,5 +1,6 @@
 """The checks before the first step."""
 
+import math
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -8,11 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from digits import Digits, linear
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices
 from {{ cookiecutter.package_name }}.engine.distributed.plan import BatchSplit, Plan
@@ -24,6 +26,47 @@ from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.engine.training import preflight
 from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_contents import random_state
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
+
+
+class Noise(Dataset[Any]):
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> tuple[Tensor, float]:
+        return torch.tensor([float(np.random.random()), math.nan]), torch.rand(()).item()
+
+
+class OwnGenerator(Noise):
+    """As that of Albumentations."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(1)
+
+    def __getitem__(self, index: int) -> Any:
+        return {"number": self.generator.random(2)}
+
+
+def with_noise(samples: Any) -> Tensor:
+    return torch.rand(len(samples))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "collate", "sentence"),
+    [
+        (OwnGenerator(), None, r"OwnGenerator draws random numbers from a generator of its own"),
+        (Noise(), with_noise, r"the collate_fn of Noise draws random numbers"),
+        (TensorDataset(torch.zeros(2)), with_noise, r"the collate_fn of TensorDataset draws random numbers"),
+        (Noise(), None, ""),
+        (TensorDataset(torch.zeros(2)), None, ""),
+    ],
+)
+def test_random_numbers_that_cannot_be_seeded_for_a_sample_are_reported(
+    dataset: Any, collate: Any, sentence: str
+) -> None:
+    before = random_state()["torch"]
+    found = list(preflight.random_numbers_out_of_reach(DataLoader(dataset, collate_fn=collate)))
+    assert [sentence in each for each in found] == ([True] if sentence else [])
+    assert torch.equal(random_state()["torch"], before)
 
 
 def set_free_space(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:

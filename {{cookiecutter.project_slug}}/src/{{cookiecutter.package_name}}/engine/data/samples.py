@@ -31,6 +31,8 @@ class Samples(Dataset[Batch]):
 class SamplesInMemory(Samples):
     """Inputs `(N, ...)` and their labels; one indexing call fetches a batch, which is much faster than one a sample."""
 
+    is_in_memory = True  # not inherited: `SeededFetch` looks once an epoch only whether it draws random numbers
+
     def __init__(self, inputs: Tensor, labels: Tensor) -> None:
         self.inputs = inputs
         self.labels = labels

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils import data
 
 from ..errors import Fault, UserError, lost_worker, one_line
@@ -49,16 +48,36 @@ def _seed_generators(number: int) -> None:
     random.seed(number)
 
 
+def generator_states() -> tuple[Any, Any, Any]:
+    """Of torch on the CPU, numpy and random."""
+    return torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+
+
+def have_drawn(before: tuple[Any, Any, Any]) -> bool:
+    """Whether random numbers were drawn since the generators had these states."""
+    (in_torch, in_numpy, in_python), now = before, generator_states()
+    is_same = torch.equal(in_torch, now[0]) and in_python == now[2]
+    return not (is_same and in_numpy[2:] == now[1][2:] and np.array_equal(in_numpy[1], now[1][1]))
+
+
+@contextmanager
+def generators_restored() -> Iterator[tuple[Any, Any, Any]]:
+    """Yields the states that the generators have and get again."""
+    states = generator_states()
+    try:
+        yield states
+    finally:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
 @contextmanager
 def generators_seeded(number: int) -> Iterator[None]:
     """Restores the generators afterwards."""
-    with isolate_rng(include_cuda=False):
+    with generators_restored():
         _seed_generators(number)
         yield
-
-
-def _draw_numbers() -> tuple[float, ...]:
-    return float(torch.rand((), dtype=torch.float64)), float(np.random.random()), random.random()
 
 
 @dataclass(frozen=True)
@@ -165,12 +184,12 @@ def _cut(samples: Any, num_parts: int) -> Iterator[Any]:
 class SeededFetch(data.Dataset[Any]):
     """Fetches the samples of a part, each under generators that are seeded for it if the data set draws from them.
 
-    Whether it does is found out with the first batch of each epoch in each process.
+    Whether it does is found out with each batch, and for tensors in memory with the first of each epoch.
     """
 
     def __init__(self, dataset: Any, collate: Callable[[Any], Any], seed: int) -> None:
         self.dataset, self.collate, self.seed = dataset, collate, seed
-        self.epoch, self.draws = -1, False
+        self.epoch, self.draws, self.is_in_memory = -1, False, _is_in_memory(dataset)
 
     def __getattr__(self, name: str) -> Any:
         """What user code looks for in `trainer.train_dataloader.dataset`."""
@@ -189,11 +208,14 @@ class SeededFetch(data.Dataset[Any]):
         global _current_pass
         _current_pass = self.seed, part.epoch
         try:
-            if part.epoch == self.epoch and not self.draws:
+            if self.is_in_memory and part.epoch == self.epoch and not self.draws:
                 return part, self.collate(fetch(self.dataset, part.indices))
             self.epoch = part.epoch
-            with isolate_rng(include_cuda=False):
-                return part, self._seeded_batch(part)
+            with generators_restored() as states:
+                if not self.draws:
+                    batch = self.collate(fetch(self.dataset, part.indices))
+                    self.draws = have_drawn(states)
+                return part, self._seeded_batch(part) if self.draws else batch
         except UserError as error:
             return part, error
         except Exception as error:  # a data set may raise anything
@@ -204,14 +226,6 @@ class SeededFetch(data.Dataset[Any]):
 
     def _seeded_batch(self, part: Part) -> Any:
         first = _seed(self.seed, part.epoch)
-        if not self.draws:
-            _seed_generators(first)
-            numbers = _draw_numbers()
-            _seed_generators(first)
-            batch = self.collate(fetch(self.dataset, part.indices))
-            if _draw_numbers() == numbers:
-                return batch
-            self.draws = True
         samples = []
         for index in part.indices:
             _seed_generators((first + index * GOLDEN_RATIO) % 2**64)
@@ -230,6 +244,12 @@ class SeededFetch(data.Dataset[Any]):
         except Exception:
             return False
         return True
+
+
+def _is_in_memory(dataset: Any) -> bool:
+    while type(dataset) is data.Subset:
+        dataset = dataset.dataset
+    return type(dataset) is data.TensorDataset or "is_in_memory" in vars(type(dataset))
 
 
 def fetch(dataset: Any, indices: Sequence[int]) -> Any:
@@ -432,9 +452,15 @@ def deal(
     return DealtLoader(loader, batches, parts)
 
 
+def _iterates_as_torch(loader: data.DataLoader[Any]) -> bool:
+    """torchdata's StatefulDataLoader does, but for the position in an epoch, which `DealtLoader` stores."""
+    is_stateful = type(loader).__module__.startswith("torchdata.stateful_dataloader")
+    return is_stateful or type(loader).__iter__ is data.DataLoader.__iter__
+
+
 def _obstacle(loader: object, share: Share) -> str:
     """Why a loader cannot be dealt, and the remedy; empty if it can."""
-    if not isinstance(loader, data.DataLoader) or type(loader).__iter__ is not data.DataLoader.__iter__:
+    if not isinstance(loader, data.DataLoader) or not _iterates_as_torch(loader):
         return f"return torch's DataLoader in place of a {type(loader).__name__}"
     if loader.batch_sampler is None or (loader.batch_size is None and share.num_parts > 1):
         return "give it batch_size=, and sampler= for an order of its own, in place of a batch sampler"

@@ -1,7 +1,8 @@
 """Checks before the first step for faults that a training would otherwise meet after hours."""
 
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,20 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..console import shown
 from ..data.samples import processes_per_machine
-from ..distributed.dealing import Share, deal
+from ..distributed.dealing import (
+    Part,
+    SeededFetch,
+    Share,
+    deal,
+    fetch,
+    generator_states,
+    generators_restored,
+    have_drawn,
+)
 from ..distributed.plan import Plan
 from ..errors import Fault, UserError
 from ..spec import DataSpec
@@ -25,7 +35,10 @@ from .callbacks.checkpoint_contents import random_state, set_random_state
 from .callbacks.optimization import refused_values
 from .checkpoint_io import LAST, copy_to_last
 
+log = logging.getLogger(__name__)
+
 NUM_CHECKED = 64  # samples of the training split
+NUM_FETCHED_TWICE = 4
 SHARED_MEMORY = Path("/dev/shm")
 MIB = 2**20
 
@@ -57,6 +70,8 @@ def before_training(
         loader = datamodule.train_dataloader()
         if not isinstance(loader, DataLoader):
             return
+        for sentence in random_numbers_out_of_reach(loader):
+            log.warning("%s", sentence)
         batch = first_batch(loader)
         if loader.num_workers and isinstance(num_samples := loader.batch_size, int):
             size = sum(part.nbytes for part in tree_leaves(batch) if isinstance(part, Tensor))
@@ -107,6 +122,43 @@ def first_batch(loader: DataLoader[Any]) -> Any:
     samples = getattr(loader.dataset, "samples", loader.dataset)
     unshuffled = DataLoader(samples, NUM_CHECKED, collate_fn=loader.collate_fn)
     return next(iter(deal(unshuffled, Share(), "train_dataloader")))
+
+
+def random_numbers_out_of_reach(loader: DataLoader[Any]) -> Iterator[str]:
+    """A sentence for each way in which the training samples draw random numbers that cannot be seeded for a sample.
+
+    Such samples depend on the strategy, on the number of devices and on that of the worker processes.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        return
+    part = Part(0, list(range(min(NUM_FETCHED_TWICE, len(loader.dataset)))), 0, 0)  # type: ignore[arg-type]
+    seeded = SeededFetch(loader.dataset, loader.collate_fn, seed=0)
+    first, second = (seeded.__getitems__(part)[1] for _ in range(2))
+    if isinstance(first, UserError):  # the first batch will raise it
+        return
+    kind = type(loader.dataset).__name__
+    if not all(map(_is_same, tree_leaves(first), tree_leaves(second))):
+        yield (
+            f"{kind} draws random numbers from a generator of its own, which the run's seed does not reach, so its "
+            "samples are other ones in each run: draw from torch, numpy or random, or seed that generator in "
+            "__getitem__ by torch.randint."
+        )
+    with generators_restored():
+        samples = fetch(loader.dataset, part.indices)
+        states = generator_states()
+        loader.collate_fn(samples)
+        if have_drawn(states):
+            yield (
+                f"the collate_fn of {kind} draws random numbers, so the samples depend on the strategy and on the "
+                "number of devices: draw in __getitem__."
+            )
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    """Whether two values are the same, NaN included; others than tensors and arrays are not compared."""
+    if isinstance(first, Tensor | np.ndarray) and isinstance(second, Tensor | np.ndarray):
+        return np.array_equal(np.asarray(first), np.asarray(second), equal_nan=np.asarray(first).dtype.kind == "f")
+    return True
 
 
 def check_shared_memory(loader: Any, bytes_per_sample: float, trainer: pl.Trainer) -> None:
