@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 PROJECT = Path(__file__).parents[1]
@@ -54,7 +55,7 @@ def existing(candidates: tuple[str, ...], *options: str) -> list[str]:
     def exists(candidate: str) -> bool:
         try:
             compose_config("train", "paths.output_dir=.", *options, candidate)
-        except HydraException:
+        except (HydraException, OmegaConfBaseException):
             return False
         return True
 

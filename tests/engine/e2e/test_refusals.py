@@ -70,6 +70,7 @@ SLOW = [
     ("train", ["strategy=ddp", "strategy.static_graph=maybe"], "it takes true or false"),
     ("train", ["model.net.{{ "widths=[0]" if cookiecutter.data_kind == "tables" else "num_groups=0" }}"], "model cannot be built"),
     ("train", ["model.net._target_=torch.hub.load"], "could run foreign code"),
+    ("train", ["freeze=${data.past}"], "'freeze' takes the value of 'data.past', which is no option here"),
     ("train", ["seed=abc"], "seed=abc does not fit: it takes a whole number."),
     ("train", ["data.batch_size=abc"], "data.batch_size=abc does not fit: it takes a whole number."),
     ("train", ["model.optimizer.lr=-1"], "Invalid learning rate: -1"),

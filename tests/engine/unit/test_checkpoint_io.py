@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +37,29 @@ def test_last_checkpoint_lies_beside_the_one_before_it(tmp_path: Path) -> None:
     assert subprocess.run(["sha256sum", "--check", "--quiet", *sums], cwd=tmp_path, check=False).returncode == 0
     AtomicCheckpointIO().remove_checkpoint(tmp_path / "last.ckpt")
     assert sorted(path.name for path in tmp_path.iterdir()) == names[2:]
+
+
+def test_objects_that_a_module_adds_are_left_out_and_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A habit of pytorch-forecasting's modules, whose checkpoints would not load again."""
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    sizes = [1, (2, torch.Size([3]))]
+    special = {"loss": np.float32(0.5), "sizes": sizes, "net": torch.nn.ReLU(), "when": {"at": path}}
+    checkpoint = {
+        "state_dict": torch.nn.Linear(1, 1).state_dict(),
+        "hyper_parameters": {"net": torch.nn.ReLU(), "lr": 1},
+        "special": special,
+    }
+    for _ in range(2):
+        io.save_checkpoint(checkpoint, path)
+    found = torch.load(path, weights_only=True)
+    assert found["special"] == {"loss": 0.5, "sizes": sizes, "when": {}}
+    assert found["hyper_parameters"] == {"lr": 1}
+    assert found["state_dict"].keys() == {"weight", "bias"}
+    assert checkpoint["special"] is special, "what Lightning goes on to use is left as it is"
+    (record,) = caplog.records
+    assert record.getMessage().endswith(" added as special.net (ReLU), special.when.at (PosixPath)")
 
 
 def test_disk_that_is_full_leaves_the_earlier_checkpoint_and_nothing_else(tmp_path: Path) -> None:

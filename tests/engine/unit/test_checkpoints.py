@@ -125,32 +125,39 @@ def test_target_that_is_no_trusted_class_is_refused(target: str, best_checkpoint
 
 
 @pytest.mark.parametrize(
-    "line", ["_target_: safetensors.SafetensorError", '_target_: "safetensors.SafetensorError" # mine']
+    ("line", "target"),
+    [
+        ("net:\n  _target_: safetensors.torch.load", "safetensors.SafetensorError"),
+        ('net:\n  _target_: "safetensors.SafetensorError" # mine', "safetensors.SafetensorError"),
+        ("net: {lr: 1, _target_: safetensors.SafetensorError}", "safetensors.SafetensorError"),
+        ("_target_: safetensors.torch.load", "safetensors.torch.load"),
+    ],
 )
-def test_package_that_a_file_of_configs_names_is_trusted(
-    line: str, best_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_file_of_configs_names_is_trusted_and_the_classes_of_its_package(
+    line: str, target: str, best_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And none of the standard library, whose classes run commands."""
     contents = read(best_checkpoint)
     section = contents["project"]["config"]["model"]
-    section["net"] = {"_target_": "safetensors.SafetensorError"}
+    section["net"] = {"_target_": target}
     path = write(contents, tmp_path / "named.ckpt")
     with pytest.raises(UserError, match=r"no class of .* could run foreign code: name it in a file of configs/"):
         checkpoints.load(path)
     (tmp_path / "configs/model").mkdir(parents=True)
     (tmp_path / "configs/model/mine.yaml").write_text(
-        f"# _target_: pandas.DataFrame\nnet:\n  {line}\nother:\n  _target_: subprocess.Popen\n", encoding="utf-8"
+        f"# _target_: pandas.DataFrame\n{line}\nother:\n  _target_: subprocess.Popen\n", encoding="utf-8"
     )
     monkeypatch.setattr(checkpoints, "CONFIG_DIRS", [tmp_path / "configs"])
-    checkpoints.trusted_packages.cache_clear()
+    checkpoints._named_targets.cache_clear()
     try:
         assert checkpoints.trusted_packages() == (*checkpoints.TRUSTED, "safetensors")
         checkpoints.load(path)
-        section["net"]["_target_"] = "subprocess.Popen"
-        with pytest.raises(UserError, match=r"names _target_=subprocess\.Popen, which is no class of"):
-            checkpoints.load(write(contents, path))
+        for other in ("subprocess.Popen", "safetensors.torch.save"):
+            section["net"]["_target_"] = other
+            with pytest.raises(UserError, match=rf"names _target_={other}, which is no class of"):
+                checkpoints.load(write(contents, path))
     finally:
-        checkpoints.trusted_packages.cache_clear()
+        checkpoints._named_targets.cache_clear()
 
 
 def test_interpolation_in_a_checkpoint_is_refused(best_checkpoint: Path, tmp_path: Path) -> None:

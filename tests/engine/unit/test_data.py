@@ -132,6 +132,59 @@ def test_any_sampler_gives_all_ranks_the_same_order_and_moves_no_generator(sampl
     assert own(dealt(loader, Share(), epoch=4)) != alone
 
 
+class OrderOfItsOwn(Sampler[int]):
+    """Goes on from the order of the pass before, by a generator that only it knows: a habit of chemprop's."""
+
+    def __init__(self, seed: int | None = 5) -> None:
+        self.numbers, self.own = np.arange(20), np.random.default_rng(seed)
+
+    def __iter__(self) -> Iterator[int]:
+        self.own.shuffle(self.numbers)
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return 20
+
+
+def test_order_of_a_sampler_with_a_state_follows_from_the_epoch_in_a_resumed_run_too() -> None:
+    def loader() -> Any:
+        return dealt(DataLoader(numbers(20), batch_size=6, sampler=OrderOfItsOwn()), Share(1, 2))
+
+    uninterrupted, orders = loader(), []
+    for epoch in range(3):
+        uninterrupted.batch_sampler.sampler.set_epoch(epoch)
+        orders.append(own(uninterrupted))
+        assert own(uninterrupted) == orders[-1], "another pass of the same epoch"
+    assert orders[0] != orders[1] != orders[2]
+    resumed = loader()
+    resumed.batch_sampler.sampler.set_epoch(2)
+    assert own(resumed) == orders[2]
+
+
+@pytest.mark.parametrize("place", ["sampler", "split"])
+@pytest.mark.parametrize("seed", [5, None])
+def test_processes_whose_orders_differ_are_refused(place: str, seed: int | None) -> None:
+    checksums: list[int] = []
+
+    def loader(rank: int, total: Any) -> Any:
+        sampler = OrderOfItsOwn(seed)
+        dataset: Any = Subset(numbers(20), list(sampler)) if place == "split" else numbers(20)
+        source = DataLoader(dataset, batch_size=6, sampler=sampler if place == "sampler" else None)
+        return dealt(source, Share(rank, 2), total=total)
+
+    def noted(number: int) -> int:
+        checksums.append(number)
+        return 2 * number
+
+    next(iter(loader(1, noted)))
+    second = iter(loader(0, lambda number: number + checksums[0]))
+    if seed is None:
+        with pytest.raises(UserError, match=r"different orders: .* draws from a generator without a seed"):
+            next(second)
+    else:
+        next(second)
+
+
 @pytest.mark.parametrize("num_samples", [1, 2, 5, 33, 359])
 @pytest.mark.parametrize("batch_size", [1, 16])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -316,7 +369,12 @@ class NoiseAtOnce(Noise):
 
 @pytest.mark.parametrize(
     "kind",
-    [Noise, SeldomNoise, NoiseAtOnce, lambda: ConcatDataset([Subset(Noise(), range(18, 20)), Subset(Noise(), range(18))])]
+    [
+        Noise,
+        SeldomNoise,
+        NoiseAtOnce,
+        lambda: ConcatDataset([Subset(Noise(), range(18, 20)), Subset(Noise(), range(18))]),
+    ],
 )
 def test_random_sample_depends_on_seed_epoch_and_index_alone(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(share: Share, epoch: int = 1, num_workers: int = 0, batch_size: int = 6) -> dict[int, list[float]]:

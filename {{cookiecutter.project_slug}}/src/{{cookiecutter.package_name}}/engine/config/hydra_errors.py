@@ -34,6 +34,8 @@ def as_user_error(error: Exception) -> UserError | None:
         return _explain_key(key, parent)
     if group := re.match(r"Could not override '([^']+)'\. No match in the defaults list", str(error)):
         return UserError(f"'{group[1]}' is no group of this command: what a checkpoint holds is taken from it.")
+    if source := re.match(r"Interpolation key '([^']+)' not found", str(error)):
+        return UserError(f"'{key}' takes the value of '{source[1]}', which is no option here: give '{key}' a value.")
     return UserError(" ".join(str(error).split()))
 
 

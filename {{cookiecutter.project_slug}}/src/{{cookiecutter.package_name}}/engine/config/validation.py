@@ -3,6 +3,7 @@
 import inspect
 import types
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
@@ -63,12 +64,16 @@ def _import(target: str, path: str) -> Callable[..., Any]:
 
 
 def parameters_of(target: str, path: str) -> dict[str, inspect.Parameter]:
-    """The arguments that the class takes, those of its base classes too where it passes `**options` on to them.
+    """The arguments that the class or function takes, and those of a base class to which it passes `**options` on.
 
     `path` is the section's place on the command line.
     """
     call, found = _import(target, path), dict[str, inspect.Parameter]()
-    for kind in inspect.getmro(call) if inspect.isclass(call) else ():
+    if not inspect.isclass(call):
+        with suppress(TypeError, ValueError):  # what is written in C may not say what it takes
+            found = dict(inspect.signature(call).parameters)
+        return found
+    for kind in inspect.getmro(call):
         if "__init__" in vars(kind):
             own = inspect.signature(vars(kind)["__init__"]).parameters
             found = {**own, **found}

@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from ..errors import Fault, UserError, lost_worker, one_line
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # an odd factor: the seeds of an epoch's samples all differ
 WORKER_OPTIONS = ("num_workers", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "persistent_workers")
 COPIED_OPTIONS = (*WORKER_OPTIONS, "pin_memory", "timeout")
+# Whose order follows from their generator alone: others may go on from the order of the pass before.
+SAMPLERS_OF_TORCH = (data.RandomSampler, data.SequentialSampler, data.SubsetRandomSampler, data.WeightedRandomSampler)
 
 _current_pass = 0, 0  # the seed and the epoch of the batch that this process fetches
 
@@ -120,6 +123,8 @@ class DealtBatches(data.Sampler[Part]):
         self.is_cut_anew = not is_training and share.num_parts > 1
         self.epoch = 0
         self.first = 0  # the part that the next pass begins with
+        self.order: list[list[int]] = []  # of the epoch `ordered_epoch`, as the source gives it
+        self.ordered_epoch = -1
         self.batches: list[list[int]] = []  # of the pass that was begun last, whole
         # Lightning calls set_epoch on `batch_sampler.sampler`, never on the batch sampler itself.
         self.sampler = self
@@ -155,18 +160,32 @@ class DealtBatches(data.Sampler[Part]):
                 yield Part(self.epoch, own or (batch + batch)[:2], len(own), len(batch), places)
 
     def _ordered(self) -> list[list[int]]:
-        """A sampler without a generator of its own draws from the global ones."""
+        """A sampler may keep a state of its own: a resumed run draws the orders of the epochs before as well."""
         sampler: Any = getattr(self.source, "sampler", self.source)
+        if self.epoch != self.ordered_epoch:
+            has_state = type(sampler) not in SAMPLERS_OF_TORCH or type(self.source) is not data.BatchSampler
+            first = self.ordered_epoch + 1 if has_state else self.epoch
+            for epoch in range(min(first, self.epoch), self.epoch + 1):
+                self.order = self._drawn(sampler, epoch)
+            self.ordered_epoch = self.epoch
+        return self.order
+
+    def _drawn(self, sampler: Any, epoch: int) -> list[list[int]]:
+        """A sampler without a generator of its own draws from the global ones."""
         if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(self.epoch)
+            sampler.set_epoch(epoch)
         generator = getattr(sampler, "generator", self)
-        with generators_seeded(_seed(self.seed, self.epoch)):
+        with generators_seeded(_seed(self.seed, epoch)):
             if generator is self:
                 return [list(batch) for batch in self.source]
-            sampler.generator = seeded(self.seed, self.epoch)
+            sampler.generator = seeded(self.seed, epoch)
             batches = [list(batch) for batch in self.source]
             sampler.generator = generator
             return batches
+
+    def checksum(self, dataset: Any) -> int:
+        """Of the order, and of the samples that a Subset holds."""
+        return zlib.crc32(repr((self.order, list(getattr(dataset, "indices", ())))).encode())
 
     def _selected(self) -> tuple[int, int]:
         """The number of samples within the limit, and of the batches into which they are cut."""
@@ -304,10 +323,16 @@ class _Loader(data.DataLoader[Any]):
 class DealtLoader(_Loader):
     """Loads the parts of this rank. Lightning stores its state in each checkpoint, to resume within an epoch."""
 
-    def __init__(self, source: data.DataLoader[Any], batches: DealtBatches, parts: dict[int, Part]) -> None:
+    def __init__(
+        self,
+        source: data.DataLoader[Any],
+        batches: DealtBatches,
+        parts: dict[int, Part],
+        total: Callable[[int], int] | None,
+    ) -> None:
         fetch = SeededFetch(source.dataset, source.collate_fn, batches.seed)
         super().__init__(source, batches.seed, parts, dataset=fetch, batch_sampler=batches, collate_fn=_identity)
-        self.batches = batches
+        self.batches, self.total = batches, total
         self.num_delivered = 0  # batches of this pass, without those that worker processes have fetched ahead
         self.part: Part | None = None  # of the batch that was delivered last
         self.resumed: dict[str, int] | None = None
@@ -317,10 +342,25 @@ class DealtLoader(_Loader):
         state, self.resumed = self.resumed, None
         is_same_epoch = state is not None and state["epoch"] == self.batches.epoch
         self.batches.first = self.num_delivered = state["num_delivered"] if state and is_same_epoch else 0
-        for part, batch in self._fetched():
+        for number, (part, batch) in enumerate(self._fetched()):
+            if number == 0:
+                self._refuse_other_orders()
             self.num_delivered += 1
             self.part = self.parts[id(self)] = part
             yield batch
+
+    def _refuse_other_orders(self) -> None:
+        """The ranks share each batch: they would train on some samples twice, and on others never."""
+        world_size = self.batches.share.world_size
+        if self.total is None or world_size == 1:
+            return
+        checksum = self.batches.checksum(self.source.dataset)
+        if self.total(checksum) != checksum * world_size:
+            kinds = f"{type(self.source.sampler).__name__} or the split of {type(self.source.dataset).__name__}"
+            raise UserError(
+                f"the processes have samples in different orders: {kinds} draws from a generator without a seed; give "
+                "it one, or draw from torch, numpy or random, which the run seeds."
+            )
 
     @property
     def whole_batch(self) -> list[int]:
@@ -419,7 +459,7 @@ def deal(
     name: str,
     limit: float = 1.0,
     parts: dict[int, Part] | None = None,
-    total: Callable[[int], int] = int,
+    total: Callable[[int], int] | None = None,
     batch_size: int | None = None,
 ) -> Any:
     """Returns a loader of this rank's parts of the batches of `loader`, which notes them in `parts`.
@@ -439,7 +479,7 @@ def deal(
     seed = generator.initial_seed() if generator else int(os.environ.get("PL_GLOBAL_SEED", 0))
     parts = {} if parts is None else parts
     if isinstance(loader.dataset, data.IterableDataset):
-        return StreamLoader(loader, seed, parts, share, total)
+        return StreamLoader(loader, seed, parts, share, total or int)
     source: Any = loader.batch_sampler
     if batch_size is not None and loader.batch_size and loader.batch_size * share.world_size == batch_size:
         source = data.BatchSampler(loader.sampler, batch_size, loader.drop_last)
@@ -449,7 +489,7 @@ def deal(
         remedy = f"give batch_size={num_samples} or less, or drop_last=False" if num_samples else "fill its data set"
         sizes = f"{num_samples} samples in batches of {source.batch_size}"
         raise UserError(f"{name} yields no batch, because it has {sizes}: {remedy}.")
-    return DealtLoader(loader, batches, parts)
+    return DealtLoader(loader, batches, parts, total)
 
 
 def _iterates_as_torch(loader: data.DataLoader[Any]) -> bool:

@@ -1,32 +1,75 @@
 """Checkpoint files: written as a whole or not at all, with their sha256; the last one with the one before it."""
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..atomic import atomic_write
 
+log = logging.getLogger(__name__)
+
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+OF_TORCH = ("state_dict", "optimizer_states")
+# Of `save_hyperparameters()`; the module is built again from the configuration of the run.
+HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
+PLAIN = (int, float, complex, str, bytes, bool, type(None), set, torch.Tensor, torch.Size, torch.dtype, torch.device)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """A checkpoint replaces an earlier one only once it is safe on the disk: a kill in between loses neither.
 
-    `previous.ckpt` is what was `last.ckpt` before, for a disk that damages the newer one.
+    `previous.ckpt` is what was `last.ckpt` before, for a disk that damages the newer one. Objects that would not load
+    with `weights_only=True`, such as networks that a module adds, are left out and reported.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.reported: set[str] = set()
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        left_out: dict[str, str] = {}
+        others = {name: value for name, value in checkpoint.items() if name not in OF_TORCH}
+        plain = {**checkpoint, **_plain(others, "", left_out)}
+        new = {name for name in left_out.keys() - self.reported if not name.startswith(HYPER_PARAMETERS)}
+        if new:
+            named = ", ".join(f"{name} ({left_out[name]})" for name in sorted(new))
+            log.warning("warning     checkpoints hold plain data alone, so they leave out what was added as %s", named)
+        self.reported |= left_out.keys()
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        _write(Path(path), lambda file: torch.save(checkpoint, file))
+        _write(Path(path), lambda file: torch.save(plain, file))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         super().remove_checkpoint(path)
         sum_file(Path(path)).unlink(missing_ok=True)
+
+
+def _plain(values: dict[Any, Any], path: str, left_out: dict[str, str]) -> dict[Any, Any]:
+    """The plain data in a dictionary and those within it; `left_out` gets the place and the kind of all others."""
+    found = {}
+    for key, value in values.items():
+        place = f"{path}{key}"
+        if isinstance(value, dict):
+            found[key] = _plain(value, f"{place}.", left_out)
+        elif isinstance(value, np.generic):
+            found[key] = value.item()
+        elif _is_plain(value):
+            found[key] = value
+        else:
+            left_out[place] = type(value).__name__
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(part) for pair in value.items() for part in pair)
+    return all(map(_is_plain, value)) if type(value) in (list, tuple) else type(value) in PLAIN
 
 
 def copy_to_last(path: Path) -> None:

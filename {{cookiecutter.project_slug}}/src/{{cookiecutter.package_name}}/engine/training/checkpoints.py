@@ -200,7 +200,9 @@ def refuse_foreign_code(section: Any, source: str) -> None:
 
 
 def _is_trusted(target: str) -> bool:
-    """Whether the name is that of a class of a trusted package: `torch.hub.load` and `<package>.os.system` are not."""
+    """Whether `configs/` name the target, or it is a class of a trusted package: `<package>.os.system` is neither."""
+    if target in _named_targets():
+        return True
     if target.split(".")[0] not in trusted_packages():
         return False
     try:
@@ -211,11 +213,16 @@ def _is_trusted(target: str) -> bool:
 
 
 @cache
-def trusted_packages() -> tuple[str, ...]:
-    """`TRUSTED`, and the packages of the classes that the files in the owner's `configs/` name."""
+def _named_targets() -> frozenset[str]:
+    """What the files in the owner's `configs/` name, functions among them; nothing of Python's own library."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in CONFIG_DIRS[0].rglob("*.yaml"))
-    named = set(re.findall(r"""(?m)^\s*_target_:\s*["']?([A-Za-z_]\w*)""", text))
-    return (*TRUSTED, *sorted(named - {*TRUSTED} - sys.stdlib_module_names))
+    named = re.findall(r"""\b_target_:\s*["']?([A-Za-z_][\w.]*)""", re.sub("#.*", "", text))
+    return frozenset(target for target in named if target.split(".")[0] not in sys.stdlib_module_names)
+
+
+def trusted_packages() -> tuple[str, ...]:
+    """`TRUSTED`, and the packages of what the owner's `configs/` name."""
+    return (*TRUSTED, *sorted({target.split(".")[0] for target in _named_targets()} - {*TRUSTED}))
 
 
 def from_newest_checkpoint(config: Config) -> Config:

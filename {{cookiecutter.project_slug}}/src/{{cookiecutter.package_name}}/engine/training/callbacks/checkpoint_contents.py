@@ -10,10 +10,6 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torchmetrics import Metric
 
-# Of `save_hyperparameters()`: networks and partials among them would not load with `weights_only=True`, and the module
-# is built again from the configuration of the run.
-HYPER_PARAMETERS = {"hyper_parameters", "datamodule_hyper_parameters"}
-
 
 class CheckpointContents(Callback):
     """Stores in each checkpoint `project`, which `evaluate` and `export` need beside the weights, and what a run needs
@@ -56,8 +52,6 @@ class CheckpointContents(Callback):
         states = _of_all_ranks(trainer, random_state())
         logged = _of_all_ranks(trainer, _logged(trainer, pl_module))
         figures = training_metrics(trainer)
-        for name in checkpoint.keys() & HYPER_PARAMETERS:
-            checkpoint[name] = {key: value for key, value in checkpoint[name].items() if _is_plain(value)}
         checkpoint.update(project=self.project, random_states=states, logged=logged, figures=figures)
 
     def on_load_checkpoint(
@@ -65,14 +59,6 @@ class CheckpointContents(Callback):
     ) -> None:
         self.random_states, self.metrics = checkpoint["random_states"], checkpoint["figures"]
         self.logged = checkpoint["logged"]
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_is_plain(part) for pair in value.items() for part in pair)
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return type(value) in (int, float, str, bool, type(None), torch.Tensor)
 
 
 def _of_all_ranks(trainer: pl.Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
