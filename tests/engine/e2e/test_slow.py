@@ -45,12 +45,15 @@ def test_strategies_agree_with_each_option(option: str, changes: bool, single: P
     ids=["mlp", "cnn"],
 )
 def test_single_precision_drifts_no_further_than_rounding(network: tuple[str, ...], tmp_path: Path) -> None:
-    """AdamW divides a gradient by its size, and with it the rounding: on the CNN SGD takes its place."""
+    """AdamW divides a gradient by its size, and with it the rounding: on the CNN SGD takes its place.
+
+    Without dropout, because rounding decides a near tie of the CNN's pooling, and with it the CNN meets one early.
+    """
     each_epoch = (
         "+callbacks.each={_target_: lightning.pytorch.callbacks.ModelCheckpoint, save_top_k: -1, monitor: val/loss}"
     )
     places = "++callbacks.each.dirpath=$" + "{paths.output_dir}/checkpoints"
-    options = ("trainer=cpu", "trainer.max_epochs=3", each_epoch, places)
+    options = ("trainer=cpu", "trainer.max_epochs=3", "model.net.dropout=0", each_epoch, places)
     options = (*options, "++callbacks.each.filename='{epoch}'", "callbacks.best=null", *network)
     found = {}
     for name, strategy in STRATEGIES.items():
