@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from digits import Digits, linear, one_device
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics import MaxMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import (
@@ -213,11 +213,22 @@ def test_figures_of_an_epoch_whose_last_step_was_saved_do_not_count_in_the_next_
 
 
 def test_hooks_that_do_nothing_are_left_out_and_others_are_not() -> None:
-    ended = Ended(None)
-    leave_out_empty_hooks([ended, ModelCheckpoint()])
-    assert callable(ended.on_train_batch_end)
-    assert [hook for hook in STEP_HOOKS if getattr(ended, hook) is not None] == ["on_train_batch_end"]
+    class Module(pl.LightningModule):
+        def on_train_batch_end(self, *_: Any) -> None: ...
+
+    module = Module()
+    module.on_after_backward = lambda: None  # type: ignore[method-assign]
+    for owner, base, hooks in (
+        (Ended(None), Callback, ["on_train_batch_end"]),
+        (module, pl.LightningModule, ["on_after_backward", "on_train_batch_end"]),
+    ):
+        leave_out_empty_hooks(owner, base)
+        of_training = [hook for hook in STEP_HOOKS if hook.startswith(("on_before", "on_after", "on_train"))]
+        assert [hook for hook in of_training if getattr(owner, hook) is not None] == hooks
+        is_left_out = owner.on_validation_batch_start is None  # type: ignore[attr-defined]
+        assert is_left_out == (base is Callback), "Lightning inspects those of a module"
     assert {"on_before_zero_grad", "on_after_backward", "on_train_batch_start"} <= {*STEP_HOOKS}
+    assert not any("transfer" in hook for hook in STEP_HOOKS), "those return the batch"
 
 
 class Elsewhere(Classifier):

@@ -25,7 +25,7 @@ from .callbacks.micro_batch_finder import MicroBatchFinder
 from .checkpoint_io import AtomicCheckpointIO
 from .trackers import FaultTolerantLogger, prepared_section
 
-# Of a callback, which Lightning calls in each step.
+# Of callbacks and modules, which Lightning calls in each step.
 STEP_HOOKS = [name for name in dir(Callback) if re.match("on_(before|after)_|on_.*_batch_(start|end)$", name)]
 
 
@@ -105,16 +105,16 @@ def build_callbacks(
 
 
 def build_trainer(
-    plan: Plan, callbacks: list[Callback], loggers: list[Logger], run_dir: Path, finds_unused: bool = False
+    plan: Plan, callbacks: list[Callback], loggers: list[Logger], run_dir: Path, model: pl.LightningModule | None = None
 ) -> pl.Trainer:
-    """With `finds_unused`, ddp accepts steps in which some parameters have no part, as in manual optimisation."""
+    """For a training of `model`, if one is given. With manual optimisation some parameters have no part in a step."""
     if not plan.trainer["enable_progress_bar"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer: pl.Trainer = build(
         plan.trainer,
         "trainer",
         default_root_dir=run_dir,
-        strategy=build_strategy(plan.strategy, plan.devices, finds_unused),
+        strategy=build_strategy(plan.strategy, plan.devices, bool(model and not model.automatic_optimization)),
         callbacks=callbacks,
         logger=loggers or False,
         # Lightning's own sampler pads, which counts samples twice.
@@ -127,21 +127,24 @@ def build_trainer(
     )
     assert isinstance(trainer.strategy, DealingStrategy)
     trainer.strategy.batch_size = plan.split.batch_size if plan.split else None
-    leave_out_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        leave_out_empty_hooks(callback, Callback)
+    if model is not None:
+        leave_out_empty_hooks(model, pl.LightningModule)
     if trainer.world_size > 1:
         leave_signals_alone(trainer)
     return trainer
 
 
-def leave_out_empty_hooks(callbacks: list[Callback]) -> None:
+def leave_out_empty_hooks(owner: Callback | pl.LightningModule, base: type) -> None:
     """Keeps Lightning from calling what does nothing: each call opens a section of its profiler, in each step.
 
-    Lightning does not call an attribute that is None.
+    Lightning does not call an attribute that is None; of a module it inspects the hooks of an evaluation all the same.
     """
-    for callback in callbacks:
-        for hook in STEP_HOOKS:
-            if getattr(type(callback), hook) is getattr(Callback, hook):
-                setattr(callback, hook, None)
+    for hook in STEP_HOOKS:
+        is_inspected = isinstance(owner, pl.LightningModule) and not re.match("on_(before|after|train)_", hook)
+        if not is_inspected and hook not in vars(owner) and getattr(type(owner), hook) is getattr(base, hook):
+            object.__setattr__(owner, hook, None)
 
 
 def _environment() -> ClusterEnvironment:

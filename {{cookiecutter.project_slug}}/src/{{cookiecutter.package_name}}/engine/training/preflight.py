@@ -18,16 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..console import shown
 from ..data.samples import processes_per_machine
-from ..distributed.dealing import (
-    Part,
-    SeededFetch,
-    Share,
-    deal,
-    fetch,
-    generator_states,
-    generators_restored,
-    have_drawn,
-)
+from ..distributed import dealing
 from ..distributed.plan import Plan
 from ..errors import Fault, UserError
 from ..spec import DataSpec
@@ -121,7 +112,7 @@ def first_batch(loader: DataLoader[Any]) -> Any:
     """The first samples of the training split, unshuffled and without augmentation."""
     samples = getattr(loader.dataset, "samples", loader.dataset)
     unshuffled = DataLoader(samples, NUM_CHECKED, collate_fn=loader.collate_fn)
-    return next(iter(deal(unshuffled, Share(), "train_dataloader")))
+    return next(iter(dealing.deal(unshuffled, dealing.Share(), "train_dataloader")))
 
 
 def random_numbers_out_of_reach(loader: DataLoader[Any]) -> Iterator[str]:
@@ -131,8 +122,8 @@ def random_numbers_out_of_reach(loader: DataLoader[Any]) -> Iterator[str]:
     """
     if isinstance(loader.dataset, IterableDataset):
         return
-    part = Part(0, list(range(min(NUM_FETCHED_TWICE, len(loader.dataset)))), 0, 0)  # type: ignore[arg-type]
-    seeded = SeededFetch(loader.dataset, loader.collate_fn, seed=0)
+    part = dealing.Part(0, list(range(min(NUM_FETCHED_TWICE, len(loader.dataset)))), 0, 0)  # type: ignore[arg-type]
+    seeded = dealing.SeededFetch(loader.dataset, loader.collate_fn, seed=0)
     first, second = (seeded.__getitems__(part)[1] for _ in range(2))
     if isinstance(first, UserError):  # the first batch will raise it
         return
@@ -143,11 +134,11 @@ def random_numbers_out_of_reach(loader: DataLoader[Any]) -> Iterator[str]:
             "samples are other ones in each run: draw from torch, numpy or random, or seed that generator in "
             "__getitem__ by torch.randint."
         )
-    with generators_restored():
-        samples = fetch(loader.dataset, part.indices)
-        states = generator_states()
+    with dealing.generators_restored():
+        samples = dealing.fetch(loader.dataset, part.indices)
+        states = dealing.generator_states()
         loader.collate_fn(samples)
-        if have_drawn(states):
+        if dealing.have_drawn(states):
             yield (
                 f"the collate_fn of {kind} draws random numbers, so the samples depend on the strategy and on the "
                 "number of devices: draw in __getitem__."

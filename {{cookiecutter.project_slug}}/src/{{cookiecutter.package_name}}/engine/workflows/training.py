@@ -75,7 +75,7 @@ class Training:
             MetricPlots(),
         ]
         callbacks = build_callbacks(config.get("callbacks"), loggers, engine, plan.split)
-        trainer = build_trainer(plan, callbacks, loggers, run_dir, finds_unused=not model.automatic_optimization)
+        trainer = build_trainer(plan, callbacks, loggers, run_dir, model)
         return cls(datamodule, model, spec, trainer, run_dir, loggers, config, options, plan, resumed_from)
 
     @property

@@ -84,27 +84,30 @@ class _Log:
     def __call__(self, name: str, value: Any, *args: Any, **options: Any) -> None:
         options |= dict(zip(ARGUMENTS, args, strict=False))
         batch_size = options.pop("batch_size", None)
-        hook, is_synced = self.module._current_fx_name, options.get("sync_dist") or options.get("rank_zero_only")
-        if hook == "training_step" and self._has_added(name, value, batch_size, options):
+        hook, is_synced = str(self.module._current_fx_name), options.get("sync_dist") or options.get("rank_zero_only")
+        key, results = f"{hook}.{name}", self.trainer._results
+        is_in_step = hook.endswith("_step") and results is not None and results.dataloader_idx is None
+        if is_in_step and self._has_added(key, value, batch_size, options):
             return
+        given = dict(options)
         if self.trainer.world_size > 1 and not is_synced:
-            if str(hook).endswith("_epoch_end"):
+            if hook.endswith("_epoch_end"):
                 _refuse_differing(self.trainer, self.module, name, value)
             elif self.trainer.evaluating and options.get("on_epoch") is not False:
                 options["sync_dist"] = True  # Lightning reads the value of the epoch before any hook
         self.original(name, value, batch_size=batch_size, **options)
-        if hook == "training_step":
-            results: Any = self.trainer._results
-            self.known[name] = options, results, results.get(f"{hook}.{name}")
+        if is_in_step:
+            assert results is not None
+            self.known[key] = given, results, results.get(key)
 
-    def _has_added(self, name: str, value: Any, batch_size: int | None, options: dict[str, Any]) -> bool:
+    def _has_added(self, key: str, value: Any, batch_size: int | None, options: dict[str, Any]) -> bool:
         """Adds the value to what an equal call has logged before in this epoch, if there is such a call.
 
         It takes a tenth of the time of Lightning's own way, which checks and copies all options each time.
         """
-        before, results, result = self.known.get(name, (None, None, None))
+        before, results, result = self.known.get(key, (None, None, None))
         connector = self.trainer._logger_connector
-        is_new = connector._first_loop_iter or connector._current_fx != "training_step" or result is None
+        is_new = connector._first_loop_iter or connector._current_fx != key.partition(".")[0] or result is None
         if is_new or before != options or results is not self.trainer._results:
             return False
         if isinstance(value, torch.Tensor):
@@ -115,7 +118,7 @@ class _Log:
             return False
         assert results is not None
         num_samples = results._extract_batch_size(result, batch_size, result.meta)
-        results.update_metrics(f"training_step.{name}", value, num_samples)
+        results.update_metrics(key, value, num_samples)
         return True
 
 
