@@ -16,11 +16,18 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 BATCH_SIZE, NUM_BATCHES, NUM_DRAWN, NUM_PAIRS = 64, 200, 40, 15
 
 
-class Drawing(Dataset[Any]):
-    """Samples with random noise."""
+class Numbered(Dataset[Any]):
+    """A data set that might draw random numbers, and does not."""
 
     def __len__(self) -> int:
         return BATCH_SIZE * NUM_DRAWN
+
+    def __getitem__(self, index: int) -> Any:
+        return index
+
+
+class Drawing(Numbered):
+    """Samples with random noise."""
 
     def __getitem__(self, index: int) -> Any:
         return torch.randn(16), index
@@ -50,6 +57,7 @@ def main() -> None:
             DataLoader(TensorDataset(inputs, labels), BATCH_SIZE, shuffle=True),
             NUM_BATCHES,
         ),
+        ("a batch of another data set", DataLoader(Numbered(), BATCH_SIZE, shuffle=True), NUM_DRAWN),
         ("a sample that draws random numbers", DataLoader(Drawing(), BATCH_SIZE, shuffle=True), BATCH_SIZE * NUM_DRAWN),
     ]
     for name, plain, count in cases:

@@ -1,5 +1,6 @@
 """Deals ordinary DataLoaders to ranks and micro-batches: the same samples at the same optimiser step everywhere."""
 
+import ctypes
 import os
 import random
 import sys
@@ -13,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 from torch.utils import data
 
 from ..errors import Fault, UserError, lost_worker, one_line
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # an odd factor: the seeds of an epoch's samples all differ
+NUMPY_STATE = 2500  # bytes, of the 624 numbers of MT19937 and the position in them
 WORKER_OPTIONS = ("num_workers", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "persistent_workers")
 COPIED_OPTIONS = (*WORKER_OPTIONS, "pin_memory", "timeout")
 # Whose order follows from their generator alone: others may go on from the order of the pass before.
@@ -51,34 +55,32 @@ def _seed_generators(number: int) -> None:
     random.seed(number)
 
 
-def generator_states() -> tuple[Any, Any, Any]:
-    """Of torch on the CPU, numpy and random."""
-    return torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+def generator_states() -> tuple[Tensor, bytes, Any]:
+    """Of torch on the CPU, numpy and random; numpy's as bytes, because `get_state` takes longer than all others."""
+    in_numpy = ctypes.string_at(_address_of_numpys_state(), NUMPY_STATE)
+    return torch.default_generator.get_state(), in_numpy, random.getstate()
 
 
-def have_drawn(before: tuple[Any, Any, Any]) -> bool:
+def _address_of_numpys_state() -> int:
+    return np.random.get_bit_generator().ctypes.state_address  # type: ignore[attr-defined,no-any-return]
+
+
+def have_drawn(before: tuple[Tensor, bytes, Any]) -> bool:
     """Whether random numbers were drawn since the generators had these states."""
-    (in_torch, in_numpy, in_python), now = before, generator_states()
-    is_same = torch.equal(in_torch, now[0]) and in_python == now[2]
-    return not (is_same and in_numpy[2:] == now[1][2:] and np.array_equal(in_numpy[1], now[1][1]))
+    now = generator_states()
+    return not torch.equal(before[0], now[0]) or before[1:] != now[1:]
 
 
-@contextmanager
-def generators_restored() -> Iterator[tuple[Any, Any, Any]]:
-    """Yields the states that the generators have and get again."""
-    states = generator_states()
-    try:
-        yield states
-    finally:
-        torch.default_generator.set_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+def _set_generator_states(states: tuple[Tensor, bytes, Any]) -> None:
+    torch.default_generator.set_state(states[0])
+    ctypes.memmove(_address_of_numpys_state(), states[1], NUMPY_STATE)
+    random.setstate(states[2])
 
 
 @contextmanager
 def generators_seeded(number: int) -> Iterator[None]:
     """Restores the generators afterwards."""
-    with generators_restored():
+    with isolate_rng(include_cuda=False):
         _seed_generators(number)
         yield
 
@@ -105,6 +107,10 @@ class Part:
     num_own: int
     num_whole: int  # samples of the whole batch: on all ranks, in all micro-batches
     places: range = range(0)  # of its samples in the whole batch
+
+
+Parts = dict[int, Part]  # that were delivered since the last step, by the id of their loader
+Total = Callable[[int], int]  # sums a number over the ranks
 
 
 class DealtBatches(data.Sampler[Part]):
@@ -183,10 +189,6 @@ class DealtBatches(data.Sampler[Part]):
             sampler.generator = generator
             return batches
 
-    def checksum(self, dataset: Any) -> int:
-        """Of the order, and of the samples that a Subset holds."""
-        return zlib.crc32(repr((self.order, list(getattr(dataset, "indices", ())))).encode())
-
     def _selected(self) -> tuple[int, int]:
         """The number of samples within the limit, and of the batches into which they are cut."""
         num_batches = len(self.source) * self.share.num_steps
@@ -230,11 +232,15 @@ class SeededFetch(data.Dataset[Any]):
             if self.is_in_memory and part.epoch == self.epoch and not self.draws:
                 return part, self.collate(fetch(self.dataset, part.indices))
             self.epoch = part.epoch
-            with generators_restored() as states:
-                if not self.draws:
-                    batch = self.collate(fetch(self.dataset, part.indices))
-                    self.draws = have_drawn(states)
-                return part, self._seeded_batch(part) if self.draws else batch
+            if not self.draws:
+                states = generator_states()
+                batch = self.collate(fetch(self.dataset, part.indices))
+                if not have_drawn(states):
+                    return part, batch
+                self.draws = True
+                _set_generator_states(states)
+            with isolate_rng(include_cuda=False):
+                return part, self._seeded_batch(part)
         except UserError as error:
             return part, error
         except Exception as error:  # a data set may raise anything
@@ -292,7 +298,7 @@ def fetch(dataset: Any, indices: Sequence[int]) -> Any:
 class _Loader(data.DataLoader[Any]):
     """Keeps the options of `source`; notes each part in `parts`, for the strategy's next step."""
 
-    def __init__(self, source: data.DataLoader[Any], seed: int, parts: dict[int, Part], **options: Any) -> None:
+    def __init__(self, source: data.DataLoader[Any], seed: int, parts: Parts, **options: Any) -> None:
         # Its own generator: the loader would draw from the one that dropout uses.
         copied = {name: getattr(source, name) for name in COPIED_OPTIONS}
         super().__init__(generator=seeded(seed), **copied, **options)
@@ -323,13 +329,7 @@ class _Loader(data.DataLoader[Any]):
 class DealtLoader(_Loader):
     """Loads the parts of this rank. Lightning stores its state in each checkpoint, to resume within an epoch."""
 
-    def __init__(
-        self,
-        source: data.DataLoader[Any],
-        batches: DealtBatches,
-        parts: dict[int, Part],
-        total: Callable[[int], int] | None,
-    ) -> None:
+    def __init__(self, source: data.DataLoader[Any], batches: DealtBatches, parts: Parts, total: Total | None) -> None:
         fetch = SeededFetch(source.dataset, source.collate_fn, batches.seed)
         super().__init__(source, batches.seed, parts, dataset=fetch, batch_sampler=batches, collate_fn=_identity)
         self.batches, self.total = batches, total
@@ -354,7 +354,9 @@ class DealtLoader(_Loader):
         world_size = self.batches.share.world_size
         if self.total is None or world_size == 1:
             return
-        checksum = self.batches.checksum(self.source.dataset)
+        # The samples that a Subset holds are a part of it.
+        order = self.batches.order, list(getattr(self.source.dataset, "indices", ()))
+        checksum = zlib.crc32(repr(order).encode())
         if self.total(checksum) != checksum * world_size:
             kinds = f"{type(self.source.sampler).__name__} or the split of {type(self.source.dataset).__name__}"
             raise UserError(
@@ -395,9 +397,7 @@ class StreamLoader(_Loader):
     A part is noted when the next batch is fetched, because Lightning fetches a batch ahead where there is no length.
     """
 
-    def __init__(
-        self, source: Any, seed: int, parts: dict[int, Part], share: Share, total: Callable[[int], int]
-    ) -> None:
+    def __init__(self, source: Any, seed: int, parts: Parts, share: Share, total: Total) -> None:
         super().__init__(source, seed, parts, dataset=_ShardBatches(source, share), batch_size=None)
         self.total = total
 
@@ -458,8 +458,8 @@ def deal(
     share: Share,
     name: str,
     limit: float = 1.0,
-    parts: dict[int, Part] | None = None,
-    total: Callable[[int], int] | None = None,
+    parts: Parts | None = None,
+    total: Total | None = None,
     batch_size: int | None = None,
 ) -> Any:
     """Returns a loader of this rank's parts of the batches of `loader`, which notes them in `parts`.
@@ -492,15 +492,13 @@ def deal(
     return DealtLoader(loader, batches, parts, total)
 
 
-def _iterates_as_torch(loader: data.DataLoader[Any]) -> bool:
-    """torchdata's StatefulDataLoader does, but for the position in an epoch, which `DealtLoader` stores."""
-    is_stateful = type(loader).__module__.startswith("torchdata.stateful_dataloader")
-    return is_stateful or type(loader).__iter__ is data.DataLoader.__iter__
-
-
 def _obstacle(loader: object, share: Share) -> str:
     """Why a loader cannot be dealt, and the remedy; empty if it can."""
-    if not isinstance(loader, data.DataLoader) or not _iterates_as_torch(loader):
+    # torchdata's iterates as torch's, but for the position in an epoch, which `DealtLoader` stores.
+    is_stateful = type(loader).__module__.startswith("torchdata.stateful_dataloader")
+    if not isinstance(loader, data.DataLoader) or not (
+        is_stateful or type(loader).__iter__ is data.DataLoader.__iter__
+    ):
         return f"return torch's DataLoader in place of a {type(loader).__name__}"
     if loader.batch_sampler is None or (loader.batch_size is None and share.num_parts > 1):
         return "give it batch_size=, and sampler= for an order of its own, in place of a batch sampler"

@@ -134,7 +134,7 @@ def random_numbers_out_of_reach(loader: DataLoader[Any]) -> Iterator[str]:
             "samples are other ones in each run: draw from torch, numpy or random, or seed that generator in "
             "__getitem__ by torch.randint."
         )
-    with dealing.generators_restored():
+    with dealing.generators_seeded(0):
         samples = dealing.fetch(loader.dataset, part.indices)
         states = dealing.generator_states()
         loader.collate_fn(samples)
