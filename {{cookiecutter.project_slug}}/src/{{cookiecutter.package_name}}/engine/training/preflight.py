@@ -62,7 +62,7 @@ def before_training(
         if not isinstance(loader, DataLoader):
             return
         for sentence in random_numbers_out_of_reach(loader):
-            log.warning("%s", sentence)
+            log.warning("warning     %s", sentence)
         batch = first_batch(loader)
         if loader.num_workers and isinstance(num_samples := loader.batch_size, int):
             size = sum(part.nbytes for part in tree_leaves(batch) if isinstance(part, Tensor))
@@ -131,8 +131,8 @@ def random_numbers_out_of_reach(loader: DataLoader[Any]) -> Iterator[str]:
     if not all(map(_is_same, tree_leaves(first), tree_leaves(second))):
         yield (
             f"{kind} draws random numbers from a generator of its own, which the run's seed does not reach, so its "
-            "samples are other ones in each run: draw from torch, numpy or random, or seed that generator in "
-            "__getitem__ by torch.randint."
+            "samples depend on the strategy and the number of worker processes: draw from torch, numpy or random, or "
+            "seed that generator in __getitem__ by torch.randint."
         )
     with dealing.generators_seeded(0):
         samples = dealing.fetch(loader.dataset, part.indices)
