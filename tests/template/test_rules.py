@@ -265,7 +265,7 @@ def test_readme_of_a_project_is_short_and_names_files_that_exist(tmp_path: Path,
     project = bake_into(tmp_path, **answers)
     readme = (project / "README.md").read_text(encoding="utf-8")
     assert len(readme.splitlines()) <= 220
-    table = readme.partition("## Where is what")[2].partition("\n## ")[0]
+    table = readme.partition("## Where to find things")[2].partition("\n## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ") and "?" in line]
     assert len(rows) >= 5
     for row in rows:
