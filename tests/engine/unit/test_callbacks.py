@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from digits import Digits, linear, one_device
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics import MaxMetric, MeanMetric, MetricCollection
 from torchmetrics.classification import (
@@ -212,23 +212,38 @@ def test_figures_of_an_epoch_whose_last_step_was_saved_do_not_count_in_the_next_
     assert found == pytest.approx(second, rel=1e-6)
 
 
-def test_hooks_that_do_nothing_are_left_out_and_others_are_not() -> None:
-    class Module(pl.LightningModule):
-        def on_train_batch_end(self, *_: Any) -> None: ...
+def test_values_are_synchronised_in_one_order_whatever_a_rank_logs_first() -> None:
+    """Lightning synchronises one value after the other, and would pair those of different names."""
 
-    module = Module()
-    module.on_after_backward = lambda: None  # type: ignore[method-assign]
-    for owner, base, hooks in (
-        (Ended(None), Callback, ["on_train_batch_end"]),
-        (module, pl.LightningModule, ["on_after_backward", "on_train_batch_end"]),
-    ):
-        leave_out_empty_hooks(owner, base)
-        of_training = [hook for hook in STEP_HOOKS if hook.startswith(("on_before", "on_after", "on_train"))]
-        assert [hook for hook in of_training if getattr(owner, hook) is not None] == hooks
-        is_left_out = owner.on_validation_batch_start is None  # type: ignore[attr-defined]
-        assert is_left_out == (base is Callback), "Lightning inspects those of a module"
+    class Orders(Logging):
+        def on_train_epoch_end(self) -> None:
+            orders.append([*self.trainer._results])
+
+    orders: list[list[str]] = []
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        strategy=one_device(),
+        max_epochs=1,
+        limit_train_batches=2,
+        callbacks=[EpochValues()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    datamodule = Digits(batch_size=62)
+    trainer.fit(Orders(datamodule.spec), datamodule=datamodule)
+    assert orders == [sorted(orders[0])]
+    assert len(orders[0]) > 5
+
+
+def test_hooks_that_do_nothing_are_left_out_and_others_are_not() -> None:
+    ended = Ended(None)
+    leave_out_empty_hooks([ended, ModelCheckpoint()])
+    assert callable(ended.on_train_batch_end)
+    assert [hook for hook in STEP_HOOKS if getattr(ended, hook) is not None] == ["on_train_batch_end"]
     assert {"on_before_zero_grad", "on_after_backward", "on_train_batch_start"} <= {*STEP_HOOKS}
-    assert not any("transfer" in hook for hook in STEP_HOOKS), "those return the batch"
 
 
 class Elsewhere(Classifier):

@@ -50,16 +50,21 @@ def test_objects_that_a_module_adds_are_left_out_and_reported_once(
         "state_dict": torch.nn.Linear(1, 1).state_dict(),
         "hyper_parameters": {"net": torch.nn.ReLU(), "lr": 1},
         "special": special,
+        "object": torch.nn.ReLU(),
+        "vocabulary": {np.int64(3): {np.int64(1)}},
+        "optimizer_states": [{"param_groups": [{"lr": np.float64(0.1)}]}],
     }
     for _ in range(2):
         io.save_checkpoint(checkpoint, path)
     found = torch.load(path, weights_only=True)
     assert found["special"] == {"loss": 0.5, "sizes": sizes, "when": {}}
     assert found["hyper_parameters"] == {"lr": 1}
+    assert "object" not in found
+    assert (found["vocabulary"], found["optimizer_states"]) == ({3: {1}}, [{"param_groups": [{"lr": 0.1}]}])
     assert found["state_dict"].keys() == {"weight", "bias"}
     assert checkpoint["special"] is special, "what Lightning goes on to use is left as it is"
     (record,) = caplog.records
-    assert record.getMessage().endswith(" added as special.net (ReLU), special.when.at (PosixPath)")
+    assert record.getMessage().endswith(" added as object (ReLU), special.net (ReLU), special.when.at (PosixPath)")
 
 
 def test_disk_that_is_full_leaves_the_earlier_checkpoint_and_nothing_else(tmp_path: Path) -> None:

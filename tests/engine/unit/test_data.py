@@ -146,6 +146,24 @@ class OrderOfItsOwn(Sampler[int]):
         return 20
 
 
+@pytest.mark.parametrize("keys", [np.arange(20), torch.arange(20), [f"{number}" for number in range(20)]])
+def test_keys_of_a_sampler_may_be_of_any_kind_where_samples_draw(keys: Any) -> None:
+    class Keyed(Noise):
+        def __getitem__(self, index: Any) -> Tensor:
+            return super().__getitem__(int(index))
+
+    class Order(OrderOfItsOwn):
+        generator = np.random.default_rng(2)  # of numpy, not of torch
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(keys)
+
+    def rows(share: Share) -> list[Any]:
+        return torch.cat(list(dealt(DataLoader(Keyed(), batch_size=6, sampler=Order()), share))).tolist()
+
+    assert sorted(rows(Share(0, 2)) + rows(Share(1, 2))) == sorted(rows(Share()))
+
+
 def test_order_of_a_sampler_with_a_state_follows_from_the_epoch_in_a_resumed_run_too() -> None:
     def loader() -> Any:
         return dealt(DataLoader(numbers(20), batch_size=6, sampler=OrderOfItsOwn()), Share(1, 2))

@@ -189,6 +189,14 @@ def test_run_without_a_data_spec_is_not_rehearsed_and_may_have_loaders_of_any_ki
         preflight.before_training(tmp_path, None, datamodule, None, Whole(), trainer, rehearse)
 
 
+@pytest.mark.parametrize("samples", [[("a.png", 0)], 45])
+def test_attribute_samples_of_a_data_set_is_its_own_affair(samples: Any) -> None:
+    """torchvision's ImageFolder has such a list."""
+    dataset = TensorDataset(torch.arange(3))
+    dataset.samples = samples  # type: ignore[attr-defined]
+    assert preflight.first_batch(DataLoader(dataset))[0].tolist() == [0, 1, 2]
+
+
 class Whole(pl.LightningModule):
     def training_step(self, *_: Any) -> None: ...
     def test_step(self, *_: Any) -> None: ...

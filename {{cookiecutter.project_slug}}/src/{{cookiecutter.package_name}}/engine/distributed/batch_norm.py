@@ -49,17 +49,17 @@ class SyncBatchNorm(_BatchNorm):
         return x
 
     def _normalized(self, x: Tensor) -> Tensor:
-        self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        self._check_input_dim(x)  # type: ignore[no-untyped-call,unused-ignore]
         wide, shape = x.to(torch.promote_types(x.dtype, torch.float32)), [1, -1, *(1 for _ in x.shape[2:])]
         axes, num_own = [0, *range(2, x.dim())], x.numel() // x.shape[1]
-        total: Tensor = _Sum.apply(torch.cat([wide.sum(axes), wide.new_tensor([num_own])]) * _is_counted)  # type: ignore[no-untyped-call]
+        total: Tensor = _Sum.apply(torch.cat([wide.sum(axes), wide.new_tensor([num_own])]) * _is_counted)  # type: ignore[no-untyped-call,unused-ignore]
         mean, count = total[:-1] / total[-1], int(total[-1])
         if not count:  # an empty micro-batch: no process has samples of its own
             return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         if count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
         centered = wide - mean.view(shape)
-        var: Tensor = _Sum.apply(centered.square().sum(axes) * _is_counted) / count  # type: ignore[no-untyped-call]
+        var: Tensor = _Sum.apply(centered.square().sum(axes) * _is_counted) / count  # type: ignore[no-untyped-call,unused-ignore]
         self._track(mean.detach(), var.detach() * count / (count - 1))
         normalized: Tensor = centered * (var + self.eps).rsqrt().view(shape)
         if self.affine:

@@ -182,7 +182,7 @@ class DealtBatches(data.Sampler[Part]):
             sampler.set_epoch(epoch)
         generator = getattr(sampler, "generator", self)
         with generators_seeded(_seed(self.seed, epoch)):
-            if generator is self:
+            if not isinstance(generator, torch.Generator | None):
                 return [list(batch) for batch in self.source]
             sampler.generator = seeded(self.seed, epoch)
             batches = [list(batch) for batch in self.source]
@@ -253,7 +253,8 @@ class SeededFetch(data.Dataset[Any]):
         first = _seed(self.seed, part.epoch)
         samples = []
         for index in part.indices:
-            _seed_generators((first + index * GOLDEN_RATIO) % 2**64)
+            number = int(index) if hasattr(index, "__index__") else zlib.crc32(repr(index).encode())
+            _seed_generators((first + number * GOLDEN_RATIO) % 2**64)
             found = fetch(self.dataset, [index])
             if not isinstance(found, list):
                 raise UserError(
@@ -476,7 +477,9 @@ def deal(
         raise UserError(f"{name} cannot be split over several processes or micro-batches: {obstacle}.")
     assert isinstance(loader, data.DataLoader)
     generator = getattr(loader.sampler, "generator", None) or loader.generator
-    seed = generator.initial_seed() if generator else int(os.environ.get("PL_GLOBAL_SEED", 0))
+    seed = (
+        generator.initial_seed() if isinstance(generator, torch.Generator) else int(os.environ.get("PL_GLOBAL_SEED", 0))
+    )
     parts = {} if parts is None else parts
     if isinstance(loader.dataset, data.IterableDataset):
         return StreamLoader(loader, seed, parts, share, total or int)

@@ -25,7 +25,7 @@ from .callbacks.micro_batch_finder import MicroBatchFinder
 from .checkpoint_io import AtomicCheckpointIO
 from .trackers import FaultTolerantLogger, prepared_section
 
-# Of callbacks and modules, which Lightning calls in each step.
+# Of a callback, which Lightning calls in each step.
 STEP_HOOKS = [name for name in dir(Callback) if re.match("on_(before|after)_|on_.*_batch_(start|end)$", name)]
 
 
@@ -127,24 +127,21 @@ def build_trainer(
     )
     assert isinstance(trainer.strategy, DealingStrategy)
     trainer.strategy.batch_size = plan.split.batch_size if plan.split else None
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        leave_out_empty_hooks(callback, Callback)
-    if model is not None:
-        leave_out_empty_hooks(model, pl.LightningModule)
+    leave_out_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
     if trainer.world_size > 1:
         leave_signals_alone(trainer)
     return trainer
 
 
-def leave_out_empty_hooks(owner: Callback | pl.LightningModule, base: type) -> None:
+def leave_out_empty_hooks(callbacks: list[Callback]) -> None:
     """Keeps Lightning from calling what does nothing: each call opens a section of its profiler, in each step.
 
-    Lightning does not call an attribute that is None; of a module it inspects the hooks of an evaluation all the same.
+    Lightning does not call an attribute that is None.
     """
-    for hook in STEP_HOOKS:
-        is_inspected = isinstance(owner, pl.LightningModule) and not re.match("on_(before|after|train)_", hook)
-        if not is_inspected and hook not in vars(owner) and getattr(type(owner), hook) is getattr(base, hook):
-            object.__setattr__(owner, hook, None)
+    for callback in callbacks:
+        for hook in STEP_HOOKS:
+            if getattr(type(callback), hook) is getattr(Callback, hook):
+                setattr(callback, hook, None)
 
 
 def _environment() -> ClusterEnvironment:

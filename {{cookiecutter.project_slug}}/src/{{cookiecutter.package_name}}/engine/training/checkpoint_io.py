@@ -16,10 +16,10 @@ from ..atomic import atomic_write
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-OF_TORCH = ("state_dict", "optimizer_states")
 # Of `save_hyperparameters()`; the module is built again from the configuration of the run.
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
-PLAIN = (int, float, complex, str, bytes, bool, type(None), set, torch.Tensor, torch.Size, torch.dtype, torch.device)
+PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.Tensor, torch.Size, torch.dtype, torch.device)
+NOT_PLAIN = object()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -35,8 +35,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         left_out: dict[str, str] = {}
-        others = {name: value for name, value in checkpoint.items() if name not in OF_TORCH}
-        plain = {**checkpoint, **_plain(others, "", left_out)}
+        others = {name: value for name, value in checkpoint.items() if name != "state_dict"}
+        plain = {name: checkpoint[name] for name in checkpoint.keys() - others.keys()} | _plain(others, "", left_out)
         new = {name for name in left_out.keys() - self.reported if not name.startswith(HYPER_PARAMETERS)}
         if new:
             named = ", ".join(f"{name} ({left_out[name]})" for name in sorted(new))
@@ -50,26 +50,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         sum_file(Path(path)).unlink(missing_ok=True)
 
 
-def _plain(values: dict[Any, Any], path: str, left_out: dict[str, str]) -> dict[Any, Any]:
-    """The plain data in a dictionary and those within it; `left_out` gets the place and the kind of all others."""
-    found = {}
-    for key, value in values.items():
-        place = f"{path}{key}"
-        if isinstance(value, dict):
-            found[key] = _plain(value, f"{place}.", left_out)
-        elif isinstance(value, np.generic):
-            found[key] = value.item()
-        elif _is_plain(value):
-            found[key] = value
-        else:
-            left_out[place] = type(value).__name__
-    return found
-
-
-def _is_plain(value: Any) -> bool:
+def _plain(value: Any, place: str, left_out: dict[str, str]) -> Any:
+    """The plain data in a value; what is not, in a dictionary, goes into `left_out` with its place and kind."""
     if isinstance(value, dict):
-        return all(_is_plain(part) for pair in value.items() for part in pair)
-    return all(map(_is_plain, value)) if type(value) in (list, tuple) else type(value) in PLAIN
+        found = {}
+        for key, part in value.items():
+            inner = f"{place}.{key}".lstrip(".")
+            plain_key, plain_part = _plain(key, inner, left_out), _plain(part, inner, left_out)
+            if plain_key is NOT_PLAIN or plain_part is NOT_PLAIN:
+                left_out[inner] = type(part).__name__
+            else:
+                found[plain_key] = plain_part
+        return found
+    if type(value) in (list, tuple, set):
+        parts = [_plain(part, place, left_out) for part in value]
+        return NOT_PLAIN if any(part is NOT_PLAIN for part in parts) else type(value)(parts)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if type(value) in PLAIN else NOT_PLAIN
 
 
 def copy_to_last(path: Path) -> None:

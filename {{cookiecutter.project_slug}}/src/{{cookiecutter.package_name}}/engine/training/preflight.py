@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..console import shown
-from ..data.samples import processes_per_machine
+from ..data.samples import Augmented, processes_per_machine
 from ..distributed import dealing
 from ..distributed.plan import Plan
 from ..errors import Fault, UserError
@@ -59,8 +59,8 @@ def before_training(
         datamodule.prepare_data()
         datamodule.setup("fit")
         loader = datamodule.train_dataloader()
-        if not isinstance(loader, DataLoader):
-            return
+        if not isinstance(loader, DataLoader) or type(loader.sampler) not in dealing.SAMPLERS_OF_TORCH:
+            return  # the data set may have keys that only its sampler knows
         for sentence in random_numbers_out_of_reach(loader):
             log.warning("warning     %s", sentence)
         batch = first_batch(loader)
@@ -110,7 +110,7 @@ def check_disk(run_dir: Path, trainer: pl.Trainer, model: pl.LightningModule) ->
 
 def first_batch(loader: DataLoader[Any]) -> Any:
     """The first samples of the training split, unshuffled and without augmentation."""
-    samples = getattr(loader.dataset, "samples", loader.dataset)
+    samples = loader.dataset.samples if isinstance(loader.dataset, Augmented) else loader.dataset
     unshuffled = DataLoader(samples, NUM_CHECKED, collate_fn=loader.collate_fn)
     return next(iter(dealing.deal(unshuffled, dealing.Share(), "train_dataloader")))
 

@@ -95,7 +95,12 @@ class _Log:
                 _refuse_differing(self.trainer, self.module, name, value)
             elif self.trainer.evaluating and options.get("on_epoch") is not False:
                 options["sync_dist"] = True  # Lightning reads the value of the epoch before any hook
+        num_known = len(results or ())
         self.original(name, value, batch_size=batch_size, **options)
+        if results is not None and len(results) > num_known:
+            in_order = sorted(results.items())  # Lightning synchronises one after the other, and ranks may log in any
+            results.clear()
+            results.update(in_order)
         if is_in_step:
             assert results is not None
             self.known[key] = given, results, results.get(key)
