@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from functools import partial, wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -236,6 +237,20 @@ def test_values_are_synchronised_in_one_order_whatever_a_rank_logs_first() -> No
     trainer.fit(Orders(datamodule.spec), datamodule=datamodule)
     assert orders == [sorted(orders[0])]
     assert len(orders[0]) > 5
+
+
+def test_figure_that_only_some_processes_log_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would wait for each other's values for ever."""
+
+    def gathered(found: list[list[str]], own: list[str]) -> None:
+        found[:] = [own, [*own, "training_step.train/rare"]]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    result = SimpleNamespace(meta=SimpleNamespace(on_epoch=True, sync=SimpleNamespace(rank_zero_only=False)))
+    other = SimpleNamespace(root_device="cpu", reduce=lambda checksum, reduce_op: checksum * 2 + 1)
+    trainer: Any = SimpleNamespace(world_size=2, _results={"training_step.train/loss": result}, strategy=other)
+    with pytest.raises(UserError, match=r"'train/rare' was logged by some processes only: log it in each step"):
+        EpochValues().on_train_epoch_end(trainer, pl.LightningModule())
 
 
 def test_hooks_that_do_nothing_are_left_out_and_others_are_not() -> None:

@@ -2,7 +2,9 @@
 
 import inspect
 import logging
+import zlib
 from collections.abc import Mapping
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +40,7 @@ class EpochValues(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Computes each value over all ranks; `_results` is private in Lightning 2.6."""
+        _refuse_different_names(trainer)
         for result in trainer._results.values() if trainer.world_size > 1 else ():  # type: ignore[union-attr]
             sync = result.meta.sync
             if result.is_tensor and result.meta.on_epoch and not result.has_reset and not sync.rank_zero_only:
@@ -45,6 +48,14 @@ class EpochValues(Callback):
                 sync.should = True
                 result.compute()  # Lightning takes the cached value
                 sync.should = should  # Lightning compares it with that of the next call of `self.log`
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Lightning synchronises the values after the last batch of each loader, before it calls other hooks."""
+        batch_idx, dataloader_idx = args[3], args[4] if len(args) > 4 else 0
+        if batch_idx + 1 == trainer._evaluation_loop.max_batches[dataloader_idx]:
+            _refuse_different_names(trainer)
+
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds figures that are monitored and were not logged; says what happens where there is no such figure."""
@@ -125,6 +136,24 @@ class _Log:
         num_samples = results._extract_batch_size(result, batch_size, result.meta)
         results.update_metrics(key, value, num_samples)
         return True
+
+
+def _refuse_different_names(trainer: pl.Trainer) -> None:
+    """All ranks have to synchronise the same values: one that waits for another's would wait for ever."""
+    if trainer.world_size == 1:
+        return
+    results = trainer._results.items()  # type: ignore[union-attr]
+    names = [key for key, result in results if result.meta.on_epoch and not result.meta.sync.rank_zero_only]
+    checksum = torch.tensor(zlib.crc32(repr(names).encode()), device=trainer.strategy.root_device)
+    if trainer.strategy.reduce(checksum.clone(), reduce_op="sum") == checksum * trainer.world_size:
+        return
+    of_ranks: list[list[str]] = [names] * trainer.world_size
+    torch.distributed.all_gather_object(of_ranks, names)
+    some = {name for name in chain(*of_ranks) if not all(name in own for own in of_ranks)}
+    raise UserError(
+        f"'{min(some).partition('.')[2]}' was logged by some processes only: log it in each step, with the number of "
+        "its samples as batch_size=, which may be 0; or update a torchmetrics object, and log that in each step."
+    )
 
 
 def _monitoring(trainer: pl.Trainer) -> list[Any]:
