@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ import pytest
 import torch
 from digits import Digits, linear
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices
 from {{ cookiecutter.package_name }}.engine.distributed.plan import BatchSplit, Plan
@@ -187,6 +187,25 @@ def test_run_without_a_data_spec_is_not_rehearsed_and_may_have_loaders_of_any_ki
         datamodule = pl.LightningDataModule.from_datasets(TensorDataset(torch.zeros(4, 2)))
         datamodule.train_dataloader = lambda loader=loader: loader  # type: ignore[method-assign,misc]
         preflight.before_training(tmp_path, None, datamodule, None, Whole(), trainer, rehearse)
+
+
+def test_data_with_a_spec_is_checked_whatever_its_sampler(tmp_path: Path) -> None:
+    class Backwards(Sampler[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(99, -1, -1))
+
+        def __len__(self) -> int:
+            return 100
+
+    datamodule, rehearsed = Digits(), []
+    samples = datamodule.samples["train"]
+    loader = DataLoader(samples, 10, sampler=Backwards(), collate_fn=lambda batch: batch)
+    datamodule.train_dataloader = lambda: loader  # type: ignore[method-assign]
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[])
+    preflight.before_training(
+        tmp_path, None, datamodule, datamodule.spec, Whole(), trainer, lambda *_: rehearsed.append(True)
+    )
+    assert rehearsed
 
 
 @pytest.mark.parametrize("samples", [[("a.png", 0)], 45])

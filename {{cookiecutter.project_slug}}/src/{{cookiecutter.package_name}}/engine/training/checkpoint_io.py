@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 # Of `save_hyperparameters()`; the module is built again from the configuration of the run.
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
-PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.Tensor, torch.Size, torch.dtype, torch.device)
+TENSORS = (torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device)
+PLAIN = (int, float, complex, str, bytes, bool, type(None), *TENSORS)
 NOT_PLAIN = object()
 
 

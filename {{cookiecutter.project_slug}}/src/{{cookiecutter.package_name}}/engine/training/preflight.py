@@ -59,7 +59,9 @@ def before_training(
         datamodule.prepare_data()
         datamodule.setup("fit")
         loader = datamodule.train_dataloader()
-        if not isinstance(loader, DataLoader) or type(loader.sampler) not in dealing.SAMPLERS_OF_TORCH:
+        if not isinstance(loader, DataLoader):
+            return
+        if type(loader.sampler) not in dealing.SAMPLERS_OF_TORCH and not isinstance(spec, DataSpec):
             return  # the data set may have keys that only its sampler knows
         for sentence in random_numbers_out_of_reach(loader):
             log.warning("warning     %s", sentence)
