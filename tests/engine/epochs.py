@@ -70,6 +70,37 @@ class Unsynchronised(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
+class Habits(Unsynchronised):
+    """What works in one process; `habit` names it."""
+
+    def __init__(self, habit: str) -> None:
+        super().__init__(None, False)
+        self.habit, self.automatic_optimization = habit, habit != "loss.backward()"
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        is_second = self.global_rank == 1
+        if self.habit == "log in one process" and is_second:
+            self.log("rare", loss, on_epoch=True)
+        if self.habit == "log no sample in the other process":
+            self.log("rare", loss, on_step=False, on_epoch=True, batch_size=len(batch[1]) if is_second else 0)
+            self.log("second", loss if is_second else 0.0, on_step=False, on_epoch=True, reduce_fx="sum")
+        if self.habit == "loss.backward()":
+            optimizer: Any = self.optimizers()
+            loss.backward()
+            optimizer.step()
+        return None if self.habit == "None" else loss
+
+
+class OtherLabels(PlainData):
+    """As from a generator without a seed."""
+
+    def train_dataloader(self) -> Any:
+        assert self.trainer is not None
+        self.y = (self.y + self.trainer.global_rank) % 4
+        return super().train_dataloader()
+
+
 class Ended(pl.Callback):
     """Ends the run after a number of steps, as a signal does."""
 
@@ -88,6 +119,7 @@ def run(
     synchronised: bool = False,
     num_steps: int | None = None,
     ckpt_path: str | None = None,
+    habit: str | None = None,
 ) -> dict[str, Any]:
     torch.set_default_dtype(torch.float64)
     pl.seed_everything(3, workers=True, verbose=False)
@@ -105,7 +137,8 @@ def run(
         enable_checkpointing=False,
         callbacks=[CheckpointContents({}), EpochValues(), Ended(num_steps)],
     )
-    module, datamodule = Unsynchronised(hook, synchronised), PlainData(batch_size=13)
+    module = Habits(habit) if habit else Unsynchronised(hook, synchronised)
+    datamodule = (OtherLabels if habit == "other labels" else PlainData)(batch_size=13)
     try:
         with suppress(InterruptedError):
             trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)

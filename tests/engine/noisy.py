@@ -84,6 +84,10 @@ class NoisyModule(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        noise = sample_uniform(batch[0], 4)
+        self.log("noise", (noise * self.net(batch[0])).mean(), batch_size=len(batch[0]), sync_dist=True)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
@@ -104,7 +108,7 @@ def run(
         max_epochs=1,
         sync_batchnorm=net == "Normed",
         plugins=[SyncedBatchNorm()] if net == "Normed" else None,
-        limit_val_batches=0,
+        limit_val_batches=0 if net == "Normed" else 1.0,
         **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False),  # type: ignore[arg-type]
         **options,
     )
@@ -112,7 +116,8 @@ def run(
     kinds = [type(layer) for layer in module.modules()]
     trainer.fit(module, datamodule=PlainData(**(data or {})))
     assert kinds == [type(layer) for layer in module.modules()]
-    return {name: weight.flatten().tolist() for name, weight in module.state_dict().items()}
+    weights = {name: weight.flatten().tolist() for name, weight in module.state_dict().items()}
+    return {**weights, "noise": [float(trainer.callback_metrics.get("noise", 0))]}
 
 
 if __name__ == "__main__":

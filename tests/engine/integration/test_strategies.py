@@ -200,6 +200,20 @@ def test_figures_of_an_epoch_are_those_of_all_ranks_though_none_was_synchronised
     assert [found["own"] for found in ended[3:]] == [1.5] * 3
 
 
+def test_habits_of_code_for_one_process_are_refused_or_made_right(tmp_path: Path) -> None:
+    refused = {
+        "log in one process": "'rare' was logged by some processes only: log it in each step, with the number of its",
+        "loss.backward()": "training_step calls loss.backward(), which counts all parts of a batch alike",
+        "None": "training_step returned None, and the other processes would wait for this one",
+        "other labels": "the processes read different values as the same samples of NoisyRows: its split, labels",
+    }
+    habits = [*refused, "log no sample in the other process"]
+    *found, counted = run_script("epochs.py", 2, [{"folder": str(tmp_path), "habit": habit} for habit in habits])
+    for outcome, sentence in zip(found, refused.values(), strict=True):
+        assert outcome["refused"].startswith(sentence)
+    assert 0 < counted["rare"] < counted["second"]
+
+
 def test_torchrun_trains_what_the_command_trains(ddp: Path, tmp_path: Path) -> None:
     printed = torchrun(tmp_path, "--nproc-per-node", "2", "-m", package.__name__, "train", "strategy=ddp", *EXACT)
     (run_dir,) = (tmp_path / "logs/train/runs").iterdir()

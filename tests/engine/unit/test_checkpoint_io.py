@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from {{ cookiecutter.package_name }}.engine.atomic import remove_temporary_files
-from {{ cookiecutter.package_name }}.engine.errors import Fault
+from {{ cookiecutter.package_name }}.engine.errors import Fault, UserError
 from {{ cookiecutter.package_name }}.engine.training import checkpoints
 from {{ cookiecutter.package_name }}.engine.training.checkpoint_io import AtomicCheckpointIO, is_damaged, sum_file
 
@@ -45,7 +45,8 @@ def test_objects_that_a_module_adds_are_left_out_and_reported_once(
     """A habit of pytorch-forecasting's modules, whose checkpoints would not load again."""
     io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     sizes = [1, (2, torch.Size([3]))]
-    special = {"loss": np.float32(0.5), "sizes": sizes, "net": torch.nn.ReLU(), "when": {"at": path}}
+    weight = torch.nn.Parameter(torch.ones(1))
+    special = {"loss": np.float32(0.5), "sizes": sizes, "weight": weight, "net": torch.nn.ReLU(), "when": {"at": path}}
     checkpoint = {
         "state_dict": torch.nn.Linear(1, 1).state_dict(),
         "hyper_parameters": {"net": torch.nn.ReLU(), "lr": 1},
@@ -57,12 +58,14 @@ def test_objects_that_a_module_adds_are_left_out_and_reported_once(
     for _ in range(2):
         io.save_checkpoint(checkpoint, path)
     found = torch.load(path, weights_only=True)
-    assert found["special"] == {"loss": 0.5, "sizes": sizes, "when": {}}
+    assert found["special"] == {"loss": 0.5, "sizes": sizes, "weight": weight, "when": {}}
     assert found["hyper_parameters"] == {"lr": 1}
     assert "object" not in found
     assert (found["vocabulary"], found["optimizer_states"]) == ({3: {1}}, [{"param_groups": [{"lr": 0.1}]}])
     assert found["state_dict"].keys() == {"weight", "bias"}
     assert checkpoint["special"] is special, "what Lightning goes on to use is left as it is"
+    with pytest.raises(UserError, match=r"the checkpoint does not hold 'object', for which on_load_checkpoint looks"):
+        io.load_checkpoint(path)["object"]
     (record,) = caplog.records
     assert record.getMessage().endswith(" added as object (ReLU), special.net (ReLU), special.when.at (PosixPath)")
 

@@ -40,6 +40,19 @@ def test_model_and_data_come_back_without_typing_anything(best_checkpoint: Path)
     assert all(torch.equal(model[name], trained[name]) for name in trained)
 
 
+def test_module_takes_what_it_has_added_to_its_checkpoint(
+    best_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = write(read(best_checkpoint) | {"mean": 5.0}, tmp_path / "trained.ckpt")
+    found = []
+    kind = type(checkpoints.load(best_checkpoint).model())
+    monkeypatch.setattr(kind, "on_load_checkpoint", lambda module, checkpoint: found.append(checkpoint["mean"]))
+    checkpoints.load(contents).model()
+    assert found == [5.0]
+    with pytest.raises(UserError, match="does not hold 'mean'"):
+        checkpoints.load(best_checkpoint).model()
+
+
 def test_model_comes_back_without_the_optimizer_that_trained_it(best_checkpoint: Path, tmp_path: Path) -> None:
     contents = read(best_checkpoint)
     contents["project"]["config"]["model"]["optimizer"]["lr"] = -1  # no optimizer takes it

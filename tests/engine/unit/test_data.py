@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_processes_whose_orders_differ_are_refused(place: str, seed: int | None)
         return 2 * number
 
     next(iter(loader(1, noted)))
-    second = iter(loader(0, lambda number: number + checksums[0]))
+    second = iter(loader(0, lambda number: number + checksums.pop(0)))
     if seed is None:
         with pytest.raises(UserError, match=r"different orders: .* draws from a generator without a seed"):
             next(second)
@@ -590,12 +591,16 @@ class Leaky(pl.LightningModule):
         self.net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(1))
         self.mean: Metric = MeanMetric()
         self.seen: list[int] = []
+        self.last: deque[int] = deque(maxlen=2)
+        self.sums = np.zeros(1)
         self.count = 0
 
     def forward(self, batch: list[Tensor]) -> Tensor:
         x = batch[0].float()[:, None, None].expand(-1, 1, 2)
         self.mean.update(x)
         self.seen.append(len(x))
+        self.last.append(len(x))
+        self.sums += len(x)
         self.count += len(x)
         torch.rand(1)
         output: Tensor = self.net(x + torch.rand(2)).mean()
@@ -626,6 +631,24 @@ def fit(module: pl.LightningModule, loader: Any, num_steps: int = 1, **options: 
     return trainer
 
 
+def test_logged_value_counts_by_the_samples_of_its_batch_whatever_the_first_tensor_is() -> None:
+    """Batches of pictures of many sizes begin with a picture, and graphs with their nodes."""
+
+    class Boxes(Leaky):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            numbers = batch[-1].float()
+            self.log("mean", numbers.mean(), on_step=False, on_epoch=True)
+            return self.net[0](numbers[:, None].expand(-1, 2)).mean()  # type: ignore[no-any-return]
+
+    def with_picture(samples: list[tuple[Tensor]]) -> list[Tensor]:
+        return [torch.zeros(7, 9), torch.cat([number[None] for number, *_ in samples])]
+
+    for num_steps in (1, 3):
+        loader = DataLoader(numbers(5), batch_size=4, collate_fn=with_picture)
+        trainer = fit(Boxes(), loader, num_steps, max_epochs=1)
+        assert trainer.callback_metrics["mean"] == 2
+
+
 def test_sample_that_stands_in_leaves_no_trace() -> None:
     """Three samples in batches of 1 or 3, each in four micro-batches, of which some are empty."""
     states = []
@@ -637,9 +660,10 @@ def test_sample_that_stands_in_leaves_no_trace() -> None:
             figures += [value.item() for value in trainer.callback_metrics.values()]
         assert figures == [1.0] * 4
         buffers = {name: value.tolist() for name, value in module.named_buffers() if "net" in name}
-        states.append((module.seen, module.count, buffers, float(torch.rand(()))))
+        noted = module.seen, module.count, list(module.last), module.sums.tolist()
+        states.append((noted, buffers, float(torch.rand(()))))
     assert states[0] == states[1] == states[2]
-    assert states[0][:2] == ([1] * 9, 9)
+    assert states[0][0] == ([1] * 9, 9, [1, 1], [9.0])
 
 
 @pytest.mark.parametrize("mode", ["min_size", "max_size", "max_size_cycle"])

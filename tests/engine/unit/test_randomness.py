@@ -1,11 +1,13 @@
 """Random numbers of a training step: the same however a batch is split."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from conftest import torchrun
@@ -253,20 +255,56 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("draw", "text"),
+    ("draw", "is_seen"),
     [
-        (nn.functional.dropout, "take nn.Dropout in place of F.dropout, and engine.sample_uniform in place of"),
-        (lambda x: x + torch.randn_like(x), "draws from torch's generator by itself"),
-        (lambda x: x + sample_uniform(x, 8), ""),
+        (nn.functional.dropout, False),
+        (lambda x: x + torch.randn_like(x), False),
+        (lambda x: x + np.random.rand(), False),
+        (lambda x: x + sample_uniform(x, 8), True),
     ],
 )
-def test_step_that_draws_by_itself_is_reported_where_batches_are_split(
-    draw: Any, text: str, caplog: pytest.LogCaptureFixture
+def test_steps_that_draw_by_themselves_are_reported_where_batches_are_split(
+    draw: Any, is_seen: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     fit(Net(draw))
     assert not said(caplog)
     fit(Net(draw), num_steps=2)
-    assert [text in line for line in said(caplog)] == [True] * bool(text)
+    remedy = "take nn.Dropout in place of F.dropout, and engine.sample_uniform in place of torch.rand."
+    sentence = f"draws random numbers by itself, so the result depends on how a batch is split: {remedy}"
+    expected = [f"warning     {step} {sentence}" for step in ("training_step", "validation_step")]
+    assert said(caplog) == ([] if is_seen else expected)
+
+
+class LaterDraws(Net):
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * (1 + random.random() if self.current_epoch else 1)
+
+
+class EvaluationDraws(Net):
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self(batch[0] + torch.rand(4))
+
+
+class TransferDraws(Net):
+    """As with Kornia, whose changes are made on the device."""
+
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        return [batch[0] + torch.rand_like(batch[0])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (LaterDraws, "training_step draws random numbers by itself"),
+        (EvaluationDraws, "validation_step draws random numbers by itself"),
+        (TransferDraws, "on_after_batch_transfer draws random numbers by itself, so the result"),
+    ],
+)
+def test_draws_at_any_place_and_in_any_epoch_are_reported_once(
+    kind: type[Net], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(kind(nn.Identity()), num_steps=2, max_epochs=4)
+    assert [text in line for line in said(caplog)] == [True]
 
 
 @pytest.mark.parametrize(("shape", "is_clear"), [((-1, 4), True), ((-1, 16), False), ((2, -1, 4), False)])
@@ -294,10 +332,10 @@ def test_module_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
             assert list(self.state_dict()) == list(Net(nn.Identity()).state_dict())
             return super().training_step(batch, batch_idx)
 
-        def on_validation_start(self) -> None:
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
             assert self.is_off or randomness._step is not None
 
-        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        def on_validation_epoch_end(self) -> None:
             assert randomness._step is None
 
     module = Watched(nn.Identity())

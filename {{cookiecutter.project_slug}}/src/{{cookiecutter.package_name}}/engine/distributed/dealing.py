@@ -1,6 +1,7 @@
 """Deals ordinary DataLoaders to ranks and micro-batches: the same samples at the same optimiser step everywhere."""
 
 import ctypes
+import math
 import os
 import random
 import sys
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils import data
 
 from ..errors import Fault, UserError, lost_worker, one_line
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # an odd factor: the seeds of an epoch's samples all differ
+NUM_COMPARED = 4  # samples
 NUMPY_STATE = 2500  # bytes, of the 624 numbers of MT19937 and the position in them
 WORKER_OPTIONS = ("num_workers", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "persistent_workers")
 COPIED_OPTIONS = (*WORKER_OPTIONS, "pin_memory", "timeout")
@@ -72,8 +75,10 @@ def have_drawn(before: tuple[Tensor, bytes, Any]) -> bool:
 
 
 def _set_generator_states(states: tuple[Tensor, bytes, Any]) -> None:
+    """Forgets the second of a pair of normal numbers, which numpy stores and would give without a draw."""
     torch.default_generator.set_state(states[0])
-    ctypes.memmove(_address_of_numpys_state(), states[1], NUMPY_STATE)
+    numbers = np.frombuffer(states[1], np.uint32)
+    np.random.set_state(("MT19937", numbers[:-1], int(numbers[-1])))  # type: ignore[arg-type]
     random.setstate(states[2])
 
 
@@ -107,10 +112,12 @@ class Part:
     num_own: int
     num_whole: int  # samples of the whole batch: on all ranks, in all micro-batches
     places: range = range(0)  # of its samples in the whole batch
+    compared: Sequence[int] = ()  # samples that every rank reads, in the first part of all
+    figure: float = 0.0  # of their values
 
 
 Parts = dict[int, Part]  # that were delivered since the last step, by the id of their loader
-Total = Callable[[int], int]  # sums a number over the ranks
+Total = Callable[[Any], Any]  # sums an int or a float over the ranks
 
 
 class DealtBatches(data.Sampler[Part]):
@@ -132,6 +139,7 @@ class DealtBatches(data.Sampler[Part]):
         self.order: list[list[int]] = []  # of the epoch `ordered_epoch`, as the source gives it
         self.ordered_epoch = -1
         self.batches: list[list[int]] = []  # of the pass that was begun last, whole
+        self.is_compared = share.world_size == 1
         # Lightning calls set_epoch on `batch_sampler.sampler`, never on the batch sampler itself.
         self.sampler = self
 
@@ -163,7 +171,9 @@ class DealtBatches(data.Sampler[Part]):
             for micro_batch in _cut(range(len(batch)), num_steps):
                 places = micro_batch[self.share.rank :: self.share.world_size]
                 own = [batch[place] for place in places]
-                yield Part(self.epoch, own or (batch + batch)[:2], len(own), len(batch), places)
+                compared = () if self.is_compared else batch[:NUM_COMPARED]
+                self.is_compared = True
+                yield Part(self.epoch, own or (batch + batch)[:2], len(own), len(batch), places, compared)
 
     def _ordered(self) -> list[list[int]]:
         """A sampler may keep a state of its own: a resumed run draws the orders of the epochs before as well."""
@@ -229,11 +239,15 @@ class SeededFetch(data.Dataset[Any]):
         global _current_pass
         _current_pass = self.seed, part.epoch
         try:
+            if part.compared:
+                part = replace(part, figure=self._figure(part))
             if self.is_in_memory and part.epoch == self.epoch and not self.draws:
                 return part, self.collate(fetch(self.dataset, part.indices))
-            self.epoch = part.epoch
             if not self.draws:
                 states = generator_states()
+                if part.epoch != self.epoch:
+                    _set_generator_states(states)
+                self.epoch = part.epoch
                 batch = self.collate(fetch(self.dataset, part.indices))
                 if not have_drawn(states):
                     return part, batch
@@ -264,12 +278,36 @@ class SeededFetch(data.Dataset[Any]):
             samples += found
         return self.collate(samples)
 
+    def _figure(self, part: Part) -> float:
+        """A number that is alike on all ranks if they read the same values; NaN if another call reads others."""
+        found = []
+        for _ in range(2):
+            with generators_seeded(_seed(self.seed, part.epoch)):
+                batch = self.collate(fetch(self.dataset, part.compared))
+            dense = [values.cpu().double().flatten() for values in tensors_in(batch) if values.layout == torch.strided]
+            found.append(
+                sum((values.nan_to_num(0, 0, 0).abs() * _weights(len(values))).sum().item() for values in dense)
+            )
+        return found[0] if found[0] == found[1] else math.nan
+
     def _is_readable(self, index: int) -> bool:
         try:
             fetch(self.dataset, [index])
         except Exception:
             return False
         return True
+
+
+def tensors_in(batch: Any) -> list[Tensor]:
+    """All that a batch holds, also in dataclasses."""
+    found: list[Tensor] = []
+    apply_to_collection(batch, Tensor, found.append, allow_frozen=True)
+    return found
+
+
+def _weights(size: int) -> Tensor:
+    """Different for neighbours: a sum with them is another one in another order."""
+    return torch.arange(size, dtype=torch.float64) % 97 + 1
 
 
 def _is_in_memory(dataset: Any) -> bool:
@@ -346,6 +384,8 @@ class DealtLoader(_Loader):
         for number, (part, batch) in enumerate(self._fetched()):
             if number == 0:
                 self._refuse_other_orders()
+            if part.compared:
+                self._refuse_other_values(part.figure)
             self.num_delivered += 1
             self.part = self.parts[id(self)] = part
             yield batch
@@ -363,6 +403,15 @@ class DealtLoader(_Loader):
             raise UserError(
                 f"the processes have samples in different orders: {kinds} draws from a generator without a seed; give "
                 "it one, or draw from torch, numpy or random, which the run seeds."
+            )
+
+    def _refuse_other_values(self, figure: float) -> None:
+        mean = self.total(figure) / self.batches.share.world_size if self.total else figure
+        if abs(figure - mean) > 1e-4 * mean:  # processors of several kinds may round differently
+            raise UserError(
+                f"the processes read different values as the same samples of {type(self.source.dataset).__name__}: its "
+                "split, labels or transforms depend on a generator without a seed, or on the order of a set. Seed the "
+                "generator, or sort the set."
             )
 
     @property
@@ -413,7 +462,7 @@ class StreamLoader(_Loader):
             num_whole = self.total(fetched_part.num_own)
             if part is not None:
                 self.parts[id(self)] = part
-            if num_whole < (self.source.batch_size if self.source.drop_last else 1):  # type: ignore[operator]
+            if num_whole < (self.source.batch_size if self.source.drop_last else 1):
                 return
             if batch is None:
                 raise UserError("the shard of one of the ranks holds no sample: take fewer devices.")

@@ -7,6 +7,7 @@ layer it is, and the element, by integers alone: it is the same on every device 
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
+
+from .dealing import generator_states, tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +30,9 @@ UNKNOWN_ROWS = (
     "warning     %s takes %s for %d samples and cannot tell whose rows they are, so its random numbers depend on how a "
     "batch is split: let the first axis be that of the samples."
 )
-DRAWS_BY_ITSELF = (
-    "warning     the training step draws from torch's generator by itself, so the result depends on how a batch is "
-    "split: take nn.Dropout in place of F.dropout, and engine.sample_uniform in place of torch.rand."
-)
+DRAWS_BY_ITSELF = "warning     %s draws random numbers by itself, so the result depends on how a batch is split: %s."
+IN_A_STEP = "take nn.Dropout in place of F.dropout, and engine.sample_uniform in place of torch.rand"
+IN_A_TRANSFER = "draw them in the __getitem__ of the data set"
 
 
 class Rows(NamedTuple):
@@ -41,6 +42,8 @@ class Rows(NamedTuple):
     stop: int
     total: int
 
+
+Places = range | tuple[int, ...]
 
 _replica = threading.local()  # its `rows`, in the thread of a replica
 
@@ -63,28 +66,33 @@ def _hashes(numbers: Any, device: torch.device, *salts: int) -> Tensor:
 
 
 @lru_cache
-def _sample_hashes(places: range, device: torch.device) -> tuple[Tensor, Tensor]:
+def _sample_hashes(places: Places, device: torch.device) -> tuple[Tensor, Tensor]:
     """An odd factor and a summand `(B, 1)` for each sample."""
     factors, summands = _hashes(places, device).unsqueeze(2)
     return factors | 1, summands
 
 
 class _Step:
-    """A training step; `places` are those of its samples in the whole batch, for each loader."""
+    """A step; `places` are those of its samples in the whole batch, for each loader, in an evaluation their indices."""
 
-    def __init__(self, numbers: Sequence[int], places: list[range], is_split: bool) -> None:
+    def __init__(self, numbers: Sequence[int], places: Sequence[Places], is_split: bool) -> None:
         self.factor = (_hash(*numbers) >> 33) | 1
         self.places, self.is_split = places, is_split
         self.calls: dict[tuple[int, int], dict[int, int]] = {}  # of a layer in a replica, by what each call has drawn
 
-    def samples(self, num_rows: int, rows: Rows | None) -> range:
+    @property
+    def num_drawn(self) -> int:
+        """How many numbers the layers have taken from torch's generator."""
+        return sum(map(len, self.calls.values()))
+
+    def samples(self, num_rows: int, rows: Rows | None) -> Places:
         """The places of the samples that have so many rows; empty if they are not known."""
         known = [places for places in self.places if rows is None or rows.total == len(places)]
         known = [places if rows is None else places[rows.start : rows.stop] for places in known]
         return next((places for places in known if len(places) == num_rows), known[0] if known else range(0))
 
 
-_step: _Step | None = None  # the training step that runs; its backward pass may compute layers again
+_step: _Step | None = None  # the step that runs; its backward pass may compute layers again
 
 
 class Draws:
@@ -99,7 +107,7 @@ class Draws:
     def bits(self, x: Tensor, shape: Sequence[int], rows: Rows | None = None) -> Tensor:
         """Numbers of 32 bits of the given shape, which is that of `x` with 1 in place of what shares a number.
 
-        They are pairwise independent. Outside of a training step, and where the samples of the rows are unknown, they
+        They are pairwise independent. Outside of a step, and where the samples of the rows are unknown, they
         come from torch's generator.
         """
         if torch.compiler.is_compiling():
@@ -170,9 +178,9 @@ def _like_bits(x: Tensor, shape: list[int], number: int) -> Tensor:
 
 
 def sample_uniform(x: Tensor, *shape: int) -> Tensor:
-    """Returns random numbers in [0, 1) of the shape `(len(x), *shape)`, for the samples `x` of a training step.
+    """Returns random numbers in [0, 1) of the shape `(len(x), *shape)`, for the samples `x` of a step.
 
-    They do not depend on how a batch is split, unlike those of `torch.rand`, which it is outside of a training step.
+    They do not depend on how a batch is split, unlike those of `torch.rand`, which it is outside of a step.
     Each call in a step gives others. Several rows of a sample must be neighbours in `x`.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -282,35 +290,42 @@ SAMPLE_LAYERS = {
 
 
 class StepRandomness:
-    """Makes the layers of a training draw by sample, and reports a step that draws by itself."""
+    """Makes the layers of a training draw by sample, and reports what draws by itself."""
 
     def __init__(self) -> None:
         self.originals: dict[nn.Module, type] | None = None
-        self.is_checked = False
+        self.watched: dict[str, int] = {}  # the epoch of the last watch, by the place
+
+    def step(self, trainer: pl.Trainer, batch: Any, places: list[Places], is_split: bool) -> None:
+        """Begins a step. Only a class is replaced: parameters, names and checkpoints stay as they are."""
+        global _step
+        numbers = [int(os.environ.get("PL_GLOBAL_SEED", 0))]
+        if trainer.training:
+            if self.originals is None:
+                self.originals = _replace(trainer.lightning_module)
+            number = trainer.fit_loop.epoch_loop.batch_idx // trainer.accumulate_grad_batches
+            numbers += trainer.current_epoch, number
+        _step = _Step(numbers, places or [range(batch_size(batch))], is_split)
 
     @contextmanager
-    def step(self, trainer: pl.Trainer, batch: Any, places: list[range], num_parts: int) -> Iterator[None]:
-        """Around a training step. Only a class is replaced: parameters, names and checkpoints stay as they are."""
-        global _step
-        if self.originals is None:
-            self.originals = _replace(trainer.lightning_module)
-        number = trainer.fit_loop.epoch_loop.batch_idx // trainer.accumulate_grad_batches
-        numbers = int(os.environ.get("PL_GLOBAL_SEED", 0)), trainer.current_epoch, number
-        _step = _Step(numbers, places or [range(batch_size(batch))], num_parts > 1)
-        if self.is_checked or num_parts == 1 or not any(_step.places):
+    def watch(self, trainer: pl.Trainer, place: str, remedy: str = IN_A_STEP) -> Iterator[None]:
+        """Reports, once, that a place draws by itself, which is found out in the first batch of an epoch."""
+        if self.watched.get(place, -1) >= trainer.current_epoch:
             yield
             return
-        self.is_checked, generator, before = True, torch.Generator(), _states(trainer.strategy.root_device)
+        self.watched[place] = trainer.current_epoch
+        device, num_drawn = trainer.strategy.root_device, _step.num_drawn if _step else 0
+        before, generator = _states(device), torch.Generator()
         yield
-        generator.set_state(before[0])
-        _drawn(sum(map(len, _step.calls.values())), generator)  # as the layers have
-        expected = [generator.get_state(), *before[1:]]
-        is_seen = all(map(torch.equal, expected, _states(trainer.strategy.root_device)))
+        generator.set_state(torch.tensor(before[0], dtype=torch.uint8))
+        _drawn(_step.num_drawn - num_drawn if _step else 0, generator)  # as the layers have
+        is_seen = [generator.get_state().tolist(), *before[1:]] == _states(device)
         if not is_seen and not any(draws.has_warned for draws in _draws.values()):
-            log.warning(DRAWS_BY_ITSELF)
+            self.watched[place] = sys.maxsize
+            log.warning(DRAWS_BY_ITSELF, place, remedy)
 
     def pause(self) -> None:
-        """Leaves the layers to torch until the next step of the training."""
+        """Leaves the layers to torch until the next step."""
         global _step
         _step = None
 
@@ -320,7 +335,7 @@ class StepRandomness:
             layer.__class__ = kind
             del layer.draws
             vars(layer).pop("rows", None)
-        self.originals, self.is_checked, _own.has_warned = None, False, False
+        self.originals, self.watched, _own.has_warned = None, {}, False
         _draws.clear()
 
 
@@ -339,9 +354,11 @@ def _replace(module: nn.Module) -> dict[nn.Module, type]:
     return originals
 
 
-def _states(device: torch.device) -> list[Tensor]:
-    """Of the generators that a step can draw from."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+def _states(device: torch.device) -> list[Any]:
+    """Of the generators that a step can draw from; torch's on the CPU comes first."""
+    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    first, *others = generator_states()
+    return [first.tolist(), *others, *(state.tolist() for state in on_device)]
 
 
 @contextmanager
@@ -356,4 +373,4 @@ def replica_rows(rows: Rows | None) -> Iterator[None]:
 
 def batch_size(batch: Any) -> int:
     """The length of the first tensor in a batch; 0 without one."""
-    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), 0)
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 0)

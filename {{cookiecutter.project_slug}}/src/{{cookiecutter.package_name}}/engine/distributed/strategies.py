@@ -1,6 +1,7 @@
 """`strategy=single`, `dp`, `ddp` and `fsdp` as Lightning strategies, for the processes that are already there."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import RunningStage
@@ -24,7 +26,7 @@ from ..errors import UserError, nearest
 from .batch_norm import SyncBatchNorm, count_samples
 from .dealing import DealtLoader, Part, Share, deal
 from .devices import Devices
-from .randomness import Rows, StepRandomness, batch_size, replica_rows
+from .randomness import IN_A_TRANSFER, Rows, StepRandomness, batch_size, replica_rows
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +126,7 @@ class DealingStrategy(Strategy):
         self.batch_size: int | None = None  # samples of an optimiser step, if the configuration says it
         self.skips_nonfinite = False  # whether a batch whose loss is NaN or infinite leaves no trace in the figures
         self.weight = 1.0  # of the loss, so that the gradient is that of the whole batch on one device
+        self.is_weighted = False  # whether a backward pass has taken the weight in this step
         self.sample_dropout = True  # whether dropout is the same however a batch is split; else it is torch's own
         self.randomness = StepRandomness()
 
@@ -156,11 +159,39 @@ class DealingStrategy(Strategy):
                 "take a batch_size and pass it to its DataLoader."
             )
 
-    def _total(self, number: int) -> int:
-        return int(self.reduce(torch.tensor(number, device=self.root_device), reduce_op="sum"))
+    def _total(self, number: Any) -> Any:
+        dtype = torch.float64 if isinstance(number, float) else torch.int64
+        return self.reduce(torch.tensor(number, dtype=dtype, device=self.root_device), reduce_op="sum").item()
+
+    @property
+    def num_parts(self) -> int:
+        """Of a batch; over these the gradients are averaged."""
+        return self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    @property
+    def is_split(self) -> bool:
+        return self.num_parts * self.num_replicas > 1
+
+    def batch_to_device(self, *args: Any, **kwargs: Any) -> Any:
+        watch = self.randomness.watch(self.trainer, "on_after_batch_transfer", IN_A_TRANSFER)
+        with watch if self.is_split else nullcontext():
+            return super().batch_to_device(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        return self._step(super().training_step, *args, **kwargs)
+        self.is_weighted, num_steps, trainer = False, self.trainer.global_step, self.trainer
+        output = self._step(super().training_step, *args, **kwargs)
+        if trainer.lightning_module.automatic_optimization:
+            if output is None and trainer.world_size > 1:
+                raise UserError(
+                    "training_step returned None, and the other processes would wait for this one: return a loss "
+                    "that counts nothing, such as 0 * loss."
+                )
+        elif self.weight != 1 and trainer.global_step > num_steps and not self.is_weighted:
+            raise UserError(
+                "training_step calls loss.backward(), which counts all parts of a batch alike, whatever their number "
+                "of samples: call self.manual_backward(loss)."
+            )
+        return output
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         return self._step(super().validation_step, *args, **kwargs)
@@ -169,31 +200,35 @@ class DealingStrategy(Strategy):
         return self._step(super().test_step, *args, **kwargs)
 
     def _step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        trainer = self.trainer
-        num_parts = trainer.world_size * trainer.accumulate_grad_batches  # over which the gradients are averaged
-        parts = self.parts[trainer.training]
-        weights = {part.num_own * num_parts / part.num_whole for part in parts.values()}
-        places = [part.places for part in parts.values()]
-        has_stream = len(parts) > 1 and not all(part.indices for part in parts.values())
-        parts.clear()
-        if num_parts > 1 and trainer.training and not weights:
+        trainer, num_parts, is_training = self.trainer, self.num_parts, self.trainer.training
+        parts = list(self.parts[is_training].values())
+        self.parts[is_training].clear()
+        weights = {part.num_own * num_parts / part.num_whole for part in parts}
+        has_stream = len(parts) > 1 and not all(part.indices for part in parts)
+        if num_parts > 1 and is_training and not weights:
             raise UserError("training_step(dataloader_iter) hides the size of a batch: take the batch as its argument.")
-        if has_stream or (len(weights) > 1 and (trainer.training or 0 in weights)):
+        if has_stream or (len(weights) > 1 and (is_training or 0 in weights)):
             raise UserError(
                 f"the loaders of a CombinedLoader cut their batches into {num_parts} parts of different shares, and no "
                 f"weight is right: give each a length, a batch_size that {num_parts} divides, and drop_last=True."
             )
         self.weight = weights.pop() if weights else 1.0
+        if len(parts) == 1:  # private in Lightning 2.6: else it would take the length of the first tensor
+            trainer._results.batch_size = parts[0].num_own  # type: ignore[union-attr]
         count_samples(bool(self.weight))
-        is_undone = not self.weight or (self.skips_nonfinite and trainer.training)
+        is_undone = not self.weight or (self.skips_nonfinite and is_training)
         undo = remember(trainer, is_stand_in=not self.weight) if is_undone else None
-        with nullcontext() if self.weight else isolate_rng():
-            if trainer.training and self.sample_dropout:
-                with self.randomness.step(trainer, args[0], places, num_parts * self.num_replicas):
-                    output = step(*args, **kwargs)
-            else:
-                self.randomness.pause()
-                output = step(*args, **kwargs)
+        if self.sample_dropout:
+            places = [part.places if is_training else tuple(part.indices) for part in parts]
+            self.randomness.step(trainer, args[0], places, self.is_split)
+        is_watched = self.is_split and (self.sample_dropout or not is_training)
+        with (
+            nullcontext() if self.weight else isolate_rng(),
+            self.randomness.watch(trainer, step.__name__) if is_watched else nullcontext(),
+        ):
+            output = step(*args, **kwargs)
+        if not is_training:
+            self.randomness.pause()
         if undo is not None and (not self.weight or self._is_nonfinite(output)):
             undo()
         return output
@@ -209,6 +244,7 @@ class DealingStrategy(Strategy):
         super().teardown()
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        self.is_weighted = True
         if self.weight != 1:
             closure_loss = closure_loss * self.weight
         return super().backward(closure_loss, optimizer, *args, **kwargs)
@@ -261,8 +297,10 @@ def _snapshot(value: Any, restore: list[Callable[[], Any]]) -> None:
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         # By `data`, because the backward pass may still need the tensor.
         restore.append(partial(lambda tensor, before: tensor.data.copy_(before), value, value.detach().clone()))
-    elif isinstance(value, dict | list | set):
-        refill = value.extend if isinstance(value, list) else value.update
+    elif isinstance(value, np.ndarray):
+        restore.append(partial(np.copyto, value, value.copy()))
+    elif isinstance(value, dict | list | deque | set):
+        refill = value.extend if isinstance(value, list | deque) else value.update
         restore += [value.clear, partial(refill, value.copy())]
         for each in [*value.values()] if isinstance(value, dict) else value:
             _snapshot(each, restore)

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..atomic import atomic_write
+from ..errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,16 @@ HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 TENSORS = (torch.Tensor, torch.nn.Parameter, torch.Size, torch.dtype, torch.device)
 PLAIN = (int, float, complex, str, bytes, bool, type(None), *TENSORS)
 NOT_PLAIN = object()
+
+
+class Contents(dict[str, Any]):
+    """What a checkpoint holds, for hooks that look for what they have added."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(
+            f"the checkpoint does not hold '{name}', for which on_load_checkpoint looks: let on_save_checkpoint add it "
+            "as plain data (numbers, texts, tensors, lists and dictionaries)."
+        )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -45,6 +56,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.reported |= left_out.keys()
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         _write(Path(path), lambda file: torch.save(plain, file))
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> Contents:
+        return Contents(super().load_checkpoint(*args, **kwargs))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         super().remove_checkpoint(path)

@@ -22,7 +22,7 @@ from ..errors import Fault, UserError
 from ..runs.run_record import run_dirs
 from ..spec import DataSpec
 from .build import build_datamodule, build_model
-from .checkpoint_io import LAST, is_damaged, sum_file
+from .checkpoint_io import LAST, Contents, is_damaged, sum_file
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Checkpoint:
     step: int
     config: Config
     spec: Any  # a DataSpec, or other plain data from which the network is sized, or None
-    state_dict: dict[str, torch.Tensor]
+    contents: Contents
     pretrained_names: frozenset[str]  # of the parameters that its training had taken from `weights`
     figures: dict[str, float]  # of the last epoch, by their logged names
     followed: dict[str, str | None]  # what is monitored in place of figures that the model does not log
@@ -96,7 +96,8 @@ class Checkpoint:
     def load_weights_into(self, model: pl.LightningModule) -> None:
         """Refuses a network whose weights have other shapes, as after a change of its code."""
         try:
-            model.load_state_dict(self.state_dict)
+            model.on_load_checkpoint(self.contents)
+            model.load_state_dict(self.contents["state_dict"])
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"ckpt_path={self.path} does not fit the network as it is now: {reason}") from error
@@ -160,7 +161,7 @@ def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Check
         step=contents["global_step"],
         config=project["config"],
         spec=project["spec"]["plain"] if "plain" in project["spec"] else DataSpec.from_dict(project["spec"]),
-        state_dict=contents["state_dict"],
+        contents=Contents(contents),
         pretrained_names=frozenset(project["pretrained_names"]),
         figures=contents["figures"],
         followed=contents["followed"],

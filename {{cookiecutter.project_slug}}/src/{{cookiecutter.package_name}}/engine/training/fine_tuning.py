@@ -102,7 +102,7 @@ def read_weights(path: Path) -> Weights:
     path = path.expanduser()
     if path.suffix != ".safetensors":
         checkpoint = load(path, option="weights")
-        return Weights(path, checkpoint.state_dict, checkpoint.spec)
+        return Weights(path, checkpoint.contents["state_dict"], checkpoint.spec)
     if not path.is_file():
         raise UserError(f"weights={path} does not exist: give the path of a .ckpt or .safetensors file.")
     try:

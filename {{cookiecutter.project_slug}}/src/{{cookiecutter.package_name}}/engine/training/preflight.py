@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..console import shown
@@ -67,7 +66,7 @@ def before_training(
             log.warning("warning     %s", sentence)
         batch = first_batch(loader)
         if loader.num_workers and isinstance(num_samples := loader.batch_size, int):
-            size = sum(part.nbytes for part in tree_leaves(batch) if isinstance(part, Tensor))
+            size = sum(values.nbytes for values in dealing.tensors_in(batch))
             check_shared_memory(loader, size / min(num_samples, NUM_CHECKED), trainer)
         if isinstance(spec, DataSpec):
             x, y = batch
@@ -130,7 +129,7 @@ def random_numbers_out_of_reach(loader: DataLoader[Any]) -> Iterator[str]:
     if isinstance(first, UserError):  # the first batch will raise it
         return
     kind = type(loader.dataset).__name__
-    if not all(map(_is_same, tree_leaves(first), tree_leaves(second))):
+    if not all(map(_is_same, dealing.tensors_in(first), dealing.tensors_in(second))):
         yield (
             f"{kind} draws random numbers from a generator of its own, which the run's seed does not reach, so its "
             "samples depend on the strategy and the number of worker processes: draw from torch, numpy or random, or "
@@ -147,11 +146,9 @@ def random_numbers_out_of_reach(loader: DataLoader[Any]) -> Iterator[str]:
             )
 
 
-def _is_same(first: Any, second: Any) -> bool:
-    """Whether two values are the same, NaN included; others than tensors and arrays are not compared."""
-    if isinstance(first, Tensor | np.ndarray) and isinstance(second, Tensor | np.ndarray):
-        return np.array_equal(np.asarray(first), np.asarray(second), equal_nan=np.asarray(first).dtype.kind == "f")
-    return True
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN included."""
+    return first.shape == second.shape and torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
 
 
 def check_shared_memory(loader: Any, bytes_per_sample: float, trainer: pl.Trainer) -> None:

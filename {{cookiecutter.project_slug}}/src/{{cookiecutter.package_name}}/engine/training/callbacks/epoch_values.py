@@ -168,5 +168,6 @@ def _refuse_differing(trainer: pl.Trainer, module: pl.LightningModule, name: str
     if lowest < highest:
         raise UserError(
             f"'{name}' was never synchronised: it is {lowest:.6g} on one rank and {highest:.6g} on another. Log the "
-            "torchmetrics object in place of its value, or log the values of the steps."
+            "torchmetrics object in place of its value, or log the values of the steps; for what processes have each "
+            "their own, as a time, give sync_dist=True for its mean, or rank_zero_only=True."
         )
