@@ -177,13 +177,20 @@ def test_spoiled_weight_publishes_nothing_and_leaves_earlier_versions(bundle: Pa
     spoiled = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert spoiled.returncode == 1, spoiled.stderr
     assert "error: model.onnx differs from the trained model" in spoiled.stderr
-    assert "1 of 3 formats failed, so nothing was published." in spoiled.stderr
+    assert "1 of 3 formats failed, so nothing was published; export.partial=true publishes the others." in spoiled.stderr
     assert "verifying   model.pt" in spoiled.stdout, "one that fails does not hide the others"
     assert "Traceback" not in spoiled.stderr
     assert sorted(path.name for path in name_dir.iterdir()) == ["1", "config.pbtxt"]
     assert {path: path.read_bytes() for path in bundle.iterdir()} == before
     run_command("export", f"ckpt_path={best_checkpoint}", "formats=onnx", cwd=folder)
     assert sorted(path.name for path in name_dir.iterdir()) == ["1", "2", "config.pbtxt"]
+    partial = [*command, "export.partial=true", "export.name=others"]
+    others = subprocess.run(partial, cwd=folder, capture_output=True, text=True, check=False)
+    assert others.returncode == 0, others.stderr
+    assert "left out    model.onnx differs from the trained model" in others.stdout + others.stderr
+    (version,) = (folder / "artifacts/others").iterdir()
+    assert {path.name for path in version.glob("model*")} == {"model.pt", "model.safetensors"}
+    run_command("verify", f"bundle={version}", "trust=true", cwd=folder)
 
 
 def test_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from digits import Digits, convolutions
 from torch import nn
 
 from {{ cookiecutter.package_name }}.engine.export.formats import FORMATS, Array, exporter
-from {{ cookiecutter.package_name }}.engine.export.gate import Limits, Parity, Reference, admit
+from {{ cookiecutter.package_name }}.engine.export.gate import Limits, Parity, Reference, admit, precise
 from {{ cookiecutter.package_name }}.engine.export.network import Source, deployed, eager
 from {{ cookiecutter.package_name }}.engine.export.signature import Contract, GateFailure, Signature
 from {{ cookiecutter.package_name }}.engine.inference.runtime import difference
@@ -70,7 +70,12 @@ def reference(source: Source, data: Digits) -> Reference:
 
 def reference_of(source: Source, data: Digits, max_batch_size: int) -> Reference:
     test = data.samples["test"]
-    return Reference.of(eager(source.network), test.inputs.numpy()[:90], test.labels.numpy()[:90], max_batch_size)
+    inputs, labels = test.inputs.numpy()[:90], test.labels.numpy()[:90]
+    return reference_for(source.network, inputs, labels, max_batch_size)
+
+
+def reference_for(network: nn.Module, inputs: Array, labels: Array, max_batch_size: int = 64) -> Reference:
+    return Reference.of(eager(network), precise(network, eager, inputs), inputs, labels, max_batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +393,7 @@ def test_difference_in_any_test_sample_is_caught(source: Source, data: Digits, e
     small, limits = reference_of(source, data, 2), replace(LIMITS, max_batch_size=2)
     assert admitted("onnx", exported, source, small, limits).num_samples == 90
     small.first[-1, 0] += 0.01
-    with pytest.raises(GateFailure, match="in the logits of the test split"):
+    with pytest.raises(GateFailure, match="in the logits of sample 89 of the test split, where 90 of 90 answers agree"):
         admitted("onnx", exported, source, small, limits)
 
 
@@ -397,7 +402,77 @@ def test_tolerance_that_nothing_meets_lets_nothing_through(
     source: Source, exported: Path, reference: Reference, tolerance: float
 ) -> None:
     with pytest.raises(GateFailure, match="differs from the trained model"):
-        admitted("onnx", exported, source, reference, replace(LIMITS, tolerance=tolerance))
+        admitted("onnx", exported, source, replace(reference, rounding=0.0), replace(LIMITS, tolerance=tolerance))
+
+
+class OverTheBatch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.softmax(0)
+
+
+class Drawing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 0.01 * torch.rand_like(x)
+
+
+class InFloat32(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ torch.ones(10, 10, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("last", "sentence"),
+    [
+        (nn.Identity(), ""),
+        (InFloat32(), ""),
+        (OverTheBatch(), r"depends on the rest of its batch: that for sample 0 of the test split differs by .* of 2 and"),
+        (nn.BatchNorm1d(10, track_running_stats=False), r"Expected more than 1 value per channel"),
+        (nn.Sequential(InFloat32(), OverTheBatch()), "depends on the rest of its batch"),
+        (Drawing(), "answers a sample differently a second time"),
+    ],
+)
+def test_answer_that_depends_on_its_batch_is_refused(
+    source: Source, data: Digits, last: nn.Module, sentence: str
+) -> None:
+    inputs, labels = data.samples["test"].inputs.numpy()[:90], data.samples["test"].labels.numpy()[:90]
+    network = deployed(nn.Sequential(source.network.net, last), data.spec)  # type: ignore[arg-type]
+    if sentence:
+        with pytest.raises((GateFailure, ValueError), match=sentence):
+            reference_for(network, inputs, labels)
+    else:
+        reference_for(network, inputs, labels)
+
+
+class LowContrast(nn.Module):
+    """A GroupNorm amplifies the rounding of pictures that are nearly of one grey."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3)
+        self.norm, self.last = nn.GroupNorm(8, 8), nn.Linear(8 * 36, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        contrast = 1 + 2e-3 * x.to(self.last.weight.dtype)
+        output: torch.Tensor = self.last(self.norm(self.first(contrast)).flatten(1))
+        return output
+
+
+def test_network_that_amplifies_rounding_passes_and_its_spoiled_file_does_not(
+    source: Source, data: Digits, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    inputs, labels = data.samples["test"].inputs.numpy()[:90], data.samples["test"].labels.numpy()[:90]
+    network = deployed(LowContrast(), data.spec)
+    amplified = replace(source, network=network)
+    reference, limits = reference_for(network, inputs, labels), replace(LIMITS, tolerance=5e-6)
+    assert reference.tolerance(limits) == 16 * reference.rounding
+    write(amplified, tmp_path, "onnx")
+    parity = admitted("onnx", tmp_path, amplified, reference, limits)
+    assert limits.tolerance < parity.largest_difference <= reference.tolerance(limits)
+    network.net.last.weight[0, 0] += 0.05  # type: ignore[union-attr, operator, index]
+    write(amplified, tmp_path, "onnx")
+    with pytest.raises(GateFailure, match="differs from the trained model"):
+        admitted("onnx", tmp_path, amplified, reference, limits)
 
 
 def test_difference_is_absolute_for_small_and_relative_for_large_values() -> None:

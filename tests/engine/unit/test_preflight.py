@@ -145,9 +145,42 @@ class Unexportable(nn.Module):
         return outputs if float(outputs.detach().sum()) > 0 else -outputs
 
 
-@pytest.mark.parametrize("net", [linear, Unexportable])
+class Squeezed(Unexportable):
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.net(x)
+        return outputs.squeeze()
+
+
+class Named(Unexportable):
+    def forward(self, x: Tensor) -> Any:
+        return {"logits": self.net(x)}
+
+
+class OverTheBatch(Unexportable):
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.net(x)
+        return outputs.softmax(0)
+
+
+class Mistaken(Unexportable):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (linear, ""),
+        (Unexportable, ""),
+        (Squeezed, r"forward of Squeezed \(test_preflight.py:\d+\) answers 1 samples with \(10,\): \(B, K\) is needed"),
+        (Named, r"forward of Named \(test_preflight.py:\d+\) returns a dict: one tensor \(B, K\) is needed"),
+        (OverTheBatch, "the answer for a sample depends on the rest of its batch"),
+        (Mistaken, r"permute"),
+    ],
+)
 def test_network_that_cannot_be_exported_is_reported_or_refused_before_training(
     net: Callable[[DataSpec], nn.Module],
+    reason: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
@@ -168,7 +201,7 @@ def test_network_that_cannot_be_exported_is_reported_or_refused_before_training(
         begin(is_required=True)
         assert "the export to onnx and torchscript, in " in caplog.text
     else:
-        with pytest.raises(GateFailure, match=r"could not be exported once it is trained: .*; rehearse_export=warn"):
+        with pytest.raises(GateFailure, match=rf"could not be exported once it is trained: .*{reason}.*; rehearse_export=warn"):
             begin(is_required=True)
         begin(is_required=False)
         assert "warning     this network could not be exported once it is trained: " in caplog.text

@@ -45,8 +45,11 @@ def nearest(word: str, known: Iterable[str], section: str = "") -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message and the line of code that raised it, so that a mistake in one's own network is easy to find."""
-    raised = traceback.extract_tb(error.__traceback__)[-1]
+    """The message and the line that raised it, of the owner's code if there is one: to find a mistake in a network."""
+    frames, engine = traceback.extract_tb(error.__traceback__), Path(__file__).parent
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(engine.parent)]
+    own = [frame for frame in own if not Path(frame.filename).is_relative_to(engine)]
+    raised = (own or frames)[-1]
     return f"{' '.join(str(error).split())} ({Path(raised.filename).name}:{raised.lineno})"
 
 

@@ -107,7 +107,6 @@ def describe(
         "preprocessing": {"where": "inside the graph", "mean": list(spec.mean), "std": list(spec.std)},
         "max_batch_size": limits.max_batch_size,
         "opset": contract.opset,
-        "tolerance": limits.tolerance,
         "max_metric_loss": limits.max_metric_loss,
         **figures,
         "parity": [parity.to_dict() for parity in parities],

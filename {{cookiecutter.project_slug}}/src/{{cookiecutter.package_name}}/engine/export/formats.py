@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
@@ -71,6 +72,16 @@ class Exporter(Protocol):
 
     def load(self, path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
         """Loads the file on the CPU; `optimize=False` runs the graph as it was written."""
+
+
+def first_samples(inputs: Array, num_samples: int) -> Array:
+    """Returns real samples; where there are fewer than a batch takes, they come again."""
+    return inputs[np.arange(num_samples) % len(inputs)]
+
+
+def first_outputs(run: Run, inputs: Array, batch_size: int) -> Array:
+    """Returns the first output of all samples, `(N, K)`."""
+    return np.concatenate([run(inputs[start : start + batch_size])[0] for start in range(0, len(inputs), batch_size)])
 
 
 def exporter(format_name: str) -> Exporter:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class DeployedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         found = self.net(x)
+        if not isinstance(found, Tensor):
+            raise GateFailure(f"{_place_of(self.net)} returns a {type(found).__name__}: one tensor (B, K) is needed.")
         outputs: tuple[Tensor, ...] = self.answers(found if found.dtype == torch.float32 else found.float())
         return outputs
 
@@ -65,10 +68,19 @@ def eager(network: nn.Module) -> Run:
         for output in outputs:
             if output.ndim != 2 or len(output) != len(inputs):
                 shape = tuple(output.shape)
-                raise GateFailure(f"the network answers {len(inputs)} samples with {shape}: (B, K) is needed.")
+                place = _place_of(getattr(network, "net", network))
+                raise GateFailure(f"{place} answers {len(inputs)} samples with {shape}: (B, K) is needed.")
         return tuple(output.numpy() for output in outputs)
 
     return run
+
+
+def _place_of(network: nn.Module) -> str:
+    """Where the owner finds what the network computes last."""
+    while isinstance(network, nn.Sequential):
+        network = network[-1]
+    code = type(network).forward.__code__
+    return f"forward of {type(network).__name__} ({Path(code.co_filename).name}:{code.co_firstlineno})"
 
 
 def eager_latency_ms(network: nn.Module, inputs: Array) -> float:

@@ -17,7 +17,7 @@ from ..inference.tasks import TASKS
 from ..spec import DataSpec
 from ..training.build import build_model
 from .formats import FORMATS, ONNX_OPTIONS, Array, exporter
-from .gate import check_structure, refuse_above
+from .gate import check_structure, precise, refuse_above, refuse_dependence
 from .network import Source, deployed, eager
 from .pipeline import exported
 from .signature import Contract, GateFailure, Signature
@@ -55,6 +55,7 @@ def _rehearse(network: torch.nn.Module, model_section: Mapping[str, Any], spec: 
     example = torch.from_numpy(inputs[:2]).clone(memory_format=torch.contiguous_format)
     source = Source(network, example, contract, {}, model_section, spec, lambda num_samples: inputs)
     expected = eager(network)(inputs)
+    refuse_dependence(precise(network, eager, inputs), inputs, [2, len(inputs)], "first batch")
     with tempfile.TemporaryDirectory() as folder:
         for name in REHEARSED:
             path = Path(folder, FORMATS[name].file)

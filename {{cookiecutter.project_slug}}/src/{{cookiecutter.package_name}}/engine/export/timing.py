@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..isolation import IsolatedError, IsolatedProcess
-from .formats import Array, Run, exporter
-from .gate import first_samples
+from .formats import Array, Run, exporter, first_samples
 from .signature import GateFailure
 
 NUM_WARMUP_CALLS, MIN_CALLS = 3, 5

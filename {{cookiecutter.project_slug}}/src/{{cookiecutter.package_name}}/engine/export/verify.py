@@ -21,8 +21,8 @@ from ..config.validation import read_options
 from ..console import shown
 from ..inference.runtime import BadBundle, check_files, find_bundle, read_golden, read_manifest
 from ..inference.tasks import TASKS
-from .formats import FORMATS
-from .gate import check_repeats, check_structure, compare_batches, first_samples, isolated_answers
+from .formats import FORMATS, first_samples
+from .gate import check_repeats, check_structure, compare_batches, isolated_answers
 from .signature import Contract
 from .triton import CONFIG, check_config
 

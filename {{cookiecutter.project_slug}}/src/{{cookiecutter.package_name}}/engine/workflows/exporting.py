@@ -1,14 +1,18 @@
 """Exports a checkpoint as a verified bundle: `artifacts/<name>/<version>/`."""
 
 import datetime
+import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 
+from ..config import PACKAGE
 from ..config.command_line import Config
 from ..config.validation import read_options
 from ..errors import UserError, nearest
@@ -19,11 +23,13 @@ from ..export.gate import Limits, Parity
 from ..export.network import require_data_spec
 from ..export.pipeline import write_verified
 from ..export.signature import Contract, Signature
-from ..inference.runtime import digest
+from ..inference.runtime import digest, read_manifest, versions
 from ..reporting.run_report import report_export
 from ..runs.run_record import add_bundle
 from ..training import checkpoints
 from ..training.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 65536  # samples, which the gate holds in memory
 FORMAT_OPTIONS = ("opset", "num_calibration_samples", "calibration")
@@ -41,9 +47,10 @@ class Request:
 class Options:
     """The section `export` of `configs/export.yaml`; null stands for a format's own default."""
 
-    name: str
+    name: str | None
     max_batch_size: int
     tolerance: float
+    partial: bool
     max_metric_loss: float
     opset: int | None
     num_calibration_samples: int | None
@@ -86,22 +93,55 @@ def export(
 
     spec, limits = checkpoint.spec, Limits(options.max_batch_size, options.tolerance, options.max_metric_loss)
     opset = options.of_format("onnx")["opset"]
-    contract = Contract(options.name, Signature.of(spec), spec.labels, digest(checkpoint.path), opset, spec.task)
+    name = options.name or _name_of_signature(artifact_dir, checkpoint)
+    contract = Contract(name, Signature.of(spec), spec.labels, digest(checkpoint.path), opset, spec.task)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with staging_folder(artifact_dir / options.name) as folder:
+    with staging_folder(artifact_dir / name) as folder:
         check_triton_config(folder.parent, contract, limits.max_batch_size, "onnx" in formats)
         chosen = {name: options.of_format(name) for name in formats}
-        parities, figures = write_verified(checkpoint, datamodule, chosen, contract, limits, folder)
+        parities, figures = write_verified(checkpoint, datamodule, chosen, contract, limits, folder, options.partial)
+        has_onnx = any(parity.format == "onnx" for parity in parities)
+        check_triton_config(folder.parent, contract, limits.max_batch_size, has_onnx)
         described = describe(contract, checkpoint, parities, limits, **figures)
 
         def seal(folder: Path, version: int) -> None:
             contents = {**described, "version": version, "created": created}
             (folder / "README.md").write_text(card(folder, contents), encoding="utf-8")
             write_manifest(contents, folder)
-            if "onnx" in formats:  # last: what fails before it, as on a full disk, leaves no trace
+            if has_onnx:  # last: what fails before it, as on a full disk, leaves no trace
                 write_triton_config(folder, contract, limits.max_batch_size)
 
         return publish(folder, seal), parities
+
+
+def _name_of_signature(artifact_dir: Path, checkpoint: Checkpoint) -> str:
+    """The package's name, or `<data>_<model>` where the bundles of that name take or give something else."""
+    section, spec = checkpoint.config["model"], checkpoint.spec
+    network = section.get("net") or section
+    own = f"{spec.name}_{network.get('_target_', 'model').rpartition('.')[2].lower()}"
+    own = re.sub(r"[^A-Za-z0-9_.-]+", "_", own)
+    names = chain([PACKAGE, own], (f"{own}_{number}" for number in count(2)))
+    name = next(name for name in names if _has_signature(artifact_dir / name, Signature.of(spec), spec.labels))
+    if name != PACKAGE:
+        log.info("name        %s: what artifacts/%s holds has another signature", name, PACKAGE)
+    return name
+
+
+def _has_signature(name_dir: Path, signature: Signature, labels: Sequence[str]) -> bool:
+    """Whether the newest bundle has these tensors and labels, or there is none."""
+    if not name_dir.is_dir() or not (numbers := versions(name_dir)):
+        return True
+    try:
+        manifest = read_manifest(name_dir / str(max(numbers)))
+        tensors = [
+            (tensor["name"], tensor["dtype"], tensor["shape"][1:])
+            for tensor in manifest["inputs"] + manifest["outputs"]
+        ]
+        found = tensors, manifest["labels"]
+    except (UserError, KeyError):
+        return False
+    own = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in (signature.input, *signature.outputs)]
+    return found == (own, list(labels))
 
 
 def _check(formats: list[str], options: Options) -> None:
@@ -126,5 +166,5 @@ def _check(formats: list[str], options: Options) -> None:
         raise UserError(f"export.tolerance={options.tolerance} is out of range: give 0 or more, as 1.0e-5.")
     if not 0 <= options.max_metric_loss < 1:
         raise UserError(f"export.max_metric_loss={options.max_metric_loss} is out of range: give 0 to 1, as 0.005.")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", options.name):  # in addresses and configurations too
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", options.name or "_"):  # in addresses and configurations too
         raise UserError(f"export.name={options.name} is no name for a model: give letters, digits and any of _ - .")
