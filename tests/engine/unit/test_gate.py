@@ -425,8 +425,8 @@ class InFloat32(nn.Module):
     [
         (nn.Identity(), ""),
         (InFloat32(), ""),
-        (OverTheBatch(), r"depends on the rest of its batch: that for sample 0 of the test split differs by .* of 2 and"),
-        (nn.BatchNorm1d(10, track_running_stats=False), r"Expected more than 1 value per channel"),
+        (OverTheBatch(), r"depends on the rest of its batch: that for sample 0 of the test split differs by"),
+        (nn.BatchNorm1d(10, track_running_stats=False), "cannot answer a single sample: Expected more than 1 value"),
         (nn.Sequential(InFloat32(), OverTheBatch()), "depends on the rest of its batch"),
         (Drawing(), "answers a sample differently a second time"),
     ],
@@ -437,7 +437,7 @@ def test_answer_that_depends_on_its_batch_is_refused(
     inputs, labels = data.samples["test"].inputs.numpy()[:90], data.samples["test"].labels.numpy()[:90]
     network = deployed(nn.Sequential(source.network.net, last), data.spec)  # type: ignore[arg-type]
     if sentence:
-        with pytest.raises((GateFailure, ValueError), match=sentence):
+        with pytest.raises(GateFailure, match=sentence):
             reference_for(network, inputs, labels)
     else:
         reference_for(network, inputs, labels)

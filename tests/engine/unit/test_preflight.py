@@ -201,7 +201,8 @@ def test_network_that_cannot_be_exported_is_reported_or_refused_before_training(
         begin(is_required=True)
         assert "the export to onnx and torchscript, in " in caplog.text
     else:
-        with pytest.raises(GateFailure, match=rf"could not be exported once it is trained: .*{reason}.*; rehearse_export=warn"):
+        sentence = rf"could not be exported once it is trained: .*{reason}.*; rehearse_export=warn"
+        with pytest.raises(GateFailure, match=sentence):
             begin(is_required=True)
         begin(is_required=False)
         assert "warning     this network could not be exported once it is trained: " in caplog.text

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..inference.runtime import difference
 from ..inference.tasks import TASKS, Task
 from ..isolation import IsolatedError, run_isolated
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 FOLLOWING_TOLERANCE = 5e-3
 NUM_COMPARED = 8  # samples, each alone and in larger batches
 BETWEEN_BATCHES = {True: 1e-6, False: 1e-4}  # allowed in float64, whose outputs are rounded to float32, and in float32
-# Of the network's own rounding, by which a file in float32 may be off: ONNX Runtime's normalisation of pictures of low
-# contrast was up to 9 times as far from float64 as torch's.
+# Of the network's own rounding, by which a file in float32 may be off: ONNX Runtime's was up to 9 times as large.
 MULTIPLE = 16.0
 NUM_TIMED, MAX_SECONDS = 200, 2.0
 INPUTS, ANSWERS = "inputs.npy", "answers.npz"
@@ -43,7 +42,7 @@ def precise(network: "nn.Module", eager: "Callable[[nn.Module], Run]", inputs: A
     try:
         run = eager(copy.deepcopy(network).double())
         run(inputs[:1])
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return Precise(eager(network), False)
     return Precise(run, True)
 
@@ -56,14 +55,17 @@ def other_roundings(run: Run, exact: Precise, inputs: Array, batch_size: int) ->
 
 def refuse_dependence(exact: Precise, inputs: Array, batch_sizes: Sequence[int], where: str) -> None:
     """Raises `GateFailure` where a sample has other outputs in a batch than alone, or at a second time."""
-    alone = [exact.run(inputs[place : place + 1]) for place in range(min(NUM_COMPARED, len(inputs)))]
-    if any(map(difference, alone[0], exact.run(inputs[:1]))):
+    try:
+        alone = [exact.run(inputs[place : place + 1]) for place in range(min(NUM_COMPARED, len(inputs)))]
+    except (RuntimeError, ValueError) as error:
+        raise GateFailure(f"the network cannot answer a single sample: {one_line(error)}.") from error
+    if not all(np.array_equal(*pair, equal_nan=True) for pair in zip(alone[0], exact.run(inputs[:1]), strict=True)):
         raise GateFailure("the network answers a sample differently a second time: let it draw no random numbers.")
     for size in batch_sizes:
         whole = exact.run(first_samples(inputs, size))
         for place, outputs in enumerate(alone[:size]):
             parts = [output[place : place + 1] for output in whole]
-            apart = max(map(difference, parts, outputs))
+            apart = max(map(difference, parts, outputs)) if np.isfinite(outputs[0]).all() else 0.0
             if not apart <= BETWEEN_BATCHES[exact.is_double]:
                 raise GateFailure(
                     f"the answer for a sample depends on the rest of its batch: that for sample {place} of the {where} "
@@ -128,11 +130,11 @@ class Reference:
         task: str = "classification",
     ) -> "Reference":
         """Raises `GateFailure` for a model with answers that are not finite, or depend on the rest of a batch."""
+        sizes = verified_batch_sizes(max_batch_size)
+        refuse_dependence(exact, inputs, [2, sizes[-1]], "test split")
         first = first_outputs(model, inputs, max_batch_size)
         if not np.isfinite(first).all():
             raise GateFailure("the trained model answers samples of the test split with NaN or infinity: train anew.")
-        sizes = verified_batch_sizes(max_batch_size)
-        refuse_dependence(exact, inputs, [2, sizes[-1]], "test split")
         by_batch = {size: model(first_samples(inputs, size)) for size in sizes}
         others, score = other_roundings(model, exact, inputs, max_batch_size), TASKS[task].score
         following = TASKS[task].following  # a softmax has its own scale

@@ -47,13 +47,6 @@ def write_verified(
     run = eager(network)
     exact = precise(network, eager, inputs)
     reference = Reference.of(run, exact, inputs, truth, limits.max_batch_size, checkpoint.spec.task)
-    tolerance = reference.tolerance(limits)
-    if tolerance > limits.tolerance:
-        log.info(
-            "rounding    float32 itself moves the outputs of this network by %.1e, so a file may differ by %.1e",
-            reference.rounding,
-            tolerance,
-        )
     model.eval()
     if not torch.equal(network.net(example := torch.from_numpy(inputs[:2])), model(example)):
         raise GateFailure("the model's forward does more than self.net, which is exported: move it into the network.")
@@ -75,11 +68,18 @@ def write_verified(
     np.savez(folder / GOLDEN, **{"input": golden, **dict(named)})  # type: ignore[arg-type]
     figures = {
         "data": _data(checkpoint.spec, datamodule, len(truth)),
-        "tolerance": tolerance,
+        "tolerance": _allowed(reference, limits),
         "eager_latency_ms": eager_latency_ms(network, inputs[:1]),
         "metrics": _tested(model, datamodule, folder),
     }
     return parities, figures
+
+
+def _allowed(reference: Reference, limits: Limits) -> float:
+    allowed = reference.tolerance(limits)
+    if allowed > limits.tolerance:
+        log.info("rounding    float32 moves the outputs by %.1e, so a file may by %.1e", reference.rounding, allowed)
+    return allowed
 
 
 def _tested(model: pl.LightningModule, datamodule: pl.LightningDataModule, folder: Path) -> dict[str, float]:
