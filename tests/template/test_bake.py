@@ -248,7 +248,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 10447, "engine's lines without serving and search": 8844, "files": 202}
+EXCEEDED = {"engine's lines": 10528, "engine's lines without serving and search": 8849, "files": 202}
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,7 @@ def test_doctor_says_what_there_is_and_what_to_type_next(tmp_path: Path) -> None
     for what in ("Python", "torch", "GPUs", "disk", "shared memory", "engine", "strategy"):
         assert any(f" {what} " in line for line in process.stdout.splitlines()), what
     assert f"next: python -m {package.__name__} train" in process.stdout
+    assert ("worker processes of a DataLoader can hang" in process.stdout) == (sys.version_info < (3, 11, 10))
 
 
 def test_doctor_notes_an_edited_engine_and_finds_no_fault_in_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`serve` in a separate process, with requests by NVIDIA's client, by plain HTTP and by people."""
 
+import gzip
 import hashlib
 import http.client
 {% if cookiecutter.data_kind == "images" %}
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from {{ cookiecutter.package_name }}.engine.inference.runtime import read_golden
+
+STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def test_metadata_is_that_of_the_bundle(client: InferenceServerClient) -> None:
     assert client.is_model_ready(NAME)
     assert client.is_model_ready(NAME, "1")
     assert not client.is_model_ready(NAME, "2")
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_configuration", "statistics"]
     metadata = client.get_model_metadata(NAME, "1")
     assert metadata["versions"] == ["1"]
     assert metadata["inputs"] == [{"name": "input", "datatype": DATATYPE, "shape": [-1, *ONE.shape[1:]]}]
@@ -73,6 +77,53 @@ def test_metadata_is_that_of_the_bundle(client: InferenceServerClient) -> None:
         {"name": "logits", "datatype": "FP32", "shape": [-1, {{ 2 if cookiecutter.data_kind == "tables" else 10 }}]},
         {"name": "probabilities", "datatype": "FP32", "shape": [-1, {{ 2 if cookiecutter.data_kind == "tables" else 10 }}]},
     ]
+
+
+def test_clients_of_triton_find_configuration_statistics_and_index(
+    client: InferenceServerClient, bundle: Path, samples: npt.NDArray[Any]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of gRPC, which NVIDIA's package brings
+        from tritonclient.grpc import model_config_pb2
+    from google.protobuf import json_format, text_format
+
+    written = text_format.Parse((bundle.parent / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    written.platform = "onnxruntime_onnx"
+    assert json_format.ParseDict(client.get_model_config(NAME, "1"), model_config_pb2.ModelConfig()) == written
+    (before,) = client.get_inference_statistics(NAME, "1")["model_stats"]
+    client.infer(**asked(NAME, samples[:7], True))
+    (after,) = client.get_inference_statistics()["model_stats"]
+    assert (after["name"], after["version"]) == (NAME, "1")
+    assert after["inference_count"] - before["inference_count"] == 7
+    assert after["execution_count"] - before["execution_count"] == 1
+    stages = [{name: stats["inference_stats"][name] for name in STAGES} for stats in (before, after)]
+    assert all(stages[1][name]["count"] == stages[0][name]["count"] + 1 for name in STAGES)
+    assert all(stages[1][name]["ns"] > stages[0][name]["ns"] for name in STAGES if name != "queue")
+    assert after["inference_stats"]["success"]["count"] >= before["inference_stats"]["success"]["count"]
+    assert client.get_model_repository_index() == [{"name": NAME, "version": "1", "state": "READY", "reason": ""}]
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compressed_request_is_answered_as_a_plain_one(
+    client: InferenceServerClient, samples: npt.NDArray[Any], algorithm: str
+) -> None:
+    asks = asked(NAME, samples[:7], True)
+    found = client.infer(**asks, request_compression_algorithm=algorithm).as_numpy("logits")
+    np.testing.assert_array_equal(found, client.infer(**asks).as_numpy("logits"))
+
+
+def test_compressed_body_that_is_damaged_or_too_large_is_refused(server: Server) -> None:
+    good, damaged = gzip.compress(request(ONE)), "the body cannot be decompressed: "
+    assert server.ask("POST", INFER, good, Content_Encoding="GZip")[0] == 200
+    for body, status, sentence in (
+        (good[:-5], 400, f"{damaged}it ends too early, or something follows it."),
+        (good + b"x", 400, f"{damaged}it ends too early, or something follows it."),
+        (b"no gzip", 400, f"{damaged}Error -3 while decompressing data: incorrect header check."),
+        (gzip.compress(bytes(17 * 2**20)), 413, "the body is larger than the 16,777,216 bytes that are taken."),
+    ):
+        assert server.error("POST", INFER, body, Content_Encoding="gzip") == (status, sentence)
+    refused = server.error("POST", INFER, good, Content_Encoding="br")
+    assert refused == (415, "the content encoding 'br' is not taken: send gzip, deflate or none.")
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
@@ -439,8 +490,9 @@ def test_sample_as_numbers_is_answered_as_its_picture_is(server: Server, samples
     Image.fromarray(samples[0, 0]).save(file, "png")
     picture = server.ask("POST", "/predict", file.getvalue())
     for data in (samples[0].tolist(), samples[0].ravel().tolist()):
-        numbers = server.ask("POST", "/predict", json.dumps(data).encode(), Content_Type="application/json")
-        assert (numbers[0], numbers[2]) == (200, picture[2])
+        for kind in ("application/json", "Application/JSON; charset=utf-8", "application/x-www-form-urlencoded"):
+            numbers = server.ask("POST", "/predict", json.dumps(data).encode(), Content_Type=kind)
+            assert (numbers[0], numbers[2]) == (200, picture[2])
     for data, sentence in (
         ([1, 2], "the body has the shape [2], not [1, 8, 8]."),
         ({}, "it is no list: send one sample"),

@@ -77,8 +77,13 @@ def project() -> tuple[str, list[str]]:
 
 def python() -> list[Finding]:
     asked, _ = project()
-    remedy = "" if fits(platform.python_version(), asked) else f"this project asks for {asked}: make setup PYTHON=..."
-    return [Finding("Python", f"{platform.python_version()} on {platform.system()}", remedy, missing=bool(remedy))]
+    found, remedy = f"{platform.python_version()} on {platform.system()}", ""
+    is_wrong = not fits(platform.python_version(), asked)
+    if is_wrong:
+        remedy = f"this project asks for {asked}: make setup PYTHON=..."
+    elif sys.version_info < (3, 11, 10):
+        remedy = "worker processes of a DataLoader can hang as they start (cpython issue 112275): take 3.11.10 or later"
+    return [Finding("Python", found, remedy, missing=is_wrong)]
 
 
 def packages() -> list[Finding]:

@@ -77,6 +77,9 @@ class Endpoints:
             Route("/v2/health/live", self.health),
             Route("/v2/health/ready", self.health),  # the server listens only once the golden samples were answered
             Route("/metrics", self.metrics),
+            Route("/v2/repository/index", self.index, methods=["POST"]),
+            *(Route(path, self.statistics) for path in ("/v2/models/stats", f"{MODEL}/stats", f"{VERSION}/stats")),
+            *(Route(f"{path}/config", self.config) for path in (MODEL, VERSION)),
             *(Route(path, self.model) for path in (MODEL, VERSION)),
             *(Route(f"{path}/ready", self.model_ready) for path in (MODEL, VERSION)),
         ]
@@ -96,11 +99,14 @@ class Endpoints:
         return Response(body, media_type="application/octet-stream", headers={protocol.HEADER_LENGTH: str(length)})
 
     async def predict(self, request: Request) -> Response:
-        model, content_type = self._versions.current, request.headers.get("content-type", "")
+        model, content_type = self._versions.current, request.headers.get("content-type", "").lower()
         if content_type.startswith("multipart/"):
             raise RequestError("send the file itself, as curl --data-binary does, and no form.", 415)
-        read = sample_from_json if content_type.startswith("application/json") else sample_from_file
-        sample = await asyncio.to_thread(read, await request.body(), model.bundle.input_schema)
+        body = await request.body()
+        # curl says that JSON is a form, unless it is told.
+        is_json = "json" in content_type or ("csv" not in content_type and body.lstrip()[:1] in (b"[", b"{"))
+        read = sample_from_json if is_json else sample_from_file
+        sample = await asyncio.to_thread(read, body, model.bundle.input_schema)
         (last,) = (await self._compute(model, sample))[model.bundle.outputs[-1]]
         return json_response(model.bundle.task.describe(last, model.bundle.labels, every=True))
 
@@ -123,6 +129,19 @@ class Endpoints:
 
     async def model(self, request: Request) -> Response:
         return json_response(self._find_model(request).metadata.to_response())
+
+    async def config(self, request: Request) -> Response:
+        return json_response(self._find_model(request).metadata.to_config())
+
+    async def statistics(self, request: Request) -> Response:
+        """Since the start of the server, whatever version answered."""
+        current = self._find_model(request) if "name" in request.path_params else self._versions.current
+        named = {"name": current.metadata.name, "version": current.metadata.version}
+        return json_response({"model_stats": [{**named, **self._metrics.statistics()}]})
+
+    async def index(self, request: Request) -> Response:
+        metadata = self._versions.current.metadata
+        return json_response([{"name": metadata.name, "version": metadata.version, "state": "READY", "reason": ""}])
 
     async def model_ready(self, request: Request) -> Response:
         self._find_model(request)

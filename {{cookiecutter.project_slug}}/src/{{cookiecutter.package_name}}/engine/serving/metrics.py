@@ -1,10 +1,11 @@
 """The server's metrics for Prometheus."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.samples import Sample
 
 from .drift import Drift
 
@@ -42,6 +43,30 @@ class Metrics:
         self._model.labels(manifest["name"], manifest["version"], manifest["files"][file]["sha256"]).set(1)
         if self.drift is not None:
             self.drift.set_reference(manifest)
+
+    def statistics(self) -> dict[str, Any]:
+        """Returns counts and nanoseconds since the start, as Triton's extension of statistics names them."""
+
+        def value(name: str, **labels: str) -> float:
+            return self.registry.get_sample_value(f"serving_{name}", labels) or 0.0
+
+        def duration(name: str, **labels: str) -> dict[str, int]:
+            return {"count": int(value(f"{name}_count", **labels)), "ns": int(1e9 * value(f"{name}_sum", **labels))}
+
+        stages = {"queue": "queue", "compute_input": "read", "compute_infer": "compute", "compute_output": "write"}
+        rejected = sum(sample.value for sample in self._samples() if sample.name == "serving_rejected_total")
+        return {
+            "inference_count": int(value("batch_size_sum")),
+            "execution_count": int(value("batch_size_count")),
+            "inference_stats": {
+                "success": duration("request_seconds", route="infer", code="200"),
+                "fail": {"count": int(rejected), "ns": 0},
+                **{name: duration("stage_seconds", stage=stage) for name, stage in stages.items()},
+            },
+        }
+
+    def _samples(self) -> Iterator[Sample]:
+        return (sample for family in self.registry.collect() for sample in family.samples)
 
     def text(self) -> bytes:
         """Returns all metrics in the text format of Prometheus."""

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import sys
+import zlib
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 PATHS_WITHOUT_TOKEN = ("/", "/v2/health/live", "/v2/health/ready")  # probes have no token, and the page asks for it
 PATHS_WITHOUT_LOG = ("/v2/health/live", "/v2/health/ready", "/metrics")  # asked every few seconds; logged on failure
 CLIENT_CLOSED_REQUEST = 499  # nginx's status
+COMPRESSED = (b"gzip", b"x-gzip", b"deflate")
 MAX_SENTENCE = 280  # characters
 STDOUT = 1
 REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
@@ -50,6 +52,8 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         start, headers, path, status = perf_counter(), dict(scope["headers"]), scope["path"], 0
+        encoding = headers.get(b"content-encoding", b"identity").lower()
+        decode = Decoder(self._max_body_bytes) if encoding in COMPRESSED else None
         remaining = self._max_body_bytes
         given = headers.get(b"x-request-id", b"")
         request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
@@ -59,7 +63,9 @@ class RequestMiddleware:
             message = await receive()
             remaining -= len(message.get("body", b""))
             if remaining < 0:  # a body in chunks has no length in its headers
-                raise self._too_large()
+                raise too_large(self._max_body_bytes)
+            if decode is not None and message["type"] == "http.request":
+                message["body"] = decode(message.get("body", b""), is_last=not message.get("more_body"))
             return message
 
         async def send_with_id(message: Message) -> None:
@@ -93,12 +99,37 @@ class RequestMiddleware:
                 return RequestError(sentence, 401, "unauthorized")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > self._max_body_bytes:
-            return self._too_large()
+            return too_large(self._max_body_bytes)
+        encoding = headers.get(b"content-encoding", b"identity").lower()
+        if encoding not in (b"identity", *COMPRESSED):
+            name = encoding.decode("latin-1")
+            sentence = f"the content encoding '{name}' is not taken: send gzip, deflate or none."
+            return RequestError(sentence, 415, "unsupported_encoding")
         return None
 
-    def _too_large(self) -> RequestError:
-        sentence = f"the body is larger than the {self._max_body_bytes:,} bytes that are taken."
-        return RequestError(sentence, 413, "too_large")
+
+class Decoder:
+    """Decompresses a body that arrives in pieces; raises `RequestError` beyond `max_bytes`, and for damaged ones."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._num_bytes = max_bytes, 0
+        self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip, or deflate in the format of zlib
+
+    def __call__(self, piece: bytes, is_last: bool) -> bytes:
+        try:
+            decoded = self._stream.decompress(piece, self._max_bytes - self._num_bytes + 1)
+        except zlib.error as error:
+            raise RequestError(f"the body cannot be decompressed: {error}.") from error
+        self._num_bytes += len(decoded)
+        if self._num_bytes > self._max_bytes:
+            raise too_large(self._max_bytes)
+        if (is_last and not self._stream.eof) or self._stream.unused_data:
+            raise RequestError("the body cannot be decompressed: it ends too early, or something follows it.")
+        return decoded
+
+
+def too_large(max_bytes: int) -> RequestError:
+    return RequestError(f"the body is larger than the {max_bytes:,} bytes that are taken.", 413, "too_large")
 
 
 def error_response(error: RequestError, metrics: Metrics) -> Response:

@@ -16,7 +16,7 @@ from .payload import Array, RequestError, check_range, excerpt, parse_json, tens
 
 Entry = Mapping[str, Any]
 
-EXTENSIONS = ["binary_tensor_data"]
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 HEADER_LENGTH = "inference-header-content-length"
 
 
@@ -51,6 +51,22 @@ class ModelMetadata:
             "inputs": [self._describe(self.input)],
             "outputs": [self._describe(tensor) for tensor in self.outputs],
         }
+
+    def to_config(self) -> dict[str, Any]:
+        """Returns the response to a request for the configuration of the model, as Triton has it."""
+        return {
+            "name": self.name,
+            "platform": "onnxruntime_onnx",
+            "backend": "onnxruntime",
+            "max_batch_size": self.max_batch_size,
+            "input": [self._configure(self.input)],
+            "output": [self._configure(tensor) for tensor in self.outputs],
+            "dynamic_batching": {},
+        }
+
+    def _configure(self, tensor: Entry) -> dict[str, Any]:
+        datatype = f"TYPE_{self.datatypes[tensor['name']]}"
+        return {"name": tensor["name"], "data_type": datatype, "dims": tensor["shape"][1:]}
 
     def _describe(self, tensor: Entry) -> dict[str, Any]:
         return {"name": tensor["name"], "datatype": self.datatypes[tensor["name"]], "shape": tensor["shape"]}
