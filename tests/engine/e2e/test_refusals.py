@@ -260,7 +260,7 @@ from PACKAGE.export import main
 from PACKAGE.models.{{ "tabular import TabularMLP" if cookiecutter.data_kind == "tables" else "cnn import CNN" }} as Network
 
 whole = Network.forward
-Network.forward = lambda self, x: whole(self, x if x.sum() > 0 else -x)
+Network.forward = lambda self, x: whole(self, x if x.isnan().sum() >= 0 else -x)
 main()
 """
 

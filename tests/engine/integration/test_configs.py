@@ -13,7 +13,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.config import CONFIG_DIRS
 from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
 {% if cookiecutter.search %}
@@ -107,7 +106,7 @@ def test_space_of_a_search_names_options_that_exist(space: str, tmp_path: Path) 
 
 {% endif %}
 def test_export_options_fit(tmp_path: Path) -> None:
-    assert read_options(composed("export", tmp_path)["export"], ExportOptions).name == package.__name__
+    assert read_options(composed("export", tmp_path)["export"], ExportOptions).name is None
 
 
 def test_learning_rate_monitor_is_left_out_without_a_logger(tmp_path: Path) -> None:
