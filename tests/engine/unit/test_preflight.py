@@ -50,10 +50,16 @@ def with_noise(samples: Any) -> Tensor:
     return torch.rand(len(samples))
 
 
+def as_sparse(samples: Any) -> Tensor:
+    return torch.eye(len(samples)).to_sparse()
+
+
 @pytest.mark.parametrize(
     ("dataset", "collate", "sentence"),
     [
         (OwnGenerator(), None, r"OwnGenerator draws random numbers from a generator of its own"),
+        (OwnGenerator(), list, r"OwnGenerator draws random numbers from a generator of its own"),
+        (TensorDataset(torch.zeros(2)), as_sparse, ""),
         (Noise(), with_noise, r"the collate_fn of Noise draws random numbers"),
         (TensorDataset(torch.zeros(2)), with_noise, r"the collate_fn of TensorDataset draws random numbers"),
         (Noise(), None, ""),

@@ -285,9 +285,8 @@ class SeededFetch(data.Dataset[Any]):
             with generators_seeded(_seed(self.seed, part.epoch)):
                 batch = self.collate(fetch(self.dataset, part.compared))
             dense = [values.cpu().double().flatten() for values in tensors_in(batch) if values.layout == torch.strided]
-            found.append(
-                sum((values.nan_to_num(0, 0, 0).abs() * _weights(len(values))).sum().item() for values in dense)
-            )
+            known = [values.nan_to_num(0, 0, 0).abs() for values in dense]
+            found.append(sum((values * _weights(len(values))).sum().item() for values in known))
         return found[0] if found[0] == found[1] else math.nan
 
     def _is_readable(self, index: int) -> bool:
@@ -299,10 +298,10 @@ class SeededFetch(data.Dataset[Any]):
 
 
 def tensors_in(batch: Any) -> list[Tensor]:
-    """All that a batch holds, also in dataclasses."""
-    found: list[Tensor] = []
-    apply_to_collection(batch, Tensor, found.append, allow_frozen=True)
-    return found
+    """All that a batch holds, arrays of numbers among them, also in dataclasses."""
+    found: list[Any] = []
+    apply_to_collection(batch, (Tensor, np.ndarray), found.append, allow_frozen=True)
+    return [torch.as_tensor(value) for value in found if isinstance(value, Tensor) or value.dtype.kind in "biuf"]
 
 
 def _weights(size: int) -> Tensor:
