@@ -38,12 +38,12 @@ def main(folder: Path) -> None:
     package = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["name"]
     bundle = import_module(f"{package}.engine.inference.runtime").Bundle(folder, num_threads=1)
     session = bundle.session  # the same one: two sessions of one file differ by more than the loader costs
-    inputs = np.load(folder / "golden.npz")["input"][:1]
+    inputs = np.load(folder / "golden.npz")["x"][:1]
 
     def bare() -> object:
-        return session.run(["logits", "probabilities"], {"input": inputs})
+        return session.run(["logits", "probabilities"], {"x": inputs})
 
-    found = best_of_rounds({"bare": bare, "Bundle": lambda: bundle(inputs)})
+    found = best_of_rounds({"bare": bare, "Bundle": lambda: bundle({"x": inputs})})
     print(f"Bundle over bare: {found['Bundle'] - found['bare']:+.1f} ({found['Bundle'] / found['bare'] - 1:+.1%})")
 
     import torch  # only now: its threads would disturb the figures above

@@ -82,11 +82,11 @@ def print_table(names: list[str], found: dict[tuple[str, int], list[tuple[float,
 def write_request(bundle: Path, scratch: Path) -> Path:
     """What wrk runs: one golden sample, as every server takes it."""
     with np.load(bundle / "golden.npz") as golden:
-        sample = golden["input"][:1]
+        sample = golden["x"][:1]
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     (described,) = manifest["inputs"]
     datatype = described["dtype"].upper().replace("FLOAT", "FP")
-    tensor = {"name": "input", "datatype": datatype, "shape": sample.shape, "data": sample.ravel().tolist()}
+    tensor = {"name": "x", "datatype": datatype, "shape": sample.shape, "data": sample.ravel().tolist()}
     body = json.dumps({"inputs": [tensor]})
     script = scratch / "request.lua"
     script.write_text(

@@ -22,7 +22,7 @@ MAKER_PACKAGES = ("pytest-xdist==3.8.0", "selenium==4.51.0", "pyarrow==26.0.1", 
 LONG_E2E = ("benchmark", "formats", "search")
 SHORT_E2E = (
     *("broken", "commands", "dp", "killed", "own_modules", "own_pictures"),
-    *("predict", "refusals", "runs", "serve", "serving"),
+    *("any_signature", "predict", "refusals", "runs", "serve", "serving"),
 )
 SKIPS = {
     "there is no GPU here",

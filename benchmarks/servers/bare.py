@@ -20,7 +20,7 @@ async def infer(request: Request) -> Response:
     (entry,) = orjson.loads(await request.body())["inputs"]
     inputs = np.asarray(entry["data"], np.uint8).reshape(entry["shape"])
     names = ("logits", "probabilities")
-    answers = zip(names, session.run(names, {"input": inputs}), strict=True)
+    answers = zip(names, session.run(names, {"x": inputs}), strict=True)
     outputs = [{"name": name, "datatype": "FP32", "shape": array.shape, "data": array} for name, array in answers]
     body = orjson.dumps({"model_name": "bare", "outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, media_type="application/json")

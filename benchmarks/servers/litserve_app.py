@@ -19,7 +19,7 @@ class Api(litserve.LitAPI):
         return np.asarray(entry["data"], np.uint8).reshape(entry["shape"])
 
     def predict(self, inputs):
-        return self.session.run(("logits", "probabilities"), {"input": inputs})
+        return self.session.run(("logits", "probabilities"), {"x": inputs})
 
     def encode_response(self, arrays):
         return {

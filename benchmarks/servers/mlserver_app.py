@@ -16,6 +16,6 @@ class Onnx(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         inputs = NumpyCodec.decode_input(payload.inputs[0])
         names = ("logits", "probabilities")
-        answers = zip(names, self.session.run(names, {"input": inputs}), strict=True)
+        answers = zip(names, self.session.run(names, {"x": inputs}), strict=True)
         outputs = [NumpyCodec.encode_output(name, array) for name, array in answers]
         return InferenceResponse(model_name=self.name, outputs=outputs)

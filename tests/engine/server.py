@@ -95,7 +95,7 @@ def serving(bundle: Path, *options: str, **environment: str) -> Iterator[Server]
 
 
 def request(inputs: npt.NDArray[Any], **changed: Any) -> bytes:
-    tensor = {"name": "input", "datatype": DATATYPE, "shape": list(inputs.shape), "data": inputs.tolist(), **changed}
+    tensor = {"name": "x", "datatype": DATATYPE, "shape": list(inputs.shape), "data": inputs.tolist(), **changed}
     return json.dumps({"inputs": [tensor]}).encode()
 
 

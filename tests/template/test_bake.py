@@ -191,7 +191,7 @@ DISTRIBUTIONS = {
     "yaml": "hydra-core",
 }
 # Installed by those who want what needs it; the sentence of a refusal says so.
-OPTIONAL = {"pyarrow"}
+OPTIONAL = {"pyarrow", "pillow"}
 # Required by others: torch.onnx imports onnxscript.
 INDIRECT = {"onnxscript"}
 
@@ -248,7 +248,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 10528, "engine's lines without serving and search": 8849, "files": 202}
+EXCEEDED = {"engine's lines": 11471, "engine's lines without serving and search": 9673, "files": 206}
 
 
 @pytest.fixture(scope="module")

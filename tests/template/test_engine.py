@@ -33,7 +33,9 @@ FUNCTION_LEVEL_IMPORTS = {
     "export/onnx.py": {"torch"},  # `verify` on a machine without torch
     "export/onnx_fp16.py": {"onnxruntime.transformers.float16"},  # `verify`
     "export/onnx_int8.py": {"onnxruntime.quantization"},  # `verify`
-    "export/torchscript.py": {"engine.export"},  # a process that only runs a file, without lightning
+    # a process that only runs a file, without lightning
+    "export/torchscript.py": {"engine.export", "lightning.pytorch", "torchmetrics"},
+    "inference/answers.py": {"PIL"},  # a project for tables
     "inference/prediction_files.py": {"pyarrow"},  # everyone who reads no Parquet files
     "inference/tables.py": {"pyarrow"},  # the same
     "rendezvous.py": {"torch.distributed", "lightning.fabric.plugins.environments.slurm"},  # the command line
@@ -42,6 +44,7 @@ FUNCTION_LEVEL_IMPORTS = {
         "onnxruntime",
         "engine.inference.runtime",
         "torch",
+        "engine.export.loops",
         "engine.export.network",
         "engine.export.signature",
         "engine.training",

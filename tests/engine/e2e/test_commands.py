@@ -118,7 +118,7 @@ def test_bundle_is_complete_and_describes_itself(bundle: Path, run_dir: Path, la
     written = {"model.onnx", "model.pt", "model.safetensors"}
     assert files == written | {"manifest.json", "golden.npz", "README.md", "confusion_matrix.png"}
     assert set(manifest["files"]) == files - {"manifest.json"}
-    assert (manifest["name"], manifest["version"], manifest["labels"]) == (package.__name__, 1, labels)
+    assert (manifest["name"], manifest["version"], manifest["outputs"][1]["labels"]) == (package.__name__, 1, labels)
     assert manifest["metrics"]["test/acc"] == pytest.approx(read_json(run_dir / "metrics.json")["test/acc"], abs=1e-7)
     assert all(parity["largest_difference"] <= 1e-5 for parity in manifest["parity"])
     card = (bundle / "README.md").read_text(encoding="utf-8")
@@ -129,9 +129,9 @@ def test_bundle_is_complete_and_describes_itself(bundle: Path, run_dir: Path, la
 
 def test_golden_samples_are_answered_by_both_files(bundle: Path) -> None:
     with np.load(bundle / "golden.npz") as golden:
-        inputs, logits = golden["input"], golden["logits"]
+        inputs, logits = golden["x"], golden["logits"]
     session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(session.run(["logits"], {"input": inputs})[0], logits, atol=1e-4)
+    np.testing.assert_allclose(session.run(["logits"], {"x": inputs})[0], logits, atol=1e-4)
     with warnings_ignored(*IGNORED_WARNINGS):
         module = torch.jit.load(bundle / "model.pt")
     np.testing.assert_allclose(module(torch.from_numpy(inputs))[0].numpy(), logits, atol=1e-4)
@@ -140,7 +140,7 @@ def test_golden_samples_are_answered_by_both_files(bundle: Path) -> None:
 def test_files_carry_their_own_description(bundle: Path, labels: list[str]) -> None:
     model = onnx.load(bundle / "model.onnx")
     summary = {entry.key: entry.value for entry in model.metadata_props}
-    assert json.loads(summary["labels"]) == labels
+    assert json.loads(summary["outputs"])[1]["labels"] == labels
     extra = {"summary.json": ""}
     with warnings_ignored(*IGNORED_WARNINGS):
         torch.jit.load(bundle / "model.pt", _extra_files=extra)

@@ -62,7 +62,7 @@ def test_onnx_runtime_mobile_gives_the_golden_answers(exported: Path) -> None:
     (convert,) = commands_of("## ONNX Runtime")
     type_in(convert, exported)
     golden = golden_of(exported)
-    answers = {name: answers_of_ort(exported / f"build/edge/{name}.ort", golden["input"]) for name in FILES_OF_ORT}
+    answers = {name: answers_of_ort(exported / f"build/edge/{name}.ort", golden["x"]) for name in FILES_OF_ORT}
     for key in ("logits", "probabilities"):
         np.testing.assert_allclose(answers["model"][key], golden[key], rtol=0, atol=1e-4)
     # In 8 bits: what the samples are called, and how surely.
@@ -76,8 +76,8 @@ def answers_of_ort(path: Path, inputs: npt.NDArray[np.uint8]) -> OutputLayer:
     """All samples at once and one at a time agree."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = ["logits", "probabilities"]
-    found = dict(zip(names, session.run(names, {"input": inputs}), strict=True))
-    single = [session.run(names, {"input": inputs[index : index + 1]}) for index in range(len(inputs))]
+    found = dict(zip(names, session.run(names, {"x": inputs}), strict=True))
+    single = [session.run(names, {"x": inputs[index : index + 1]}) for index in range(len(inputs))]
     for position, name in enumerate(names):
         each = np.concatenate([outputs[position] for outputs in single])
         np.testing.assert_allclose(each, found[name], rtol=0, atol=1e-4)
@@ -97,7 +97,7 @@ method = Runtime.get().load_program(program).load_method("forward")
 # The outputs lie in memory that the next call writes to.
 outputs = [
     [output.numpy().copy() for output in method.execute([torch.from_numpy(sample[None].copy())])]
-    for sample in np.load(golden)["input"]
+    for sample in np.load(golden)["x"]
 ]
 logits, probabilities = (np.concatenate(parts) for parts in zip(*outputs))
 np.savez(answers, logits=logits, probabilities=probabilities)

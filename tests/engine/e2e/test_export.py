@@ -13,23 +13,28 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import run_command, started, trained, wait_for
+from sources import source_of
 from torch import nn
 
 import digit_classifier as package
 from digit_classifier.data.digits import DigitsDataModule
 from digit_classifier.engine.errors import UserError
 from digit_classifier.engine.export import bundle as publishing
+from digit_classifier.engine.export.contract import Contract, GateFailure
 from digit_classifier.engine.export.formats import FORMATS, exporter
-from digit_classifier.engine.export.gate import isolated_answers
-from digit_classifier.engine.export.network import Source, deployed
-from digit_classifier.engine.export.signature import Contract, GateFailure, Signature
+from digit_classifier.engine.export.gate import Limits, Parity, isolated_answers
+from digit_classifier.engine.export.metrics import MetricGate
+from digit_classifier.engine.export.network import Call, deployed, description_of
+from digit_classifier.engine.export.pipeline import Trained
 from digit_classifier.engine.export.verify import verify
 from digit_classifier.engine.inference.runtime import read_manifest
 from digit_classifier.engine.training import checkpoints
@@ -125,7 +130,8 @@ def test_no_path_user_or_stack_trace_is_published(all_formats: Path) -> None:
 def test_that_leaks_are_found_where_torch_leaves_them(best_checkpoint: Path, tmp_path: Path) -> None:
     """The same search finds them in files as torch writes them, zipped members included."""
     spec = DigitsDataModule().spec
-    network = deployed(Classifier(spec, net=lambda spec: MLP(spec, [8], 0.0), optimizer=torch.optim.Adam), spec)
+    classifier = Classifier(spec, net=lambda spec: MLP(spec, [8], 0.0), optimizer=torch.optim.Adam)
+    network = deployed(classifier, Call(("x",)))
     example = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     torch.export.save(torch.export.export(network, (example,)), tmp_path / "model.pt2")
     with pytest.warns(DeprecationWarning, match="torch.jit"):
@@ -233,7 +239,7 @@ def test_file_of_the_data_that_is_missing_is_no_matter_of_the_disk(
     datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None)
     monkeypatch.setattr(datamodule, "prepare_data", lambda: (tmp_path / "absent.npy").read_bytes())
     with pytest.raises(FileNotFoundError, match=r"absent\.npy"):
-        export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
+        export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,10 +255,10 @@ def test_disk_that_is_full_at_the_very_end_leaves_nothing(
     datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None)
     monkeypatch.setattr("digit_classifier.engine.workflows.exporting.write_manifest", full)
     with pytest.raises(UserError, match=r"made cannot be written: No space left on device; nothing was published"):
-        export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
+        export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
+    export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
     assert sorted(path.name for path in (tmp_path / "artifacts/made").iterdir()) == ["1", "config.pbtxt"]
 
 
@@ -272,7 +278,7 @@ def test_network_that_is_another_one_whenever_it_is_built_is_refused(
     checkpoint = checkpoints.load(best_checkpoint)
     datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None)
     with pytest.raises(GateFailure, match="the network answers otherwise once it is built anew"):
-        export(checkpoint, datamodule, ["onnx"], options, tmp_path / "artifacts")
+        export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -331,7 +337,9 @@ def test_custom_operator_is_refused_by_name(best_checkpoint: Path, tmp_path: Pat
 def test_bundle_of_another_signature_gets_a_name_of_its_own(best_checkpoint: Path, tmp_path: Path) -> None:
     bundle = exported(best_checkpoint, tmp_path, "formats=[safetensors]")
     manifest = read_manifest(bundle)
-    other = json.dumps({**manifest, "labels": manifest["labels"][::-1]})
+    logits, probabilities = manifest["outputs"]
+    probabilities["labels"].reverse()
+    other = json.dumps({**manifest, "outputs": [logits, probabilities]})
     (bundle / "manifest.json").write_text(other, encoding="utf-8")
     options = ("export", f"ckpt_path={best_checkpoint}", "formats=[safetensors]")
     said = run_command(*options, cwd=tmp_path).stdout
@@ -371,8 +379,8 @@ def test_commands_of_the_model_card_work(all_formats: Path, tmp_path: Path) -> N
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     subprocess.run(["bash", "-ec", request], cwd=bundle, env=os.environ | {"PATH": path}, check=True)
     (tensor,) = json.loads((bundle / "request.json").read_text(encoding="utf-8"))["inputs"]
-    golden = np.load(bundle / "golden.npz")["input"]
-    assert (tensor["name"], tensor["datatype"], tensor["shape"]) == ("input", "UINT8", [1, *golden.shape[1:]])
+    golden = np.load(bundle / "golden.npz")["x"]
+    assert (tensor["name"], tensor["datatype"], tensor["shape"]) == ("x", "UINT8", [1, *golden.shape[1:]])
     assert tensor["data"] == golden[0].ravel().tolist()
 
 
@@ -390,8 +398,8 @@ def test_cpp_of_the_model_card_compiles_and_runs(all_formats: Path, tmp_path: Pa
     printed = subprocess.run(["./main"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     figures = [float(figure) for figure in re.findall(r"\d\.\d+e?[-+\d]*", printed)]
     assert "CPUFloatType{1,10}" in printed
-    _, expected = exporter("torchscript").load(all_formats / "model.pt")(np.zeros((1, 1, 8, 8), np.uint8))
-    assert figures == pytest.approx(expected[0].tolist(), abs=1e-4), printed
+    expected = exporter("torchscript").load(all_formats / "model.pt")({"x": np.zeros((1, 1, 8, 8), np.uint8)})
+    assert figures == pytest.approx(expected["probabilities"][0].tolist(), abs=1e-4), printed
 
 
 def test_deep_copy_of_a_network_with_tied_weights_exports(tmp_path: Path) -> None:
@@ -411,17 +419,82 @@ def test_deep_copy_of_a_network_with_tied_weights_exports(tmp_path: Path) -> Non
 
     spec = DigitsDataModule().spec
     classifier = Classifier(spec, net=lambda _: Tied(), optimizer=torch.optim.Adam)
-    contract = Contract("tied", Signature.of(spec), spec.labels, "0" * 64, opset=18)
-    example = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    source = Source(deployed(classifier, spec), example, contract, {}, {}, spec, lambda number: np.zeros(number))
+    source = source_of(classifier, [{"x": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}])
     for name in EXACT_FORMATS:
         path = tmp_path / FORMATS[name].file
         path.write_bytes(exporter(name).export(source))
-        exporter(name).check(path, contract)
+        exporter(name).check(path, source.contract)
 
 
 def test_file_that_ends_its_process_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no model")
     with pytest.raises(GateFailure, match="cannot be loaded and run in a fresh process: "):
-        isolated_answers("onnx", path, np.zeros((2, 1, 8, 8), np.uint8), [1], 2)
+        isolated_answers("onnx", path, [{"x": np.zeros((2, 1, 8, 8), np.uint8)}], 1)
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnx_fp16"])
+def test_file_that_changes_the_metrics_of_the_test_loop_is_refused(
+    name: str, best_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = checkpoints.load(best_checkpoint)
+    limits = Limits(64, 1e-5, 0.005)
+    trained_model = Trained.of(checkpoint, checkpoint.datamodule({}), {}, 64)
+    source = replace(
+        trained_model.source(Contract("made", trained_model.signature, "0" * 64, 18)), options=FORMATS[name].options
+    )
+    path = tmp_path / FORMATS[name].file
+    path.write_bytes(exporter(name).export(source))
+    parity, call = Parity(name, path.name, 1, 0.0, 0, 0, 0.0), trained_model.network.call
+    described = description_of(trained_model.module)
+    with MetricGate(best_checkpoint, {}, call, limits, described, checkpoint.monitor) as gate:
+        gate.measure(trained_model.module, limits.tolerance)
+        assert (gate.reason, gate.random) == (None, [])
+        assert gate.judge(parity, tmp_path)["test/acc"] == pytest.approx(gate.expected["test/acc"], abs=0.005)
+        model = onnx.load(path)
+        biases = [tensor for tensor in model.graph.initializer if list(tensor.dims) == [10]]
+        values = onnx.numpy_helper.to_array(biases[0]).copy()
+        values[0] += 3
+        biases[0].CopyFrom(onnx.numpy_helper.from_array(values, biases[0].name))
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(GateFailure, match=rf"{path.name} has test/\w+ [\d.]+ on the test split, the trained model"):
+            gate.judge(parity, tmp_path)
+
+
+def changed_project(folder: Path, old: str, new: str) -> dict[str, str]:
+    """A copy of the project's source with another classifier; returns the environment for its commands."""
+    source = Path(shutil.copytree(Path(package.__file__).parents[1], folder / "src"))
+    path = source / package.__name__ / "models/classifier.py"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return os.environ | {"PYTHONPATH": str(source)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence", "published"),
+    [
+        (
+            'self.log("test/loss",',
+            'self.log("test/clock", float(__import__("time").perf_counter() % 1))\n        self.log("test/loss",',
+            "test/clock differs between two runs with one seed, so it is not compared",
+            True,
+        ),
+        ('metric="test/acc"', 'metric="test/accuracy"', "names metric='test/accuracy', which the test loop", False),
+        ('            result="logits",\n', "", "deployed() of Classifier gives a network and no result=", False),
+    ],
+    ids=["a random metric", "a metric that is not logged", "no result"],
+)
+def test_metrics_that_cannot_be_compared_are_named(
+    old: str, new: str, sentence: str, published: bool, best_checkpoint: Path, tmp_path: Path
+) -> None:
+    environment = changed_project(tmp_path, old, new)
+    command = [sys.executable, "-m", package.__name__, "export", f"ckpt_path={best_checkpoint}"]
+    command.append("formats=[onnx,onnx_fp16]")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert sentence in done.stdout + done.stderr
+    assert (done.returncode == 0) == published, done.stderr
+    assert "Traceback" not in done.stderr
+    if published:
+        (manifest,) = tmp_path.glob("artifacts/*/1/manifest.json")
+        assert json.loads(manifest.read_text(encoding="utf-8"))["random_metrics"] == ["test/clock"]

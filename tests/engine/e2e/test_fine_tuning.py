@@ -59,6 +59,6 @@ def test_network_learns_other_labels_and_is_whole_without_the_first_run(
     best = checkpoints.load(run_dir / "checkpoints/best.ckpt")
     names, _ = fine_tuning.transfer(fine_tuning.read_weights(bundled), best.model(), best.config["model"], best.spec)
     assert len(names) == 11, "a bundle tells its labels: all of it can be trained on"
-    written = json.loads(manifest.read_text(encoding="utf-8"))["preprocessing"]
+    written = json.loads(manifest.read_text(encoding="utf-8"))["inputs"][0]
     assert written["mean"] == pytest.approx(exported["net.0.mean"].flatten().tolist())
     assert torch.equal(exported["net.0.mean"], taken["net.0.mean"]), "what the kept weights have learned with"

@@ -10,11 +10,27 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
+{% if cookiecutter.serving %}
+import onnxruntime
+{% endif %}
 import pytest
 import torch
 from conftest import run_command, weights
+{% if cookiecutter.serving %}
+from server import NAME, serving
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import np_to_triton_dtype
+{% endif %}
 
 import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.engine.export.contract import GateFailure
+from {{ cookiecutter.package_name }}.engine.export.verify import verify
+from {{ cookiecutter.package_name }}.engine.inference.runtime import digest{{ ", first_samples, read_golden" if cookiecutter.serving }}, read_manifest
+{% if cookiecutter.serving %}
+from {{ cookiecutter.package_name }}.engine.inference.signature import Signature
+{% endif %}
 
 PROJECT = Path(package.__file__).parents[2]
 STORIES = sorted((Path(__file__).parents[1] / "stories").glob("*.md"))
@@ -123,6 +139,79 @@ def test_commands_of_the_page(story: Path, project: Path) -> None:
     assert len(list(project.glob("logs/evaluate/runs/*/metrics.json"))) == 1
 
 
+@pytest.fixture(scope="module")
+def exported(story: Path, project: Path) -> Path:
+    """The bundle that the page's own command makes, in all formats that it names."""
+    environment = os.environ | {"PYTHONPATH": str(project / "src"), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    lines = blocks(story, "bash")[0].splitlines()
+    for line in (f"{lines[0]} trainer=cpu trainer.max_epochs=2 rehearse_export=require", lines[-1]):
+        command = ["bash", "-ec", line]
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (bundle,) = project.glob("artifacts/*/1")
+    verified = "no metric is verified: test_step of LitModule never calls forward" not in done.stdout
+    assert verified == (story.stem != "existing-module")
+    return bundle
+
+
+def test_story_is_exported_with_its_metrics_and_a_changed_file_is_refused(
+    story: Path, exported: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(exported)
+    formats = re.search(r"formats=\[(.*)\]", blocks(story, "bash")[0])
+    assert formats is not None
+    assert [parity["format"] for parity in manifest["parity"]] == formats[1].split(",")
+    for parity in manifest["parity"]:
+        if manifest["metrics_not_verified"] is None:
+            allowed = 0.005 if "_" in parity["format"] else 1e-5
+            assert parity["metrics"] == pytest.approx(manifest["metrics"], abs=allowed)
+    verify(exported, trust=True)
+    copy = Path(shutil.copytree(exported, tmp_path / "1"))
+    model = onnx.load(copy / "model.onnx")
+    tensor = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = onnx.numpy_helper.to_array(tensor) + np.float32(0.1)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    path = copy / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    manifest["files"]["model.onnx"] = {"sha256": digest(path), "bytes": path.stat().st_size}
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(GateFailure, match=r"model.onnx differs from the trained model"):
+        verify(copy)
+
+
+{% if cookiecutter.serving %}
+def test_story_is_served_as_its_file_answers(exported: Path, project: Path) -> None:
+    inputs, _ = read_golden(exported)
+    signature = Signature.of_manifest(read_manifest(exported))
+    session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [tensor.name for tensor in signature.outputs]
+    with serving(exported, PYTHONPATH=str(project / "src")) as server:
+        client = InferenceServerClient(f"127.0.0.1:{server.port}")
+        for size in (1, len(inputs[signature.inputs[0].name])):
+            given = first_samples(inputs, size)
+            expected = dict(zip(names, session.run(names, given), strict=True))
+            for binary in (True, False):
+                asked = []
+                for name, array in given.items():
+                    asked.append(InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+                    asked[-1].set_data_from_numpy(array, binary_data=binary)
+                outputs = [InferRequestedOutput(name, binary_data=binary) for name in names]
+                found = client.infer(NAME, asked, outputs=outputs)
+                for name, right in expected.items():
+                    np.testing.assert_array_equal(found.as_numpy(name), right)
+        client.close()
+        sample = {name: array[0].tolist() for name, array in inputs.items()}
+        status, _, answer = server.ask("POST", "/predict", json.dumps(sample).encode(), Content_Type="application/json")
+        assert status == 200, answer
+        described = json.loads(server.ask("GET", "/predict")[2])
+        assert server.ask("GET", "/")[0] == 200
+    assert described["inputs"] == [f"{tensor.name}: {tensor}" for tensor in signature.inputs]
+    config = (exported.parent / "config.pbtxt").read_text(encoding="utf-8")
+    assert all(f'name: "{tensor.name}"' in config for tensor in (*signature.inputs, *signature.outputs))
+
+
+{% endif %}
 @pytest.mark.slow
 def test_shipped_tests_hold_for_a_project_of_the_story(story: Path, project: Path) -> None:
     """And for the defaults that its owner has changed."""

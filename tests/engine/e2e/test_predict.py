@@ -20,14 +20,13 @@ from PIL import Image
 {% endif %}
 
 import {{ cookiecutter.package_name }} as package
-from {{ cookiecutter.package_name }}.engine.inference.input_schema import InputSchema
 from {{ cookiecutter.package_name }}.engine.inference.prediction_files import prediction_writer
 from {{ cookiecutter.package_name }}.engine.inference.runtime import (
     {{ "Bundle,
     " if cookiecutter.data_kind == "tables" }}read_golden,
     read_manifest,
 )
-from {{ cookiecutter.package_name }}.engine.inference.tasks import Task
+from {{ cookiecutter.package_name }}.engine.inference.signature import Arrays, Signature, TensorSignature
 from {{ cookiecutter.package_name }}.engine.workflows.prediction import Model, predict
 
 {% if cookiecutter.data_kind == "images" %}
@@ -47,7 +46,7 @@ def save(sample: npt.NDArray[Any], path: Path, bundle: Path) -> None:
 {% if cookiecutter.data_kind == "images" %}
     Image.fromarray(sample[0]).save(path)
 {% else %}
-    names = [column.name for column in Bundle(bundle).input_schema.columns]
+    names = [column.name for column in Bundle(bundle).signature.inputs[0].columns]
     separator = "\t" if path.suffix == ".tsv" else ","
     path.write_text("\n".join(separator.join(map(str, line)) for line in (names, sample.tolist())), encoding="utf-8")
 {% endif %}
@@ -56,7 +55,7 @@ def save(sample: npt.NDArray[Any], path: Path, bundle: Path) -> None:
 @pytest.fixture
 def samples(bundle: Path, tmp_path: Path) -> Path:
     """A folder of the golden samples, as files and arrays, with one that cannot be read among them."""
-    inputs, _, _ = read_golden(bundle)
+    inputs = read_golden(bundle)[0]["x"]
     folder = tmp_path / "samples"
     (folder / "deep").mkdir(parents=True)
     (folder / ".hidden").mkdir()
@@ -97,11 +96,11 @@ def test_checkpoint_predicts_a_folder_and_names_what_is_broken(
     broken = spoil(samples)
     done = run_command("predict", f"ckpt_path={best_checkpoint}", "input=samples", cwd=samples.parent)
     (path,) = samples.parent.glob("logs/predict/runs/*/predictions.csv")
-    _, _, probabilities = read_golden(bundle)
+    probabilities = read_golden(bundle)[1]["probabilities"]
     rows = rows_of(path)
     assert [(row["file"], int(row["index"])) for row in rows] == [(f"samples/{name}", k) for name, k, _ in ROWS]
     for row, (_, _, golden) in zip(rows, ROWS, strict=True):
-        assert row["label"] == read_manifest(bundle)["labels"][probabilities[golden].argmax()]
+        assert row["label"] == read_manifest(bundle)["outputs"][1]["labels"][probabilities[golden].argmax()]
         assert float(row["probability"]) == pytest.approx(probabilities[golden].max(), abs=1e-5)
     for name in broken:
         assert done.stdout.count(f"left out    samples/{name}: ") == 1
@@ -122,9 +121,9 @@ def test_bundle_gives_the_same_without_torch(bundle: Path, samples: Path) -> Non
     found: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
     order = [row for row in ROWS if row[0].startswith("deep/")] + [row for row in ROWS if "/" not in row[0]]
     assert [(row["file"], row["index"]) for row in found] == [(f"samples/{name}", k) for name, k, _ in order]
-    _, _, probabilities = read_golden(bundle)
+    probabilities = read_golden(bundle)[1]["probabilities"]
     for row, (_, _, golden) in zip(found, order, strict=True):
-        assert list(row["probabilities"]) == read_manifest(bundle)["labels"]
+        assert list(row["probabilities"]) == read_manifest(bundle)["outputs"][1]["labels"]
         assert list(row["probabilities"].values()) == pytest.approx(probabilities[golden].tolist(), abs=1e-5)
         assert row["probability"] == row["probabilities"][row["label"]] == max(row["probabilities"].values())
     assert "left out    samples/notes.txt: the model takes files that end in" in done.stdout
@@ -168,7 +167,7 @@ def test_changed_bundle_is_refused(bundle: Path, samples: Path) -> None:
 
 def test_full_disk_leaves_no_half_of_a_file(bundle: Path, samples: Path) -> None:
     """No file of more than 20,000 bytes can be written, as if the disk were full then."""
-    np.save(samples / "many.npy", np.repeat(read_golden(bundle)[0], 200, axis=0))
+    np.save(samples / "many.npy", np.repeat(read_golden(bundle)[0]["x"], 200, axis=0))
 
     def limited() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -189,15 +188,17 @@ def test_interruption_leaves_no_half_of_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((9, 2), np.float32))
     calls: list[int] = []
 
-    def run(inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        calls.append(len(inputs))
+    def run(inputs: Arrays) -> Arrays:
+        calls.append(len(inputs["x"]))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return np.full((len(inputs), 2), 0.5, np.float32)
+        return {"probabilities": np.full((len(inputs["x"]), 2), 0.5, np.float32)}
 
-    model = Model(InputSchema((2,), np.dtype(np.float32), (0.0, 1.0)), Task(), ["no", "yes"], 2, run)
+    taken = TensorSignature("x", "float32", ("batch", 2), (0.0, 1.0))
+    given = TensorSignature("probabilities", "float32", ("batch", 2), labels=("no", "yes"))
+    model = Model(Signature((taken,), (given,), 2), 2, run)
     (tmp_path / "a.csv").write_text("earlier", encoding="utf-8")
-    writer = prediction_writer(tmp_path / "a.csv", model.task, model.labels, False)
+    writer = prediction_writer(tmp_path / "a.csv", model.signature, False)
     with pytest.raises(KeyboardInterrupt), writer as write:
         predict(model, [tmp_path / "a.npy"], write)
     assert calls == [2, 2, 2]

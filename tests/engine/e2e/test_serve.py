@@ -52,12 +52,12 @@ def client(server: Server) -> Iterator[InferenceServerClient]:
 @pytest.fixture(scope="module")
 def samples(bundle: Path) -> npt.NDArray[Any]:
     """Returns 64 samples that differ."""
-    golden, _, _ = read_golden(bundle)
+    golden = read_golden(bundle)[0]["x"]
     return np.concatenate([np.roll(golden, shift, axis=-1) for shift in range(8)])
 
 
 def asked(name: str, inputs: npt.NDArray[Any], binary: bool) -> dict[str, Any]:
-    tensor = InferInput("input", list(inputs.shape), DATATYPE)
+    tensor = InferInput("x", list(inputs.shape), DATATYPE)
     tensor.set_data_from_numpy(inputs, binary_data=binary)
     outputs = [InferRequestedOutput(output, binary_data=binary) for output in ("logits", "probabilities")]
     return {"model_name": name, "inputs": [tensor], "outputs": outputs}
@@ -72,7 +72,7 @@ def test_metadata_is_that_of_the_bundle(client: InferenceServerClient) -> None:
     assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_configuration", "statistics"]
     metadata = client.get_model_metadata(NAME, "1")
     assert metadata["versions"] == ["1"]
-    assert metadata["inputs"] == [{"name": "input", "datatype": DATATYPE, "shape": [-1, *ONE.shape[1:]]}]
+    assert metadata["inputs"] == [{"name": "x", "datatype": DATATYPE, "shape": [-1, *ONE.shape[1:]]}]
     assert metadata["outputs"] == [
         {"name": "logits", "datatype": "FP32", "shape": [-1, {{ 2 if cookiecutter.data_kind == "tables" else 10 }}]},
         {"name": "probabilities", "datatype": "FP32", "shape": [-1, {{ 2 if cookiecutter.data_kind == "tables" else 10 }}]},
@@ -133,7 +133,7 @@ def test_answers_are_those_of_the_file(
 ) -> None:
     session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
     names = ["logits", "probabilities"]
-    expected = session.run(names, {"input": samples[:size]})
+    expected = session.run(names, {"x": samples[:size]})
     found = client.infer(**asked(NAME, samples[:size], binary), request_id="mine")
     for name, right in zip(names, expected, strict=True):
         np.testing.assert_array_equal(found.as_numpy(name), right)
@@ -144,7 +144,7 @@ def test_answers_are_those_of_the_file(
 def test_concurrent_requests_each_get_their_own_answer(bundle: Path, samples: npt.NDArray[Any]) -> None:
     """Requests wait for each other here, so that they are computed in batches."""
     session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
-    (expected,) = session.run(["logits"], {"input": samples})
+    (expected,) = session.run(["logits"], {"x": samples})
     wrong: list[int] = []
 
     def ask(server: Server, first: int) -> None:
@@ -181,7 +181,7 @@ def test_mistakes_reach_the_client_as_one_sentence(client: InferenceServerClient
         client.infer(**asked("other", samples[:1], True))
     for binary in (True, False):
         many = np.repeat(ONE, 65, axis=0)
-        tensor = InferInput("input", list(many.shape), DATATYPE)
+        tensor = InferInput("x", list(many.shape), DATATYPE)
         tensor.set_data_from_numpy(many, binary_data=binary)
         with pytest.raises(InferenceServerException, match="a batch of 65 is out of range: this model takes 1 to 64"):
             client.infer(NAME, [tensor])
@@ -191,7 +191,7 @@ SIDES = ", ".join(map(str, ONE.shape[1:]))
 HEADER = json.dumps(
     {
         "inputs": [
-            {"name": "input", "datatype": DATATYPE, "shape": ONE.shape, "parameters": {"binary_data_size": ONE.nbytes}}
+            {"name": "x", "datatype": DATATYPE, "shape": ONE.shape, "parameters": {"binary_data_size": ONE.nbytes}}
         ]
     }
 ).encode()
@@ -202,19 +202,19 @@ HEADER = json.dumps(
     [
         (b"", {}, "the request is no JSON"),
         (b"[]", {}, "the request is no JSON object"),
-        (b"{}", {}, "'inputs' must hold one tensor, 'input'"),
+        (b"{}", {}, "'inputs' must be a list of tensors: 'x'"),
         (b"[" * 100_000, {}, "the request is no JSON"),
-        (request(ONE, name="x"), {}, "the input 'x' is not known"),
+        (request(ONE, name="y"), {}, "the input 'y' is not known"),
         (request(ONE, datatype="BOOL"), {}, f"has the datatype 'BOOL', but this model takes {DATATYPE}"),
         (request(ONE, shape=[1, 64]), {}, f"has the shape [1, 64], but this model takes [batch, {SIDES}]"),
-        (request(ONE, shape="1,1,8,8"), {}, "'shape' of 'input' is no list of whole numbers"),
+        (request(ONE, shape="1,1,8,8"), {}, "'shape' of 'x' is no list of whole numbers"),
         (request(ONE, shape=[0, *ONE.shape[1:]], data=[]), {}, "a batch of 0 is out of range"),
         (request(ONE, shape=[10**15, *ONE.shape[1:]]), {}, "a batch of 1000000000000000 is out of range"),
         (request(ONE, data=[0] * 3), {}, f"has the shape [3], not [1, {SIDES}]"),
         (request(ONE, data=[[0] * 3, [0]]), {}, "is no array of numbers"),
         (request(ONE, data=["0"] * ONE.size), {}, f"does not hold numbers of {DATATYPE} alone"),
 {% if cookiecutter.data_kind == "images" %}
-        (request(ONE, data=[10**30] * 64), {}, "'input'"),
+        (request(ONE, data=[10**30] * 64), {}, "'x'"),
         (request(ONE, data=[None] * 64), {}, "does not hold numbers of UINT8 alone"),
         (request(ONE, data=[0.5] * 64), {}, "does not hold numbers of UINT8 alone"),
         (request(ONE, data=[256] * 64), {}, "holds numbers that do not fit into UINT8"),
@@ -226,10 +226,11 @@ HEADER = json.dumps(
 {% endif %}
         (request(ONE).replace(b"0", b"NaN", 1), {}, "the request is no JSON"),
         (request(ONE, data=None), {}, "has no list 'data'"),
-        (request(ONE, parameters=[]), {}, "'parameters' of 'input' is no JSON object"),
+        (request(ONE, parameters=[]), {}, "'parameters' of 'x' is no JSON object"),
         (request(ONE, parameters={"shared_memory_region": "x"}), {}, "shared memory is not offered"),
-        (HEADER, {}, f"takes {ONE.nbytes} bytes, but binary_data_size={ONE.nbytes} and 0 bytes follow"),
-        (HEADER + bytes(23), {"inference_header_content_length": str(len(HEADER))}, "and 23 bytes follow the JSON"),
+        (HEADER, {}, f"binary_data_size={ONE.nbytes} of 'x' does not fit: 0 bytes follow the JSON"),
+        (HEADER + bytes(23), {"inference_header_content_length": str(len(HEADER))}, "23 bytes follow the JSON"),
+        (request(ONE)[:-2] + b"," + request(ONE)[12:], {}, "'inputs' names 'x' twice"),
         (HEADER + bytes(64), {"inference_header_content_length": "9999"}, "is no length within this request"),
         (HEADER + bytes(64), {"inference_header_content_length": "-1"}, "is no length within this request"),
         (request(ONE) + bytes(3), {"inference_header_content_length": str(len(request(ONE)))}, "3 bytes follow the"),
@@ -263,7 +264,8 @@ def test_body_that_is_too_large_is_refused_unread(server: Server, chunked: bool)
 
 {% if cookiecutter.data_kind == "images" %}
 def test_person_sends_a_picture(server: Server, bundle: Path) -> None:
-    inputs, _, probabilities = read_golden(bundle)
+    golden, outputs = read_golden(bundle)
+    inputs, probabilities = golden["x"], outputs["probabilities"]
     for index in range(3):
         file = io.BytesIO()
         Image.fromarray(inputs[index, 0]).save(file, "png")
@@ -284,7 +286,8 @@ def test_person_sends_a_picture(server: Server, bundle: Path) -> None:
 
 {% else %}
 def test_person_sends_a_row(server: Server, bundle: Path) -> None:
-    inputs, _, probabilities = read_golden(bundle)
+    golden, outputs = read_golden(bundle)
+    inputs, probabilities = golden["x"], outputs["probabilities"]
     described = json.loads(server.ask("GET", "/predict")[2])
     names = [column["name"] for column in described["columns"]]
     assert described["example"] == pytest.approx(inputs[0].tolist())
@@ -474,13 +477,13 @@ def test_drift_stands_beside_the_training_split(bundle: Path, samples: npt.NDArr
     channel, values = {{ '"mean radius", samples[:, 0].astype(float)' if cookiecutter.data_kind == "tables" else '"0", samples' }}
     assert found[series("serving_input_mean", channel=channel)] == pytest.approx(values.mean())
     assert found[series("serving_input_std", channel=channel)] == pytest.approx(values.std())
-    assert found[series("serving_training_input_mean", channel=channel)] == manifest["preprocessing"]["mean"][0]
-    assert found[series("serving_training_input_std", channel=channel)] == manifest["preprocessing"]["std"][0]
+    assert found[series("serving_training_input_mean", channel=channel)] == manifest["inputs"][0]["mean"][0]
+    assert found[series("serving_training_input_std", channel=channel)] == manifest["inputs"][0]["std"][0]
     probabilities = np.array(json.loads(answer)["outputs"][1]["data"]).reshape(64, -1)
-    for number, label in enumerate(manifest["labels"]):
+    for number, label in enumerate(manifest["outputs"][1]["labels"]):
         count = np.count_nonzero(probabilities.argmax(axis=1) == number)
         assert found.get(series("serving_predictions_total", label=label), 0) == 2 * count
-        share = manifest["data"]["label_counts"][number] / manifest["data"]["num_samples"]["train"]
+        share = manifest["outputs"][1]["label_counts"][number] / manifest["data"]["num_samples"]["train"]
         assert found[series("serving_training_label_share", label=label)] == pytest.approx(share)
 
 
@@ -495,7 +498,7 @@ def test_sample_as_numbers_is_answered_as_its_picture_is(server: Server, samples
             assert (numbers[0], numbers[2]) == (200, picture[2])
     for data, sentence in (
         ([1, 2], "the body has the shape [2], not [1, 8, 8]."),
-        ({}, "it is no list: send one sample"),
+        ({}, "the input 'x' is missing: this model takes x."),
     ):
         error = server.error("POST", "/predict", json.dumps(data).encode(), Content_Type="application/json")
         assert error[0] == 400
@@ -522,8 +525,8 @@ def add_version(name_dir: Path, bundle: Path, version: int) -> Path:
 
 def without_golden_answers(folder: Path) -> Path:
     """Changes the golden answers, and their hash in the manifest, so that the model does not reproduce them."""
-    inputs, logits, probabilities = read_golden(folder)
-    np.savez(folder / "golden.npz", input=inputs, logits=logits + 1, probabilities=probabilities)
+    inputs, outputs = read_golden(folder)
+    np.savez(folder / "golden.npz", **inputs, **{name: output + 1 for name, output in outputs.items()})
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     golden = (folder / "golden.npz").read_bytes()
     manifest["files"]["golden.npz"] = {"sha256": hashlib.sha256(golden).hexdigest(), "bytes": len(golden)}

@@ -55,7 +55,7 @@ def nested(depth: int) -> bytes:
 def malformed(chance: random.Random) -> tuple[bytes, dict[str, str]]:
     """Returns a malformed body, and headers."""
     body = request(ONE)
-    header = json.dumps({"inputs": [{"name": "input", "datatype": "UINT8", "shape": [1, 1, 8, 8]}]})
+    header = json.dumps({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 1, 8, 8]}]})
     binary = header.replace("8]}", '8], "parameters": {"binary_data_size": 64}}').encode()
     length = {"Inference-Header-Content-Length": str(len(binary))}
     wrong: list[Any] = ["x", None, True, -1, 1e400, float("nan"), 10**40, [[]], {}, [1, "2"], [[1], [2, 3]], 0.5]
@@ -167,7 +167,8 @@ def rows_of(browser: Any) -> list[tuple[str, float]]:
 
 
 def test_page_shows_the_prediction_for_a_picture(browser: Any, bundle: Path, tmp_path: Path) -> None:
-    inputs, _, probabilities = read_golden(bundle)
+    golden, outputs = read_golden(bundle)
+    inputs, probabilities = golden["x"], outputs["probabilities"]
     picture = tmp_path / "picture.png"
     Image.fromarray(inputs[0, 0]).save(picture)
     ranking = [str(label) for label in np.argsort(-probabilities[0], kind="stable")]
@@ -192,7 +193,8 @@ def test_page_shows_the_prediction_for_a_picture(browser: Any, bundle: Path, tmp
 def test_page_takes_a_picture_that_is_dropped_and_asks_for_the_token(
     browser: Any, bundle: Path, tmp_path: Path
 ) -> None:
-    inputs, _, probabilities = read_golden(bundle)
+    golden, outputs = read_golden(bundle)
+    inputs, probabilities = golden["x"], outputs["probabilities"]
     file = io.BytesIO()
     Image.fromarray(inputs[1, 0]).save(file, "png")
     drop = """

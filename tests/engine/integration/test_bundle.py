@@ -23,7 +23,6 @@ from jsonschema import Draft202012Validator
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.export.signature import Signature, TensorSignature
 from {{ cookiecutter.package_name }}.engine.export.triton import CONFIG, check_config, config_text
 from {{ cookiecutter.package_name }}.engine.export.verify import verify
 from {{ cookiecutter.package_name }}.engine.inference.runtime import (
@@ -33,15 +32,20 @@ from {{ cookiecutter.package_name }}.engine.inference.runtime import (
     read_golden,
     read_manifest,
 )
+from {{ cookiecutter.package_name }}.engine.inference.signature import Signature, TensorSignature
 
 SOURCE = Path(package.__file__).parents[1]
 Spoil = Callable[[Path], None]
 PROVIDERS = ["CUDAExecutionProvider"]
-TAKEN = "{{ "float32 (B, 30)" if cookiecutter.data_kind == "tables" else "uint8 (B, 1, 8, 8)" }}"
+TAKEN = "[batch, {{ "30" if cookiecutter.data_kind == "tables" else "1, 8, 8" }}]"
 
 DIGITS = Signature(
-    TensorSignature("input", "uint8", (1, 8, 8)),
-    (TensorSignature("logits", "float32", (10,)), TensorSignature("probabilities", "float32", (10,))),
+    (TensorSignature("x", "uint8", ("batch", 1, 8, 8)),),
+    (
+        TensorSignature("logits", "float32", ("batch", 10)),
+        TensorSignature("probabilities", "float32", ("batch", 10), labels=tuple("0123456789")),
+    ),
+    max_batch_size=64,
 )
 
 
@@ -135,17 +139,14 @@ def external_data(model: onnx.ModelProto) -> None:
 
 
 def wrong_labels(folder: Path) -> None:
-    manifest = read_manifest(folder)
-    write(folder, {**manifest, "labels": list(reversed(manifest["labels"]))})
+    logits, probabilities = read_manifest(folder)["outputs"]
+    labels = list(reversed(probabilities["labels"]))
+    spoil_manifest(outputs=[logits, {**probabilities, "labels": labels}])(folder)
 
 
 def wrong_range(folder: Path) -> None:
     (tensor,) = read_manifest(folder)["inputs"]
     spoil_manifest(inputs=[{**tensor, "range": [0.0, 1.0]}])(folder)
-
-
-def too_few_labels(folder: Path) -> None:
-    write(folder, {**read_manifest(folder), "labels": ["only"]})
 
 
 def extra_byte(folder: Path) -> None:
@@ -169,7 +170,8 @@ def unreadable(folder: Path) -> None:
 
 def golden(**changed: Any) -> Spoil:
     def spoil(folder: Path) -> None:
-        arrays = dict(zip(("input", "logits", "probabilities"), read_golden(folder), strict=True))
+        inputs, outputs = read_golden(folder)
+        arrays = {**inputs, **outputs}
         np.savez(folder / "golden.npz", **{name: changed.get(name, lambda a: a)(a) for name, a in arrays.items()})
         forge(folder, "golden.npz")
 
@@ -198,9 +200,8 @@ def escape(folder: Path) -> None:
         (spoil_model(hide_dropout), "model.onnx was exported in training mode"),
         (unreadable, "model.onnx cannot be read"),
         (spoil_model(external_data), "model.onnx keeps the tensor"),
-        (wrong_labels, "model.onnx says of itself labels="),
+        (wrong_labels, "model.onnx says of itself outputs="),
         (wrong_range, "model.onnx says of itself inputs="),
-        (too_few_labels, r"manifest.json of .* has 1 labels"),
         (lambda folder: (folder / "model.onnx").unlink(), "model.onnx is missing"),
         (extra_byte, "model.onnx in .* was changed after its export"),
         (symbolic_link, "model.onnx in .* is no plain file"),
@@ -209,7 +210,7 @@ def escape(folder: Path) -> None:
         (golden(logits=lambda logits: logits + 1), "model.onnx differs from the trained model"),
         (golden(logits=lambda logits: logits.astype(str)), "golden.npz in .* holds 'logits' as <U"),
         (golden(logits=lambda logits: logits[:3]), r"golden.npz in .* holds 'logits' as float32 \(3, \d+\)"),
-        (golden(input=lambda inputs: inputs[:0]), "golden.npz in .* holds 'input' as "),
+        (golden(x=lambda inputs: inputs[:0]), "golden.npz in .* holds 'x' as "),
         (no_archive, "golden.npz in .* cannot be read: BadZipFile"),
         (spoil_manifest(schema_version=1), "was written by version 0.9 of the template, which was never released"),
         (spoil_manifest(schema_version=3), r"schema version 3, this project reads 2\): update the project"),
@@ -251,15 +252,15 @@ def test_loader_predicts_without_torch(bundle: Path) -> None:
         "import sys, numpy\n"
         f"from {package.__name__}.engine.inference.runtime import Bundle\n"
         "bundle = Bundle(sys.argv[1])\n"
-        "found = bundle.predict(numpy.load(sys.argv[1] + '/golden.npz')['input'])\n"
+        "found = bundle.predict({'x': numpy.load(sys.argv[1] + '/golden.npz')['x']})\n"
         "print(*(prediction['label'] for prediction in found))\n"
         "assert not sys.modules.keys() & {'torch', 'lightning', 'onnx', 'hydra'}, 'more than numpy and ONNX Runtime'\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    _, logits, _ = read_golden(bundle)
-    labels = read_manifest(bundle)["labels"]
-    assert done.stdout.split() == [labels[number] for number in logits.argmax(axis=1)]
+    _, outputs = read_golden(bundle)
+    labels = read_manifest(bundle)["outputs"][1]["labels"]
+    assert done.stdout.split() == [labels[number] for number in outputs["logits"].argmax(axis=1)]
 
 
 def test_loader_leaves_nothing_and_says_nothing_to_others(bundle: Path, tmp_path: Path) -> None:
@@ -274,22 +275,27 @@ def test_loader_leaves_nothing_and_says_nothing_to_others(bundle: Path, tmp_path
 
 def test_loader_gives_the_golden_answers_and_splits_large_batches(bundle: Path) -> None:
     loaded = Bundle(bundle, num_threads=1)
-    inputs, logits, probabilities = read_golden(bundle)
+    inputs, outputs = read_golden(bundle)
     found = loaded(inputs)
-    np.testing.assert_allclose(found[0], logits, atol=1e-4)
-    np.testing.assert_allclose(found[1], probabilities, atol=1e-5)
-    many = loaded.predict(np.concatenate([inputs] * 20))  # 160, more than the largest batch
-    assert len(many) == 20 * len(inputs)
-    assert [prediction["label"] for prediction in many[-len(inputs) :]] == [
-        loaded.labels[k] for k in probabilities.argmax(axis=1)
-    ]
+    np.testing.assert_allclose(found["logits"], outputs["logits"], atol=1e-4)
+    np.testing.assert_allclose(found["probabilities"], outputs["probabilities"], atol=1e-5)
+    many = loaded.predict({"x": np.concatenate([inputs["x"]] * 20)})  # 160, more than the largest batch
+    assert len(many) == 20 * len(inputs["x"])
+    labels, chosen = loaded.signature.outputs[1].labels, outputs["probabilities"].argmax(axis=1)
+    assert [prediction["label"] for prediction in many[-len(chosen) :]] == [labels[number] for number in chosen]
 
 
 def test_loader_refuses_what_does_not_fit(bundle: Path, copy: Path) -> None:
     loaded = Bundle(bundle)
-    inputs, _, _ = read_golden(bundle)
-    for wrong in (inputs[0], inputs.astype(np.float64), inputs[:0]):
-        with pytest.raises(ValueError, match=re.escape(f"but the model takes {TAKEN}, B of 1 or more")):
+    inputs = read_golden(bundle)[0]["x"]
+    for wrong, sentence in (
+        ({"x": inputs[0]}, f"but this model takes {TAKEN}"),
+        ({"x": inputs.astype(np.float64)}, "'x' is float64, but this model takes "),
+        ({"x": inputs[:0]}, "a batch of 0 is out of range: this model takes 1 to 64"),
+        ({"x": inputs, "y": inputs}, "the input 'y' is not known: this model takes x"),
+        ({}, "the input 'x' is missing: this model takes x"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
             loaded(wrong)
     with pytest.raises(UserError, match=r"providers=\[NoSuchProvider\] is not available here"):
         Bundle(bundle, providers=["NoSuchProvider"])
@@ -373,24 +379,24 @@ def test_triton_reads_the_configuration_and_it_agrees_with_the_file(bundle: Path
     ("old", "new", "sentence"),
     [
         ('"logits"', '"scores"', 'has no { name: "logits", data_type: TYPE_FP32'),
-        ("TYPE_UINT8", "TYPE_FP32", 'has no { name: "input", data_type: TYPE_UINT8'),
+        ("TYPE_UINT8", "TYPE_FP32", 'has no { name: "x", data_type: TYPE_UINT8'),
         ("[ 1, 8, 8 ]", "[ 3, 8, 8 ]", r"dims: \[ 1, 8, 8 \] }, which this model has: give another export.name= than"),
         ("max_batch_size: 64", "max_batch_size: 128", "lets batches of 128 through"),
     ],
 )
 def test_standing_configuration_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: str, sentence: str) -> None:
-    path, text = tmp_path / CONFIG, config_text("made", DIGITS, 64)
+    path, text = tmp_path / CONFIG, config_text("made", DIGITS)
     path.write_text(text, encoding="utf-8")
-    check_config(path, DIGITS, 64)
+    check_config(path, DIGITS)
     path.write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(UserError, match=sentence):
-        check_config(path, DIGITS, 64)
+        check_config(path, DIGITS)
 
 
 def test_what_was_added_to_the_configuration_by_hand_is_kept_and_read(tmp_path: Path) -> None:
     added = "instance_group [ { kind: KIND_GPU, count: 2 } ]\n"
     added += 'parameters { key: "#a" value: { string_value: "\\"{" } }\n'
-    text = config_text("made", DIGITS, 64).replace("dims: [ 10 ]", "dims: [10]", 1) + added
+    text = config_text("made", DIGITS).replace("dims: [ 10 ]", "dims: [10]", 1) + added
     assert parsed_by_triton(text).instance_group[0].count == 2
     (tmp_path / CONFIG).write_text(text, encoding="utf-8")
-    check_config(tmp_path / CONFIG, DIGITS, 64)
+    check_config(tmp_path / CONFIG, DIGITS)

@@ -4,18 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 {% if cookiecutter.vision %}
 from downloads import write_mnist
 {% endif %}
+from sources import source_of
 from test_configs import CHOICES, composed
 
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.export.formats import exporter
-from {{ cookiecutter.package_name }}.engine.export.network import Source, deployed, eager
-from {{ cookiecutter.package_name }}.engine.export.signature import Contract, Signature
+from {{ cookiecutter.package_name }}.engine.export.network import Call, deployed, eager
 from {{ cookiecutter.package_name }}.engine.inference.runtime import difference
 from {{ cookiecutter.package_name }}.engine.training import build
 
@@ -78,23 +77,20 @@ def test_pair_trains_and_is_exported_as_it_was_trained(
     trainer.fit(network, datamodule=datamodule)
     assert trainer.global_step == 2
     inputs, _ = next(iter(datamodule.test_dataloader()))
-    spec = datamodule.spec
-    trained = deployed(network, spec)
-    contract = Contract("pair", Signature.of(spec), spec.labels, "0" * 64, opset=18, task=spec.task)
-    source = Source(trained, inputs[:2].clone(), contract, {}, {}, spec, lambda number: inputs.numpy()[:number])
-    expected = eager(trained)(inputs.numpy())
+    source = source_of(network, [{"x": inputs}])
+    arrays = {"x": inputs.numpy()}
+    expected = eager(source.network)(arrays)
     for name, file in FORMATS.items():
         path = tmp_path / file
         path.write_bytes(exporter(name).export(source))
-        exporter(name).check(path, contract)
-        for found, right in zip(exporter(name).load(path)(inputs.numpy()), expected, strict=True):
-            assert found.shape == right.shape
-            assert difference(np.asarray(found), right) <= 1e-4
+        exporter(name).check(path, source.contract)
+        for output, found in exporter(name).load(path)(arrays).items():
+            assert difference(found, expected[output]) <= 1e-4
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     _, again = pair(data, model, tmp_path, needed.get(data, []))
     again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
-    for found, right in zip(eager(deployed(again, spec))(inputs.numpy()), expected, strict=True):
-        assert difference(found, right) <= 1e-6
+    for output, found in eager(deployed(again, Call(("x",))))(arrays).items():
+        assert difference(found, expected[output]) <= 1e-6
 
 
 def test_each_has_a_partner(tmp_path: Path, needed: dict[str, list[str]]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from {{ cookiecutter.package_name }}.engine.inference.signature import Arrays
 from {{ cookiecutter.package_name }}.engine.serving.batching import Batcher, Limits
 from {{ cookiecutter.package_name }}.engine.serving.metrics import Metrics
 from {{ cookiecutter.package_name }}.engine.serving.payload import RequestError
@@ -26,12 +27,13 @@ class Doubling:
         self.may_run = threading.Event()
         self.may_run.set()
 
-    def __call__(self, inputs: Array) -> tuple[Array, ...]:
+    def __call__(self, inputs: Arrays) -> Arrays:
         assert self.may_run.wait(10)
-        self.sizes.append(len(inputs))
-        if (inputs < 0).any():
+        x = inputs["x"]
+        self.sizes.append(len(x))
+        if (x < 0).any():
             raise ValueError("negative")
-        return 2 * inputs, inputs + 1
+        return {"doubled": 2 * x, "next": x + 1}
 
 
 def run(
@@ -56,9 +58,9 @@ def samples(first: int, size: int = 1) -> Array:
 
 
 async def ask(batcher: Batcher, first: int, size: int = 1) -> None:
-    doubled, next_ones = await batcher(samples(first, size))
-    np.testing.assert_array_equal(doubled, 2 * samples(first, size))
-    np.testing.assert_array_equal(next_ones, samples(first + 1, size))
+    outputs = await batcher({"x": samples(first, size)})
+    np.testing.assert_array_equal(outputs["doubled"], 2 * samples(first, size))
+    np.testing.assert_array_equal(outputs["next"], samples(first + 1, size))
 
 
 @pytest.mark.parametrize("thread", [False, True])
@@ -150,7 +152,7 @@ def test_network_that_fails_fails_its_batch_alone(thread: bool) -> None:
 
     async def scenario(batcher: Batcher) -> None:
         with pytest.raises(ValueError, match="negative"):
-            await batcher(samples(-5))
+            await batcher({"x": samples(-5)})
         await ask(batcher, 1)
 
     run(scenario, network, LIMITS, thread)
@@ -182,3 +184,31 @@ def test_request_that_is_alone_waits_where_a_delay_was_asked_for() -> None:
 
     run(scenario, network, Limits(1000, max_delay=0.5, timeout=10), thread=False, open_requests=[1])
     assert network.sizes == [2]
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_only_requests_of_the_same_shapes_are_computed_together(thread: bool) -> None:
+    network = Doubling()
+
+    async def ask_wide(batcher: Batcher, first: int, width: int) -> None:
+        given = np.full((2, width), first, np.float64)
+        outputs = await batcher({"x": given})
+        np.testing.assert_array_equal(outputs["doubled"], 2 * given)
+
+    async def scenario(batcher: Batcher) -> None:
+        await asyncio.gather(*(ask_wide(batcher, number, width) for number, width in enumerate((3, 5, 3, 7, 5, 3))))
+
+    metrics = run(scenario, network, LIMITS, thread)
+    assert network.sizes == [6, 4, 2], "the first shape, then that of the oldest request that still waits"
+    assert metrics.registry.get_sample_value("serving_queue_length") == 0
+
+
+def test_model_without_a_batch_axis_gets_each_request_by_itself() -> None:
+    network, metrics = Doubling(), Metrics(with_drift=False)
+
+    async def main() -> None:
+        batcher = Batcher(network, 0, LIMITS, None, (), metrics)
+        await asyncio.gather(*(ask(batcher, number, 2) for number in range(3)))
+
+    asyncio.run(main())
+    assert network.sizes == [2, 2, 2]

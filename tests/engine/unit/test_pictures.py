@@ -10,10 +10,15 @@ from PIL import Image
 
 from {{ cookiecutter.package_name }}.engine.inference import images as pictures
 from {{ cookiecutter.package_name }}.engine.inference.images import read_picture
-from {{ cookiecutter.package_name }}.engine.inference.input_schema import InputSchema
 from {{ cookiecutter.package_name }}.engine.inference.inputs import Sample, SkippedSample, read_samples
+from {{ cookiecutter.package_name }}.engine.inference.signature import Signature, TensorSignature
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+
+
+def taking(dtype: str, shape: tuple[int, ...], bounds: tuple[float, float]) -> Signature:
+    output = TensorSignature("output", "float32", ("batch", 2))
+    return Signature((TensorSignature("x", dtype, ("batch", *shape), bounds),), (output,), 64)
 
 
 def saved(picture: Image.Image, suffix: str = "png", **options: object) -> io.BytesIO:
@@ -90,7 +95,7 @@ def test_file_for_which_pillow_starts_another_program_is_no_picture(tmp_path: Pa
     """Pillow hands EPS to Ghostscript, whatever the file is called."""
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
-    (skipped,) = read_samples(tmp_path / "a.png", InputSchema((1, 8, 8), np.dtype(np.uint8), (0.0, 255.0)))
+    (skipped,) = read_samples(tmp_path / "a.png", taking("uint8", (1, 8, 8), (0.0, 255.0)))
     assert isinstance(skipped, SkippedSample)
     assert skipped.reason == "it is no picture, or damaged"
 
@@ -105,7 +110,7 @@ def test_truncated_picture_is_refused_or_complete() -> None:
         np.testing.assert_array_equal(picture[0], RAMP)
 
 
-FLOATS = InputSchema((1, 8, 8), np.dtype(np.float32), (-1.0, 1.0))
+FLOATS = taking("float32", (1, 8, 8), (-1.0, 1.0))
 
 
 def test_pictures_for_a_network_of_another_range_are_scaled_to_it(tmp_path: Path) -> None:
@@ -114,9 +119,10 @@ def test_pictures_for_a_network_of_another_range_are_scaled_to_it(tmp_path: Path
     Image.fromarray(shades).save(tmp_path / "a.png")
     (sample,) = read_samples(tmp_path / "a.png", FLOATS)
     assert isinstance(sample, Sample)
-    assert sample.values.dtype == np.float32
-    assert (sample.values[0, 0] == -1).all()
-    assert (sample.values[0, 1:] == 1).all()
+    values = sample.values["x"]
+    assert values.dtype == np.float32
+    assert (values[0, 0] == -1).all()
+    assert (values[0, 1:] == 1).all()
 
 
 def test_samples_outside_the_range_are_skipped_one_by_one(tmp_path: Path) -> None:
@@ -131,6 +137,6 @@ def test_samples_outside_the_range_are_skipped_one_by_one(tmp_path: Path) -> Non
 
 def test_network_for_tables_takes_no_pictures(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "a.png")
-    (skipped,) = read_samples(tmp_path / "a.png", InputSchema((12,), np.dtype(np.float32), (0.0, 1.0)))
+    (skipped,) = read_samples(tmp_path / "a.png", taking("float32", (12,), (0.0, 1.0)))
     assert isinstance(skipped, SkippedSample)
-    assert skipped.reason == "the model takes float32 (12,), no pictures"
+    assert skipped.reason == "the model takes files that end in .npy .npz"

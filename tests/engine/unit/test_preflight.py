@@ -157,9 +157,9 @@ class Squeezed(Unexportable):
         return outputs.squeeze()
 
 
-class Named(Unexportable):
+class Worded(Unexportable):
     def forward(self, x: Tensor) -> Any:
-        return {"logits": self.net(x)}
+        return {"logits": self.net(x), "words": ["a"] * len(x)}
 
 
 class OverTheBatch(Unexportable):
@@ -173,13 +173,25 @@ class Mistaken(Unexportable):
         return x.permute(0, 1)
 
 
+class Plain(Classifier):
+    """Exports what its network returns, and takes its loss from a part of it."""
+
+    deployed = None  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.loss(self(batch[0])["logits"], batch[1]))
+
+
 @pytest.mark.parametrize(
     ("net", "reason"),
     [
         (linear, ""),
         (Unexportable, "format 'onnx' cannot express this network"),
-        (Squeezed, r"forward of Squeezed \(test_preflight.py:\d+\) answers 1 samples with \(10,\): \(B, K\) is needed"),
-        (Named, r"forward of Named \(test_preflight.py:\d+\) returns a dict: one tensor \(B, K\) is needed"),
+        (Squeezed, r"forward of Squeezed \(test_preflight.py:\d+\) answers 1 samples with \(10,\) as 'logits'"),
+        (Worded, r"forward of Worded \(test_preflight.py:\d+\) returns a list as 'words': a tensor is needed"),
         (OverTheBatch, "the answer for a sample depends on the rest of its batch"),
         (Mistaken, r"permute"),
     ],
@@ -192,9 +204,10 @@ def test_network_that_cannot_be_exported_is_reported_or_refused_before_training(
     tmp_path: Path,
 ) -> None:
     datamodule = Digits()
-    monkeypatch.setattr(rehearsal, "build_model", lambda section, spec: Classifier(spec, net, torch.optim.SGD))
+    kind = Plain if net is Worded else Classifier
+    monkeypatch.setattr(rehearsal, "build_model", lambda section, spec: kind(spec, net, torch.optim.SGD))
     trainer: Any = SimpleNamespace(checkpoint_callbacks=[])
-    model = Classifier(datamodule.spec, net, torch.optim.SGD)
+    model = kind(datamodule.spec, net, torch.optim.SGD)
     caplog.set_level("INFO")
     before, threads = random_state()["torch"], torch.get_num_threads()
     torch.set_num_threads(3)
@@ -218,15 +231,18 @@ def test_network_that_cannot_be_exported_is_reported_or_refused_before_training(
     torch.set_num_threads(threads)
 
 
-def test_run_without_a_data_spec_is_not_rehearsed_and_may_have_loaders_of_any_kind(tmp_path: Path) -> None:
-    def rehearse(*_: object) -> None:
-        raise AssertionError
+def test_run_without_a_data_spec_is_rehearsed_and_may_have_loaders_of_any_kind(tmp_path: Path) -> None:
+    rehearsed: list[object] = []
+
+    def rehearse(spec: object, datamodule: object) -> None:
+        rehearsed.append(datamodule)
 
     trainer: Any = SimpleNamespace(checkpoint_callbacks=[])
     for loader in (DataLoader(TensorDataset(torch.zeros(4, 2)), batch_size=2), [1, 2]):
         datamodule = pl.LightningDataModule.from_datasets(TensorDataset(torch.zeros(4, 2)))
         datamodule.train_dataloader = lambda loader=loader: loader  # type: ignore[method-assign,misc]
         preflight.before_training(tmp_path, None, datamodule, None, Whole(), trainer, rehearse)
+    assert len(rehearsed) == 1, "loaders that are no DataLoader are not looked into"
 
 
 def test_data_with_a_spec_is_checked_whatever_its_sampler(tmp_path: Path) -> None:

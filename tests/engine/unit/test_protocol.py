@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from {{ cookiecutter.package_name }}.engine.serving import protocol
-from {{ cookiecutter.package_name }}.engine.serving.payload import RequestError
+from {{ cookiecutter.package_name }}.engine.serving.payload import RequestError, bytes_of
 from {{ cookiecutter.package_name }}.engine.serving.protocol import InferenceRequest, ModelMetadata
 
 
 def read(dtype: str, bounds: list[float], datatype: str, data: list[Any] | bytes) -> InferenceRequest:
     """Reads a request of two samples with three numbers each, as JSON or as bytes."""
-    tensor = {"name": "input", "dtype": dtype, "shape": [-1, 3], "range": bounds}
-    output = {"name": "logits", "dtype": "float32", "shape": [-1, 2]}
+    tensor = {"name": "input", "dtype": dtype, "shape": ["batch", 3], "range": bounds}
+    output = {"name": "logits", "dtype": "float32", "shape": ["batch", 2]}
     manifest = {"name": "made", "version": 1, "inputs": [tensor], "outputs": [output], "max_batch_size": 4}
     model = ModelMetadata(manifest)
     entry: dict[str, Any] = {"name": "input", "datatype": datatype, "shape": [2, 3]}
@@ -27,8 +27,8 @@ def read(dtype: str, bounds: list[float], datatype: str, data: list[Any] | bytes
 def test_numbers_arrive_as_they_were_sent() -> None:
     values = np.array([[-1.5, 0, 1], [2, 0.25, 1e-3]], np.float32)
     for data in (values.tolist(), values.ravel().tolist(), values.tobytes()):
-        np.testing.assert_array_equal(read("float32", [-2, 2], "FP32", data).inputs, values)
-    truths = read("bool", [0, 1], "BOOL", [True, False] * 3).inputs
+        np.testing.assert_array_equal(read("float32", [-2, 2], "FP32", data).inputs["input"], values)
+    truths = read("bool", [0, 1], "BOOL", [True, False] * 3).inputs["input"]
     assert truths.tolist() == [[True, False, True], [False, True, False]]
 
 
@@ -56,3 +56,66 @@ def test_too_many_numbers_are_refused_before_they_are_parsed() -> None:
     with pytest.raises(RequestError, match="more than the 12 numbers that are taken") as refused:
         read("float32", [-2, 2], "FP32", [0.0] * 5000)
     assert refused.value.status == 413
+
+
+TOKENS = {"dtype": "int64", "shape": ["batch", "tokens"]}
+TEXT = {
+    "name": "made",
+    "version": 1,
+    "inputs": [{"name": "ids", **TOKENS}, {"name": "mask", **TOKENS}, {"name": "words", **TOKENS, "dtype": "string"}],
+    "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 2]}],
+    "max_batch_size": 4,
+}
+
+
+def entry(name: str, datatype: str, shape: list[int], data: Any) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape, "data": data}
+
+
+def test_several_inputs_with_free_axes_and_text_arrive_in_any_order() -> None:
+    words = np.array([["a", "Köln"], ["", "c"]], dtype=object)
+    raw = bytes_of(words)
+    header = json.dumps(
+        {
+            "inputs": [
+                {"name": "words", "datatype": "BYTES", "shape": [2, 2], "parameters": {"binary_data_size": len(raw)}},
+                entry("mask", "INT64", [2, 2], [1, 1, 1, 0]),
+                entry("ids", "INT64", [2, 2], [[5, 6], [7, 0]]),
+            ]
+        }
+    ).encode()
+    found = protocol.read(header + raw, str(len(header)), ModelMetadata(TEXT)).inputs
+    assert found["ids"].tolist() == [[5, 6], [7, 0]]
+    assert found["mask"].tolist() == [[1, 1], [1, 0]]
+    assert found["words"].tolist() == words.tolist()
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ([], "'inputs' must be a list of tensors: 'ids', 'mask', 'words'"),
+        ([entry("ids", "INT64", [1, 2], [1, 2])], "the input 'mask' is missing"),
+        (
+            [entry("ids", "INT64", [1, 2], [1, 2]), entry("mask", "INT64", [1, 3], [1, 2, 3])],
+            "'mask' has 3 along its axis 'tokens', but another input has 2: they must agree",
+        ),
+        (
+            [entry("ids", "INT64", [1, 2], [1, 2]), entry("mask", "INT64", [2, 2], [1, 2, 3, 4])],
+            "'mask' has 2 along its axis 'batch', but another input has 1: they must agree",
+        ),
+        ([entry("ids", "INT64", [1], [1])], r"'ids' has the shape \[1\], but this model takes \[batch, tokens\]"),
+        ([entry("words", "BYTES", [1, 1], [1])], "'data' of 'words' does not hold texts of BYTES alone"),
+        ([entry("ids", "INT64", [1, 1], ["a"])], "'data' of 'ids' does not hold numbers of INT64 alone"),
+    ],
+)
+def test_inputs_that_do_not_go_together_are_refused(entries: list[dict[str, Any]], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        protocol.read(json.dumps({"inputs": entries}).encode(), None, ModelMetadata(TEXT))
+
+
+def test_metadata_and_configuration_show_free_axes() -> None:
+    model = ModelMetadata(TEXT)
+    assert model.to_response()["inputs"][2] == {"name": "words", "datatype": "BYTES", "shape": [-1, -1]}
+    assert model.to_config()["input"][2] == {"name": "words", "data_type": "TYPE_STRING", "dims": [-1]}
+    whole = ModelMetadata({**TEXT, "max_batch_size": 0}).to_config()
+    assert (whole["input"][0]["dims"], whole.get("dynamic_batching")) == ([-1, -1], None)

@@ -13,15 +13,16 @@ from pyarrow import parquet
 from {{ cookiecutter.package_name }}.engine.data.labels import known_labels
 from {{ cookiecutter.package_name }}.engine.data.table import TableDataModule
 from {{ cookiecutter.package_name }}.engine.errors import UserError
-from {{ cookiecutter.package_name }}.engine.inference.input_schema import Column, InputSchema
 from {{ cookiecutter.package_name }}.engine.inference.inputs import Sample, SkippedSample, read_samples
+from {{ cookiecutter.package_name }}.engine.inference.signature import Column, Signature, TensorSignature
 from {{ cookiecutter.package_name }}.engine.inference.tables import encode, parse_csv, read_object, read_table
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
 from {{ cookiecutter.package_name }}.models.tabular import Columns, TabularMLP
 
 COLUMNS = (Column("age", gaps=True), Column("city", ("Bonn", "Köln; Süd", 'the "old" one')))
-SCHEMA = InputSchema((2,), np.dtype(np.float32), (-1e9, 1e9), COLUMNS)
+ROW = TensorSignature("x", "float32", ("batch", 2), (-1e9, 1e9), COLUMNS)
+SIGNATURE = Signature((ROW,), (TensorSignature("output", "float32", ("batch", 2)),), 64)
 ROWS = [("41", "Bonn"), ("", "Köln; Süd"), ("2.5", 'the "old" one'), ("-3e2", "Rom"), ("7", "")]
 CODED = np.array([[41, 1], [np.nan, 2], [2.5, 3], [-300, 0], [7, 0]], np.float32)
 
@@ -84,7 +85,7 @@ def test_word_for_a_missing_number_is_a_gap_and_no_category(word: str) -> None:
 )
 def test_reason_is_given_for_a_file_that_is_no_table(contents: bytes, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(contents)
-    (skipped,) = read_samples(tmp_path / "a.csv", SCHEMA)
+    (skipped,) = read_samples(tmp_path / "a.csv", SIGNATURE)
     assert isinstance(skipped, SkippedSample)
     assert skipped.reason == sentence
 
@@ -97,29 +98,29 @@ def test_parquet_gives_what_its_csv_gives(tmp_path: Path) -> None:
     np.testing.assert_array_equal(encode(read, COLUMNS)[0], CODED)
     assert read.words("count") == ["1", "2", "", "4", "5"]
     (tmp_path / "b.parquet").write_bytes(written(","))
-    (skipped,) = read_samples(tmp_path / "b.parquet", SCHEMA)
+    (skipped,) = read_samples(tmp_path / "b.parquet", SIGNATURE)
     assert "it is no Parquet file, or damaged" in str(skipped)
 
 
 def test_row_that_cannot_be_used_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("age,city\n1,Bonn\nold,Bonn\n1e39,Bonn\n1_0,Bonn\n2,Bonn\n", encoding="utf-8")
-    found = list(read_samples(tmp_path / "a.csv", SCHEMA))
+    found = list(read_samples(tmp_path / "a.csv", SIGNATURE))
     assert [isinstance(sample, Sample) for sample in found] == [True, False, False, False, True]
     assert str(found[1]).endswith("[1]: line 3: age='old' is no number")
     (tmp_path / "b.csv").write_text("years,city\n1,Bonn\n", encoding="utf-8")
-    (skipped,) = read_samples(tmp_path / "b.csv", SCHEMA)
+    (skipped,) = read_samples(tmp_path / "b.csv", SIGNATURE)
     assert str(skipped).endswith("b.csv: it has no column 'age', but years, city")
 
 
 def test_object_of_json_is_a_row() -> None:
     for row in ({"age": 41, "city": "Bonn", "more": []}, {"age": "41.0", "city": "Bonn"}):
-        np.testing.assert_array_equal(read_object(row, SCHEMA), CODED[:1])
-    np.testing.assert_array_equal(read_object({"age": None, "city": None}, SCHEMA), [[np.nan, 0]])
-    member = InputSchema((1,), np.dtype(np.float32), (0, 9), (Column("member", ("false", "true")),))
+        np.testing.assert_array_equal(read_object(row, ROW), CODED[:1])
+    np.testing.assert_array_equal(read_object({"age": None, "city": None}, ROW), [[np.nan, 0]])
+    member = TensorSignature("x", "float32", ("batch", 1), (0, 9), (Column("member", ("false", "true")),))
     assert read_object({"member": True}, member) == 2
     for wrong, sentence in (({"age": 1}, "'city' is missing"), ({"age": [], "city": ""}, "'age' is neither")):
         with pytest.raises(ValueError, match=sentence):
-            read_object(wrong, SCHEMA)
+            read_object(wrong, ROW)
 
 
 def people(path: Path, num_rows: int = 200, **changed: list[str]) -> Path:
@@ -335,7 +336,7 @@ def test_network_takes_any_kind_of_columns_and_stays_the_same_when_checkpointed(
 
 def test_array_of_rows_may_have_gaps(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([[1, np.nan], [np.nan, np.nan], [2e9, 1]], np.float32))
-    found = list(read_samples(tmp_path / "a.npy", SCHEMA))
+    found = list(read_samples(tmp_path / "a.npy", SIGNATURE))
     assert [isinstance(sample, Sample) for sample in found] == [True, True, False]
 
 

@@ -13,19 +13,21 @@ if TYPE_CHECKING:
     from .distributed.randomness import sample_uniform as sample_uniform
     from .errors import UserError as UserError
     from .spec import DataSpec as DataSpec
-    from .training.layers import Constants as Constants
+    from .spec import Deployed as Deployed
+    from .spec import Input as Input
+    from .spec import Output as Output
     from .training.layers import Normalize as Normalize
     from .training.layers import Segments as Segments
-    from .training.losses import ClassWeights as ClassWeights
     from .training.losses import CrossEntropy as CrossEntropy
 
 _PLACES = {
-    "ClassWeights": "training.losses",
-    "Constants": "training.layers",
     "CrossEntropy": "training.losses",
     "DataSpec": "spec",
+    "Deployed": "spec",
     "InMemoryDataModule": "data.data_module",
+    "Input": "spec",
     "Normalize": "training.layers",
+    "Output": "spec",
     "SamplesInMemory": "data.samples",
     "Segments": "training.layers",
     "UserError": "errors",

@@ -37,6 +37,8 @@ IGNORED_WARNINGS = (
     WarningFilter(RuntimeWarning, r"Image size \(\d+ pixels\) exceeds limit", r"PIL\.Image"),
     # the checkpoints of this project hold plain data alone, whatever `save_hyperparameters` was given
     WarningFilter(UserWarning, r"Attribute '\w+' is an instance of `nn.Module`", r"lightning\.pytorch\.utilities"),
+    # the training split calibrates a quantized file, in any order
+    WarningFilter(UserWarning, r"Your `test_dataloader`'s sampler has shuffling", r"lightning\.pytorch\.trainer"),
     # matplotlib converts the tensors that torchmetrics plots in a way that numpy 2 has deprecated
     WarningFilter(DeprecationWarning, r"__array__ implementation doesn't accept a copy", r"matplotlib\.cbook"),
     # ddp copies the gradient of a convolution with one input channel: a few numbers
@@ -45,6 +47,8 @@ IGNORED_WARNINGS = (
 
 # torch 2.13 copies its own graphs in a way that it has deprecated
 TORCH_GRAPH_COPY = WarningFilter(FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is", r"copyreg|torch\..*")
+# two inputs share their free axes on purpose
+ONNX_AXIS_NAMES = WarningFilter(UserWarning, r"# The axis name: \w+ will not be used", r"torch\.onnx\..*")
 
 
 def ignore_warnings(*filters: WarningFilter) -> None:

@@ -1,9 +1,10 @@
 """Classification with one label for each sample, or with any number of labels."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,9 +18,22 @@ from torchmetrics.classification import (
     MultilabelF1Score,
 )
 
-from ..engine import ClassWeights, CrossEntropy, DataSpec, Normalize, UserError
+from ..engine import CrossEntropy, DataSpec, Deployed, Normalize, Output, UserError
 
 Batch = tuple[Tensor, Tensor]
+ClassWeights = Literal["balanced"] | list[float] | None
+
+
+class WithProbabilities(nn.Module):
+    """Raw input to logits `(B, K)` and their softmax, or their sigmoid where a sample may have several labels."""
+
+    def __init__(self, net: nn.Module, several: bool) -> None:
+        super().__init__()
+        self.net, self.several = net, several
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits: Tensor = self.net(x)
+        return logits, logits.sigmoid() if self.several else logits.softmax(dim=-1)
 
 
 class Classifier(pl.LightningModule):
@@ -83,6 +97,19 @@ class Classifier(pl.LightningModule):
         self.confusion_matrix.update(logits, y)  # plotted after the test
         self.log("test/loss", self.loss(logits, y), batch_size=len(y))
         self.log_dict(self.test_scores)
+
+    def deployed(self) -> Deployed:
+        """What is exported: probabilities beside the logits, which stand for `forward` in the test loop."""
+        spec, several = self.spec, self.spec.task == "multilabel"
+        probabilities = Output(labels=spec.labels, multiple=several, label_counts=spec.label_counts)
+        return Deployed(
+            network=WithProbabilities(self.net, several),
+            inputs={"x": spec.as_input()},
+            outputs={"logits": Output(), "probabilities": probabilities},
+            result="logits",
+            metric="test/acc",
+            example={"x": torch.zeros(2, *spec.input_shape, dtype=getattr(torch, spec.input_dtype))},
+        )
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

@@ -4,16 +4,29 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
 
-from ..engine import DataSpec, Normalize, UserError
+from ..engine import DataSpec, Deployed, Normalize, Output, UserError
 
 Batch = tuple[Tensor, Tensor]
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+
+
+class InUnits(nn.Module):
+    """Raw input to predictions `(B, 1)` in the units of the target, which `net` gives in deviations from its mean."""
+
+    def __init__(self, net: nn.Module, mean: float, std: float) -> None:
+        super().__init__()
+        self.net, self.mean, self.std = net, mean, std
+
+    def forward(self, x: Tensor) -> Tensor:
+        predicted: Tensor = self.net(x) * self.std + self.mean
+        return predicted
 
 
 class Regressor(pl.LightningModule):
@@ -72,6 +85,18 @@ class Regressor(pl.LightningModule):
         self.test_scores.update(predicted, truth)
         self.log("test/loss", loss, batch_size=len(truth))
         self.log_dict(self.test_scores)
+
+    def deployed(self) -> Deployed:
+        """What is exported: the prediction in the units of the target."""
+        spec, mean, std = self.spec, self.spec.target_mean, self.spec.target_std
+        return Deployed(
+            network=InUnits(self.net, mean, std),
+            inputs={"x": spec.as_input()},
+            outputs={"prediction": Output(mean=(mean,), std=(std,))},
+            result=lambda outputs: (outputs["prediction"] - mean) / std,
+            metric="test/r2",
+            example={"x": torch.zeros(2, *spec.input_shape, dtype=getattr(torch, spec.input_dtype))},
+        )
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

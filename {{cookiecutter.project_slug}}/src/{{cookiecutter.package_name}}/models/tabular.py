@@ -3,18 +3,20 @@
 import torch
 from torch import Tensor, nn
 
-from ..engine import Constants, DataSpec, Segments, UserError
+from ..engine import DataSpec, Segments, UserError
 
 MAX_DIMENSIONS = 50  # of an embedding
 
 
-class Columns(Constants):
+class Columns(nn.Module):
     """Normalised rows `(B, C)`, with NaN for gaps and codes of categories, to features `(B, num_features)`.
 
     A missing number becomes 0, the mean, and a second feature marks the gap if the column had gaps in training. A
     category becomes a row of an embedding (Guo and Berkhahn, 2016, arXiv:1604.06737); that of code 0, unseen or
     missing, is initialised with zeros.
     """
+
+    has_constant_buffers = True  # ddp need not send them
 
     numeric: Tensor
     gaps: Tensor

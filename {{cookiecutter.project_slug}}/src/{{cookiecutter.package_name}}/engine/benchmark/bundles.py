@@ -17,7 +17,7 @@ from ..export.card import BENCHMARK, BENCHMARK_PICTURE, card
 from ..export.formats import FORMATS
 from ..export.timing import Timer
 from ..export.verify import read_checked
-from ..inference.runtime import GOLDEN, find_bundle
+from ..inference.runtime import find_bundle
 from .options import Options
 from .report import circumstances, plot, print_table, speedup
 
@@ -102,7 +102,7 @@ def time_calls(
     with ExitStack() as stack:
         timers = {}
         for name in names:
-            timer = Timer(name, folder / FORMATS[name].file, folder / GOLDEN, options.num_threads)
+            timer = Timer(name, folder / FORMATS[name].file, folder, options.num_threads)
             timers[name] = stack.enter_context(timer)
             timer.time(1, 0.0)  # loads the file before the first round
         for size, name in bar(turns, "measuring"):

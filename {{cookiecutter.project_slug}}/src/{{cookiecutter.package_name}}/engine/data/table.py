@@ -14,7 +14,7 @@ from sklearn import datasets
 from torch import Tensor
 
 from ..errors import UserError, nearest
-from ..inference.input_schema import Column
+from ..inference.signature import Column
 from ..inference.tables import MOST, Table, encode, read_table
 from ..spec import DataSpec
 from .data_module import InMemoryDataModule

@@ -17,12 +17,11 @@ from ..console import write_json
 from ..errors import UserError
 from ..inference.runtime import MANIFEST, SCHEMA_VERSION, digest, versions
 from ..runs import run_record
+from .contract import Contract
 from .gate import Limits, Parity
-from .signature import Contract
 from .triton import CONFIG, check_config, config_text
 
 if TYPE_CHECKING:
-    from ..spec import DataSpec
     from ..training.checkpoints import Checkpoint
 
 PACKAGES = ("torch", "lightning", "onnx", "onnxruntime", "numpy")
@@ -71,40 +70,35 @@ def publish(folder: Path, seal: Callable[[Path, int], None]) -> Path:
                 raise
 
 
-def check_triton_config(name_dir: Path, contract: Contract, max_batch_size: int, has_onnx: bool) -> None:
+def check_triton_config(name_dir: Path, contract: Contract, has_onnx: bool) -> None:
     """Refuses an export that does not fit the configuration by which Triton serves every version of this name."""
     path = name_dir / CONFIG
     if path.exists():
-        check_config(path, contract.signature, max_batch_size)
+        check_config(path, contract.signature)
         if not has_onnx:
             raise UserError(f"{path} serves model.onnx: add onnx to formats, or give another export.name=.")
 
 
-def write_triton_config(folder: Path, contract: Contract, max_batch_size: int) -> None:
+def write_triton_config(folder: Path, contract: Contract) -> None:
     """Writes the configuration beside the version that is about to be published, unless there is one."""
     path = folder.parent / CONFIG
     if path.exists():  # a simultaneous export may have written it
-        check_config(path, contract.signature, max_batch_size)
+        check_config(path, contract.signature)
         return
     with atomic_write(path, "w") as file:
-        file.write(config_text(contract.name, contract.signature, max_batch_size))
+        file.write(config_text(contract.name, contract.signature))
 
 
 def describe(
     contract: Contract, checkpoint: "Checkpoint", parities: list[Parity], limits: Limits, **figures: Any
 ) -> dict[str, Any]:
     """Returns the manifest without what is known only at its publication: version, time and files."""
-    spec = checkpoint.spec
     config = json.dumps(checkpoint.config, sort_keys=True, ensure_ascii=False)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": contract.name,
-        "task": spec.task,
-        "inputs": [contract.signature.input.to_dict()],
+        "inputs": [tensor.to_dict() for tensor in contract.signature.inputs],
         "outputs": [tensor.to_dict() for tensor in contract.signature.outputs],
-        "labels": list(spec.labels),
-        **({"target": _target(spec)} if spec.task == "regression" else {}),
-        "preprocessing": {"where": "inside the graph", "mean": list(spec.mean), "std": list(spec.std)},
         "max_batch_size": limits.max_batch_size,
         "opset": contract.opset,
         "max_metric_loss": limits.max_metric_loss,
@@ -121,10 +115,6 @@ def describe(
         "git": run_record.git_state(),
         "versions": run_record.versions(PACKAGES),
     }
-
-
-def _target(spec: "DataSpec") -> dict[str, Any]:
-    return {"name": spec.target, "mean": spec.target_mean, "std": spec.target_std}
 
 
 def write_manifest(contents: Mapping[str, Any], folder: Path) -> None:

@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from ..config import PACKAGE
-from ..inference.input_schema import TYPES
+from ..inference.signature import TYPES
 from ..markdown import render
 from ..runs.run_record import commit_words
 from ..training.plots import caption
+from .contract import verified_batch_sizes
 from .formats import FORMATS
-from .signature import verified_batch_sizes
 
+# From numpy's names of types to those of libtorch, after `torch::k`.
+CPP_TYPES = {
+    "bool": "Bool",
+    "uint8": "Byte",
+    **{f"int{bits}": name for bits, name in ((8, "Char"), (16, "Short"), (32, "Int"), (64, "Long"))},
+    **{f"float{bits}": name for bits, name in ((16, "Half"), (32, "Float"), (64, "Double"))},
+}
 BENCHMARK, BENCHMARK_PICTURE = "benchmark.json", "benchmark.png"
 
 
@@ -26,7 +33,9 @@ def card(folder: Path, manifest: Mapping[str, Any], benchmark: Mapping[str, Any]
         benchmark_picture=BENCHMARK_PICTURE,
         batch_sizes=verified_batch_sizes(manifest["max_batch_size"]),
         commit=commit_words(manifest["git"]),
-        datatype=TYPES[manifest["inputs"][0]["dtype"]],
+        request_types={tensor["name"]: TYPES[tensor["dtype"]] for tensor in manifest["inputs"]},
+        cpp_types=CPP_TYPES,
+        labelled=[tensor for tensor in manifest["outputs"] if "labels" in tensor],
         network=json.dumps(manifest["config"]["model"].get("net"), ensure_ascii=False),
         package=PACKAGE,
         pictures=[(path.name, caption(path)) for path in pictures],

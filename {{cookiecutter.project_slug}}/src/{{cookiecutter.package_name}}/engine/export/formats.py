@@ -4,16 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-import numpy as np
-import numpy.typing as npt
+from ..inference.signature import Array, Arrays
 
 if TYPE_CHECKING:
+    from .contract import Contract
     from .network import Source
-    from .signature import Contract
-
-Array = npt.NDArray[Any]
 
 ONNX_OPTIONS: dict[str, int | str] = {"opset": 18}
 CALIBRATION_OPTIONS: dict[str, int | str] = {"num_calibration_samples": 512, "calibration": "minmax"}
@@ -23,7 +20,7 @@ CALIBRATION_OPTIONS: dict[str, int | str] = {"num_calibration_samples": 512, "ca
 class Format:
     """`options` are those that the format takes from the section `export`, with their defaults.
 
-    An `exact` format reproduces the outputs of the trained model; a reduced one is judged by the task's metric. `needs`
+    An `exact` format reproduces the outputs of the trained model; a reduced one is judged by a metric. `needs`
     are Python packages. Loading a file that is `code` can run whatever was put into it.
     """
 
@@ -56,9 +53,9 @@ FORMATS = {
 
 
 class Run(Protocol):
-    """Maps input `(B, ...)` to the outputs in the order of the signature, each `(B, K)` float32."""
+    """Maps inputs `(B, ...)` by name to outputs by name."""
 
-    def __call__(self, inputs: Array) -> tuple[Array, ...]: ...
+    def __call__(self, inputs: Arrays) -> dict[str, Array]: ...
 
 
 class Exporter(Protocol):
@@ -72,16 +69,6 @@ class Exporter(Protocol):
 
     def load(self, path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
         """Loads the file on the CPU; `optimize=False` runs the graph as it was written."""
-
-
-def first_samples(inputs: Array, num_samples: int) -> Array:
-    """Returns real samples; where there are fewer than a batch takes, they come again."""
-    return inputs[np.arange(num_samples) % len(inputs)]
-
-
-def first_outputs(run: Run, inputs: Array, batch_size: int) -> Array:
-    """Returns the first output of all samples, `(N, K)`."""
-    return np.concatenate([run(inputs[start : start + batch_size])[0] for start in range(0, len(inputs), batch_size)])
 
 
 def exporter(format_name: str) -> Exporter:

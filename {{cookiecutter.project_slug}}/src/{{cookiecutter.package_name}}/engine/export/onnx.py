@@ -11,9 +11,10 @@ import onnxruntime
 from google.protobuf.message import Message
 
 from ..errors import UserError
-from ..warning_filters import TORCH_GRAPH_COPY, warnings_ignored
-from .formats import Array, Run
-from .signature import Contract, GateFailure, TensorSignature
+from ..inference.signature import BATCH, Array, Arrays, TensorSignature
+from ..warning_filters import ONNX_AXIS_NAMES, TORCH_GRAPH_COPY, warnings_ignored
+from .contract import Contract, GateFailure
+from .formats import Run
 
 if TYPE_CHECKING:
     from .network import Source
@@ -33,15 +34,15 @@ def export_model(source: Source) -> onnx.ModelProto:
     opset, newest = source.contract.opset, onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise UserError(f"export.opset={opset} is out of range: take {OLDEST_OPSET} to {newest}.")
-    with warnings_ignored(TORCH_GRAPH_COPY):
+    with warnings_ignored(TORCH_GRAPH_COPY, ONNX_AXIS_NAMES):
         program = torch.onnx.export(
             source.network,
-            (source.example,),
+            source.tensors,
             dynamo=True,
             opset_version=opset,
-            input_names=["input"],
+            input_names=[tensor.name for tensor in source.contract.signature.inputs],
             output_names=[tensor.name for tensor in source.contract.signature.outputs],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=source.dynamic_shapes(),
             external_data=False,
             verbose=False,
         )
@@ -78,7 +79,7 @@ def check_model(path: Path, contract: Contract) -> onnx.ModelProto:
     found = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     if found.get("ai.onnx") != contract.opset:
         raise GateFailure(f"{path.name} has opset {found.get('ai.onnx')}, but it should be {contract.opset}.")
-    _check_tensors(path, "inputs", list(model.graph.input), (contract.signature.input,))
+    _check_tensors(path, "inputs", list(model.graph.input), contract.signature.inputs)
     _check_tensors(path, "outputs", list(model.graph.output), contract.signature.outputs)
     _check_inference_mode(path, model)
     contract.check_summary(path.name, {entry.key: entry.value for entry in model.metadata_props})
@@ -92,8 +93,10 @@ def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def run(inputs: Array) -> tuple[Array, ...]:
-        return tuple(session.run(None, {"input": inputs}))
+    names = [value.name for value in session.get_outputs()]
+
+    def run(inputs: Arrays) -> dict[str, Array]:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     return run
 
@@ -115,14 +118,15 @@ def _check_tensors(path: Path, kind: str, found: list[Any], expected: tuple[Tens
         )
     for value, tensor in zip(found, expected, strict=True):
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-        batch, *shape = value.type.tensor_type.shape.dim
-        if not batch.dim_param:
-            raise GateFailure(f"{path.name} takes batches of {batch.dim_value} only: '{tensor.name}' has a fixed axis.")
-        sides = tuple(side.dim_value for side in shape)
-        if (dtype, sides) != (tensor.dtype, tensor.shape):
-            raise GateFailure(
-                f"{path.name} has '{tensor.name}' as {dtype} {sides}, but it should be {tensor.dtype} {tensor.shape}."
-            )
+        dims = list(value.type.tensor_type.shape.dim)
+        for dim, side in zip(dims, tensor.shape, strict=False):
+            if isinstance(side, str) and not dim.dim_param:
+                what = f"batches of {dim.dim_value}" if side == BATCH else f"{dim.dim_value} along '{side}'"
+                raise GateFailure(f"{path.name} takes {what} only: '{tensor.name}' has a fixed axis.")
+        sides = tuple(dim.dim_value or dim.dim_param for dim in dims)
+        fixed = tuple(None if isinstance(side, str) else side for side in tensor.shape)
+        if (dtype, tuple(None if dim.dim_param else dim.dim_value for dim in dims)) != (tensor.dtype, fixed):
+            raise GateFailure(f"{path.name} has '{tensor.name}' as {dtype} {sides}, but it should be {tensor}.")
 
 
 def _check_inference_mode(path: Path, model: onnx.ModelProto) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from .contract import Contract, GateFailure
 from .onnx import check_model, export_model, load, messages, serialized
-from .signature import Contract, GateFailure
 
 if TYPE_CHECKING:
     from .network import Source
@@ -50,7 +50,8 @@ def export(source: Source) -> bytes:
         model.graph.ClearField(field)
         getattr(model.graph, field).extend(parts)
     model.graph.ClearField("value_info")
-    return serialized(model, source)
+    # ONNX Runtime 1.32 ends with a segmentation fault where the type of what an attention layer adds is not written.
+    return serialized(onnx.shape_inference.infer_shapes(model), source)
 
 
 def _reduced(

@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 
-from .formats import Array
+from ..inference.signature import Array
+from .contract import Contract, GateFailure
 from .onnx import check_model, export_model, load, serialized
-from .signature import Contract, GateFailure
 
 if TYPE_CHECKING:
     from .network import Source
@@ -23,7 +22,6 @@ __all__ = ["check", "export", "load"]
 
 # Operators with weights; the rest stays in float32, above all softmax and normalisation.
 QUANTIZED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
-BATCH_SIZE = 64
 
 
 def export(source: Source) -> bytes:
@@ -31,14 +29,11 @@ def export(source: Source) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, quantize_static
 
     class Samples(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, inputs: Array) -> None:
-            # `entropy` and `percentile` take batches of one size only.
-            size = max(size for size in range(1, BATCH_SIZE + 1) if len(inputs) % size == 0)
-            self.batches: Iterator[Array] = iter(inputs.reshape(-1, size, *inputs.shape[1:]))
+        def __init__(self) -> None:
+            self.batches = source.calibration(source.options["num_calibration_samples"])
 
         def get_next(self) -> dict[str, Array] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {source.contract.signature.input.name: batch}
+            return next(self.batches, None)
 
     methods = {
         "minmax": CalibrationMethod.MinMax,
@@ -53,7 +48,7 @@ def export(source: Source) -> bytes:
             quantize_static(
                 export_model(source),
                 quantized,
-                Samples(source.training_inputs(source.options["num_calibration_samples"])),
+                Samples(),
                 op_types_to_quantize=QUANTIZED,
                 per_channel=True,
                 calibrate_method=methods[source.options["calibration"]],

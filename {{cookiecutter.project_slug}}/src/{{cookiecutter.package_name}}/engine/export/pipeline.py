@@ -1,36 +1,102 @@
 """Writes the files of a bundle and passes each through the gate; card and manifest come afterwards."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 
-from ..data.labels import count_labels
-from ..distributed.strategies import OneDeviceStrategy
 from ..errors import UserError
-from ..inference.runtime import GOLDEN
+from ..inference.runtime import GOLDEN, batches, difference, first_samples
+from ..inference.signature import Array, Signature
 from ..spec import DataSpec
 from ..training.checkpoints import Checkpoint
 from ..training.plots import MetricPlots
 from .bundle import without_local_paths
-from .formats import FORMATS, Array, exporter, first_samples
-from .gate import Limits, Parity, Reference, admit, precise
-from .network import Source, deployed, eager, eager_latency_ms
-from .signature import Contract, GateFailure
+from .contract import Contract, GateFailure
+from .formats import FORMATS, exporter
+from .gate import Limits, Parity, Reference, admit
+from .loops import Recording, record, recorded, run_loop
+from .metrics import MetricGate
+from .network import DeployedNetwork, Source, deployed, description_of, eager, eager_latency_ms, forward_of, precise
+from .signature import signature_of
 
 log = logging.getLogger(__name__)
 
 NUM_GOLDEN = 8
+CALIBRATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained module, what its test loop calls `forward` with, and the network that is deployed."""
+
+    checkpoint: Checkpoint
+    module: pl.LightningModule
+    datamodule: pl.LightningDataModule
+    data: Mapping[str, Any]  # options of `data.` that replace those of the checkpoint
+    recording: Recording
+    network: DeployedNetwork
+    signature: Signature
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, datamodule: pl.LightningDataModule, data: Mapping[str, Any], max_batch_size: int
+    ) -> "Trained":
+        """Raises `GateFailure` for a `forward` that cannot be exported."""
+        module = checkpoint.model()
+        recording = recorded(module, datamodule, "test")
+        assert recording.call is not None
+        module.eval()
+        network, again = (deployed(built, recording.call) for built in (module, checkpoint.model()))
+        run, described = eager(network), description_of(module)
+        signature = signature_of(run, recording, described, forward_of(module), max_batch_size)
+        first = first_samples(recording.batches[0], 1)
+        for name, output in eager(again)(first).items():
+            if difference(output, run(first)[name]) > 1e-4:  # kernels may round differently
+                raise GateFailure(
+                    "the network answers otherwise once it is built anew: keep what it draws in a buffer."
+                )
+        return cls(checkpoint, module, datamodule, data, recording, network, signature)
+
+    def source(self, contract: Contract) -> Source:
+        """Returns what the exporters need; its example has two samples or more, and sizes of two or more."""
+        batch = max(self.recording.batches, key=lambda batch: min(map(_least_side, batch.values())))
+        return Source(
+            module=self.module,
+            network=self.network,
+            example=first_samples(batch, 2),
+            contract=contract,
+            options={},
+            model_section=without_local_paths(self.checkpoint.config["model"]),
+            spec=self.checkpoint.spec,
+            calibration=self._training_inputs,
+        )
+
+    def _training_inputs(self, num_samples: int) -> Iterator[dict[str, Array]]:
+        """Yields inputs of `forward` from the training split, in batches of one size where no axis else is free."""
+        loader = self.datamodule.train_dataloader()
+        num_batches = -(-num_samples // (loader.batch_size or 1))
+        run = lambda: run_loop(self.module, self.datamodule, dataloaders=loader, limit=num_batches)  # noqa: E731
+        recording = record(self.module, run, num_batches)
+        self.module.eval()
+        if recording.call is None:
+            raise GateFailure("the samples of the training split cannot be had: call self(...) in test_step")
+        if self.signature.max_elements is None:
+            yield from recording.batches
+            return
+        names = recording.call.inputs
+        whole = {name: np.concatenate([batch[name] for batch in recording.batches])[:num_samples] for name in names}
+        count = len(whole[names[0]])
+        # `entropy` and `percentile` take batches of one size only.
+        yield from batches(whole, max(size for size in range(1, CALIBRATION_BATCH + 1) if count % size == 0))
 
 
 def write_verified(
-    checkpoint: Checkpoint,
-    datamodule: pl.LightningDataModule,
+    trained: Trained,
     formats: Mapping[str, Mapping[str, Any]],
     contract: Contract,
     limits: Limits,
@@ -41,81 +107,67 @@ def write_verified(
 
     Raises `GateFailure` for all formats that failed, once all were tried; with `partial` only if none passed.
     """
-    model = checkpoint.model()
-    network = deployed(model, checkpoint.spec)
-    inputs, truth = _test_samples(datamodule)
-    run = eager(network)
-    exact = precise(network, eager, inputs)
-    reference = Reference.of(run, exact, inputs, truth, limits.max_batch_size, checkpoint.spec.task)
-    model.eval()
-    if not torch.equal(network.net(example := torch.from_numpy(inputs[:2])), model(example)):
-        raise GateFailure("the model's forward does more than self.net, which is exported: move it into the network.")
-    rebuilt = eager(deployed(checkpoint.model(), checkpoint.spec))(inputs[:1])
-    if not np.allclose(rebuilt[0], reference.by_batch[1][0], atol=1e-4):  # kernels may round differently
-        raise GateFailure("the network answers otherwise once it is built anew: keep what it draws in a buffer.")
-    source = Source(
-        network=network,
-        example=torch.from_numpy(first_samples(inputs, 2)).clone(memory_format=torch.contiguous_format),
-        contract=contract,
-        options={},
-        model_section=without_local_paths(checkpoint.config["model"]),
-        spec=checkpoint.spec,
-        training_inputs=lambda num_samples: _training_inputs(datamodule, num_samples),
-    )
-    parities = _write_and_admit(source, formats, reference, limits, folder, partial)
-    golden = inputs[:NUM_GOLDEN]
-    named = zip((tensor.name for tensor in contract.signature.outputs), run(golden), strict=True)
-    np.savez(folder / GOLDEN, **{"input": golden, **dict(named)})  # type: ignore[arg-type]
+    run, real = eager(trained.network), trained.recording.batches
+    reference = Reference.of(run, precise(trained.network, real[0]), contract.signature, real, limits.max_batch_size)
+    allowed = max(reference.tolerance(name, limits) for name in reference.rounding)
+    if allowed > limits.tolerance:
+        rounding = max(reference.rounding.values())
+        log.info("rounding    float32 moves the outputs by %.1e, so a file may by %.1e", rounding, allowed)
+    checkpoint, described = trained.checkpoint, description_of(trained.module)
+    source, call = trained.source(contract), trained.network.call
+    with MetricGate(checkpoint.path, trained.data, call, limits, described, checkpoint.monitor) as gate:
+        gate.measure(trained.module, limits.tolerance)
+        if gate.reason is not None:
+            log.warning("warning     no metric is verified: %s", gate.reason)
+        for name in gate.random:
+            log.warning("warning     %s differs between two runs with one seed, so it is not compared", name)
+        parities = _write_and_admit(source, formats, reference, gate, folder, partial)
+    golden = first_samples(real[0], min(NUM_GOLDEN, len(next(iter(real[0].values())))))
+    golden = {name: array[: limits.max_batch_size] for name, array in golden.items()}
+    np.savez(folder / GOLDEN, **golden, **run(golden))  # type: ignore[arg-type]
+    metrics = {}
+    if gate.has_loop:
+        metrics = run_loop(trained.module, trained.datamodule, callbacks=[MetricPlots()], folder=folder)
     figures = {
-        "data": _data(checkpoint.spec, datamodule, len(truth)),
-        "tolerance": _allowed(reference, limits),
-        "eager_latency_ms": eager_latency_ms(network, inputs[:1]),
-        "metrics": _tested(model, datamodule, folder),
+        "data": _data(checkpoint.spec, trained.datamodule),
+        "tolerance": allowed,
+        "eager_latency_ms": eager_latency_ms(trained.network, first_samples(real[0], 1)),
+        "metrics": metrics,
+        "random_metrics": gate.random,
+        "metrics_not_verified": gate.reason,
     }
     return parities, figures
 
 
-def _allowed(reference: Reference, limits: Limits) -> float:
-    allowed = reference.tolerance(limits)
-    if allowed > limits.tolerance:
-        log.info("rounding    float32 moves the outputs by %.1e, so a file may by %.1e", reference.rounding, allowed)
-    return allowed
+def _least_side(array: Array) -> int:
+    return min(array.shape[1:], default=2)
 
 
-def _tested(model: pl.LightningModule, datamodule: pl.LightningDataModule, folder: Path) -> dict[str, float]:
-    """Returns the figures of the module's own test loop, and leaves the pictures of its metrics in `folder`."""
-    trainer = pl.Trainer(
-        strategy=OneDeviceStrategy(torch.device("cpu")),
-        accelerator="cpu",
-        callbacks=[MetricPlots()],
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    figures = trainer.test(model, datamodule=datamodule, verbose=False)
-    return {name: value for of_loader in figures for name, value in of_loader.items()}
-
-
-def _data(spec: DataSpec, datamodule: pl.LightningDataModule, num_test: int) -> dict[str, Any]:
+def _data(spec: Any, datamodule: pl.LightningDataModule) -> dict[str, Any]:
     """Returns the manifest's entry of the data."""
-    training: Any = datamodule.train_dataloader().dataset
-    labels = getattr(training, "labels", None)  # (N,)
-    num_val = len(datamodule.val_dataloader().dataset)
+    loaders = {name: getattr(datamodule, f"{name}_dataloader")() for name in ("train", "val", "test")}
+    counts = {name: _num_samples(loader) for name, loader in loaders.items()}
+    is_described = isinstance(spec, DataSpec)
     return {
-        "name": spec.name,
-        "description": spec.description,
-        "num_samples": {"train": len(training), "val": num_val, "test": num_test},
-        "label_counts": list(count_labels(labels, spec.num_outputs)) if labels is not None and spec.labels else None,
+        "name": spec.name if is_described else type(datamodule).__name__,
+        "description": spec.description if is_described else "",
+        "num_samples": counts,
     }
+
+
+def _num_samples(loader: Any) -> int | None:
+    """None where a loader has no length, or there are several."""
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        return None
 
 
 def _write_and_admit(
     source: Source,
     formats: Mapping[str, Mapping[str, Any]],
     reference: Reference,
-    limits: Limits,
+    gate: MetricGate,
     folder: Path,
     partial: bool,
 ) -> list[Parity]:
@@ -126,7 +178,8 @@ def _write_and_admit(
             log.info("exporting   %s%s", file, " (legacy)" if FORMATS[name].status == "legacy" else "")
             (folder / file).write_bytes(exported(name, replace(source, options=options)))
             log.info("verifying   %s", file)
-            parities.append(admit(name, folder, source.contract, reference, limits))
+            parity = admit(name, folder, source.contract, reference, gate.limits)
+            parities.append(replace(parity, metrics=gate.judge(parity, folder)))
         except GateFailure as failure:  # the other formats are tried all the same
             log.info("failed      %s", file)
             failures.append(str(failure).rstrip("."))
@@ -151,21 +204,3 @@ def exported(name: str, source: Source) -> bytes:
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:300]
         raise GateFailure(f"format '{name}' cannot express this network: {reason}") from error
-
-
-def _test_samples(datamodule: pl.LightningDataModule) -> tuple[Array, Array]:
-    datamodule.prepare_data()
-    datamodule.setup("fit")  # for the calibration, and to count the samples
-    datamodule.setup("test")
-    inputs, labels = zip(*datamodule.test_dataloader(), strict=True)
-    return torch.cat(inputs).numpy(), torch.cat(labels).numpy()
-
-
-def _training_inputs(datamodule: pl.LightningDataModule, num_samples: int) -> Array:
-    """Returns that many inputs, or all if there are fewer."""
-    found: list[Array] = []
-    for inputs, _ in datamodule.train_dataloader():
-        found.append(inputs.numpy())
-        if sum(map(len, found)) >= num_samples:
-            break
-    return np.concatenate(found)[:num_samples]

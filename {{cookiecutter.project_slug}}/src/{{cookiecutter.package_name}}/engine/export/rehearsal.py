@@ -9,33 +9,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import lightning.pytorch as pl
 
 from ..errors import one_line
-from ..inference.runtime import difference
-from ..inference.tasks import TASKS
-from ..spec import DataSpec
+from ..inference.runtime import difference, first_samples
 from ..training.build import build_model
-from .formats import FORMATS, ONNX_OPTIONS, Array, exporter
-from .gate import check_structure, precise, refuse_above, refuse_dependence
-from .network import Source, deployed, eager
+from .contract import Contract, GateFailure
+from .formats import FORMATS, ONNX_OPTIONS, exporter
+from .gate import check_structure, refuse_dependence
+from .loops import recorded
+from .network import Source, deployed, description_of, eager, forward_of, precise
 from .pipeline import exported
-from .signature import Contract, GateFailure, Signature
+from .signature import signature_of
 
 log = logging.getLogger(__name__)
 
 REHEARSED = ("onnx", "torchscript")
 TOLERANCE = 1e-4  # weights are untrained here: only a graph that computes something else should fail
+NUM_BATCHES, NUM_SAMPLES = 2, 64
 
 
-def rehearse(is_required: bool, model_section: Mapping[str, Any], spec: Any, inputs: Array) -> None:
-    """Exports an untrained network, and runs its files on `inputs`, which are two samples or more.
+def rehearse(
+    is_required: bool, model_section: Mapping[str, Any], spec: Any, datamodule: pl.LightningDataModule
+) -> None:
+    """Exports an untrained network, and runs its files on samples of the validation split.
 
     What cannot be exported is reported; with `is_required` it raises `GateFailure`.
     """
     started = time.perf_counter()
     try:
-        _rehearse(deployed(build_model(model_section, spec), spec), model_section, spec, inputs)
+        _rehearse(build_model(model_section, spec), model_section, spec, datamodule)
     except Exception as error:  # a network of any kind may raise anything
         if isinstance(error, OSError):
             raise
@@ -50,17 +53,31 @@ def rehearse(is_required: bool, model_section: Mapping[str, Any], spec: Any, inp
     log.info("rehearsed   the export to %s, in %.1f s", " and ".join(REHEARSED), time.perf_counter() - started)
 
 
-def _rehearse(network: torch.nn.Module, model_section: Mapping[str, Any], spec: DataSpec, inputs: Array) -> None:
-    contract = Contract("rehearsal", Signature.of(spec), spec.labels, "", int(ONNX_OPTIONS["opset"]), spec.task)
-    example = torch.from_numpy(inputs[:2]).clone(memory_format=torch.contiguous_format)
-    source = Source(network, example, contract, {}, model_section, spec, lambda num_samples: inputs)
-    expected = eager(network)(inputs)
-    refuse_dependence(precise(network, eager, inputs), inputs, [2, len(inputs)], "first batch")
+def _rehearse(
+    module: pl.LightningModule, model_section: Mapping[str, Any], spec: Any, datamodule: pl.LightningDataModule
+) -> None:
+    trainer = datamodule.trainer
+    try:
+        recording = recorded(module, datamodule, "validate", NUM_BATCHES)
+    finally:
+        datamodule.trainer = trainer
+    assert recording.call is not None
+    module.eval()
+    network = deployed(module, recording.call)
+    run, batch = eager(network), recording.batches[0]
+    batch = {name: array[:NUM_SAMPLES] for name, array in batch.items()}
+    num_samples = len(next(iter(batch.values())))
+    refuse_dependence(precise(network, batch), batch, [2, num_samples], "first batch")
+    signature = signature_of(run, recording, description_of(module), forward_of(module), NUM_SAMPLES)
+    contract = Contract("rehearsal", signature, "", int(ONNX_OPTIONS["opset"]))
+    source = Source(module, network, first_samples(batch, 2), contract, {}, model_section, spec, lambda _: iter(()))
+    expected = run(batch)
     with tempfile.TemporaryDirectory() as folder:
         for name in REHEARSED:
             path = Path(folder, FORMATS[name].file)
             path.write_bytes(exported(name, source))
             check_structure(name, path, contract)
-            outputs = exporter(name).load(path)(inputs)
-            for what, output, right in zip(TASKS[spec.task].outputs, outputs, expected, strict=True):
-                refuse_above(TOLERANCE, path, difference(output, right), f"{what} of the first batch")
+            for output, found in exporter(name).load(path)(batch).items():
+                apart = difference(found, expected[output])
+                if not apart <= TOLERANCE:
+                    raise GateFailure(f"{path.name} differs from the network by {apart:.2g} in '{output}'.")

@@ -1,27 +1,40 @@
-"""Times one exported file in a process of its own, so that several files can take turns."""
+"""Times networks: one call, or files in processes of their own that take turns."""
 
+import statistics
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ..inference.runtime import first_samples, read_golden
+from ..inference.signature import Array, Arrays
 from ..isolation import IsolatedError, IsolatedProcess
-from .formats import Array, Run, exporter, first_samples
-from .signature import GateFailure
+from .contract import GateFailure
+from .formats import Run, exporter
 
 NUM_WARMUP_CALLS, MIN_CALLS = 3, 5
+NUM_TIMED, MAX_SECONDS = 200, 2.0
+
+
+def median_latency_ms(run: Run, inputs: Arrays) -> float:
+    """Times up to 200 calls within about two seconds."""
+    run(inputs)
+    times: list[float] = []
+    while len(times) < NUM_TIMED and (len(times) < 3 or sum(times) < MAX_SECONDS):
+        start = time.perf_counter()
+        run(inputs)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3
 
 
 class Timer(IsolatedProcess):
     """The process of one file, for a `with` block."""
 
-    def __init__(self, format_name: str, file: Path, golden: Path, num_threads: int) -> None:
+    def __init__(self, format_name: str, file: Path, bundle: Path, num_threads: int) -> None:
         self.loaded: dict[str, Any] = {
             "format_name": format_name,
             "file": str(file),
-            "golden": str(golden),
+            "bundle": str(bundle),
             "num_threads": num_threads,
         }
 
@@ -35,10 +48,10 @@ class Timer(IsolatedProcess):
 
 
 def time_file(
-    format_name: str, file: str, golden: str, num_threads: int, batch_size: int, seconds: float
+    format_name: str, file: str, bundle: str, num_threads: int, batch_size: int, seconds: float
 ) -> list[float]:
     """The isolated part of `Timer.time`; at least five calls, however long they take."""
-    run, inputs = _loaded(format_name, file, golden, num_threads)
+    run, inputs = _loaded(format_name, file, bundle, num_threads)
     batch = first_samples(inputs, batch_size)
     for _ in range(NUM_WARMUP_CALLS):
         run(batch)
@@ -52,6 +65,6 @@ def time_file(
 
 
 @cache
-def _loaded(format_name: str, file: str, golden: str, num_threads: int) -> tuple[Run, Array]:
-    with np.load(golden) as samples:
-        return exporter(format_name).load(Path(file), num_threads=num_threads), samples["input"]
+def _loaded(format_name: str, file: str, bundle: str, num_threads: int) -> tuple[Run, dict[str, Array]]:
+    inputs, _ = read_golden(Path(bundle))
+    return exporter(format_name).load(Path(file), num_threads=num_threads), inputs

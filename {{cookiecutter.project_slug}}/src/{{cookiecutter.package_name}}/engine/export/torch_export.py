@@ -11,10 +11,12 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from ..inference.signature import BATCH
 from ..warning_filters import TORCH_GRAPH_COPY, warnings_ignored
+from .contract import Contract, GateFailure, names_in
 from .formats import Run
-from .network import Source, eager
-from .signature import Contract, GateFailure
+from .network import Source
+from .torchscript import called_by_name
 
 SUMMARY = "summary.json"
 TORCH_NAMESPACES = ("aten", "prim", "prims")  # of operators that every torch has
@@ -25,7 +27,7 @@ SOURCE_METADATA = ("stack_trace", "nn_module_stack", "source_fn_stack")
 def export(source: Source) -> bytes:
     written = io.BytesIO()
     with warnings_ignored(TORCH_GRAPH_COPY):
-        program = torch.export.export(source.network, (source.example,), dynamic_shapes=({0: Dim("batch")},))
+        program = torch.export.export(source.network, source.tensors, dynamic_shapes=source.dynamic_shapes(Dim.DYNAMIC))
         for graph in program.graph_module.modules():
             if isinstance(graph, GraphModule):
                 for node in graph.graph.nodes:
@@ -47,17 +49,21 @@ def check(path: Path, contract: Contract) -> None:
                 given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}  # the last defaults are left out
                 if any(given.get(name) for name in ("train", "training")):
                     raise GateFailure(f"{path.name} was exported in training mode: {node.target}.")
-    (tensor,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
-    batch = tensor.meta["val"].shape[0]
-    if isinstance(batch, int):
-        raise GateFailure(f"{path.name} takes batches of {batch} only: its input has a fixed axis.")
+    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    for node, tensor in zip(inputs, contract.signature.inputs, strict=True):
+        for size, side in zip(node.meta["val"].shape, tensor.shape, strict=True):
+            if isinstance(side, str) and isinstance(size, int):
+                what = f"batches of {size}" if side == BATCH else f"{size} along '{side}'"
+                raise GateFailure(f"{path.name} takes {what} only: '{tensor.name}' has a fixed axis.")
     contract.check_summary(path.name, json.loads(extra[SUMMARY] or "{}"))
 
 
 def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
     """`optimize` changes nothing: there is no optimiser."""
     torch.set_num_threads(num_threads)
-    return eager(_read(path, {}).module())
+    extra: dict[str, Any] = {SUMMARY: ""}
+    module = _read(path, extra).module()
+    return called_by_name(module, *names_in(json.loads(extra[SUMMARY])))
 
 
 def _read(path: Path, extra_files: dict[str, Any]) -> ExportedProgram:

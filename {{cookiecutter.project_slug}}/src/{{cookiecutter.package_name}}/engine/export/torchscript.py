@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import jit
+from torch import Tensor, jit, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
+from ..inference.signature import Array, Arrays
 from ..warning_filters import WarningFilter, ignore_warnings, warnings_ignored
-from .formats import Array, Run
-from .signature import Contract, GateFailure
+from .contract import Contract, GateFailure, names_in
+from .formats import Run
 
 if TYPE_CHECKING:
-    from .network import Source
+    from .network import DeployedNetwork, Source
 
 SUMMARY = "summary.json"
 # Records of an archive that torch writes besides those of the model.
@@ -36,7 +39,7 @@ def export(source: Source) -> bytes:
     with warnings.catch_warnings(record=True) as caught, torch.inference_mode():
         warnings.filterwarnings("always", CONVERSION_WARNING, TracerWarning)
         ignore_warnings(*IGNORED_WARNINGS)
-        traced = jit.trace(source.network, source.example)
+        traced = jit.trace(_traceable(source.network), source.tensors)
     for warning in caught:
         if not str(warning.message).startswith(CONVERSION_WARNING):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
@@ -46,6 +49,24 @@ def export(source: Source) -> bytes:
     with warnings_ignored(*IGNORED_WARNINGS):
         jit.save(traced, written, _extra_files={SUMMARY: json.dumps(source.contract.summary)})
     return _without_source_paths(written)
+
+
+def _traceable(network: DeployedNetwork) -> nn.Module:
+    """Returns the network without the LightningModule around its layers, whose properties no tracer can read."""
+    from lightning.pytorch import LightningModule
+    from torchmetrics import Metric, MetricCollection
+
+    class Traceable(nn.Module):
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+            return network(*tensors)  # type: ignore[no-any-return]
+
+    module = network.network
+    if not isinstance(module, LightningModule):
+        return network
+    layers = {name: part for name, part in module.named_children() if not isinstance(part, Metric | MetricCollection)}
+    traceable = Traceable()
+    vars(traceable).update(_parameters=module._parameters, _buffers=module._buffers, _modules=layers)
+    return traceable.train(network.training)
 
 
 def check(path: Path, contract: Contract) -> None:
@@ -67,15 +88,17 @@ def check(path: Path, contract: Contract) -> None:
 
 def load(path: Path, *, optimize: bool = True, num_threads: int = 1) -> Run:
     torch.set_num_threads(num_threads)
+    extra: dict[str, Any] = {SUMMARY: ""}
     with warnings_ignored(*IGNORED_WARNINGS):
-        module = jit.load(path, map_location="cpu")
+        module = jit.load(path, map_location="cpu", _extra_files=extra)
 
-    def run(inputs: Array) -> tuple[Array, ...]:
-        with torch.inference_mode(), jit.optimized_execution(optimize):  # type: ignore[attr-defined]
-            outputs = module(torch.from_numpy(inputs))
-        return tuple(output.numpy() for output in outputs)
+    run = called_by_name(module, *names_in(json.loads(extra[SUMMARY])))
 
-    return run
+    def run_optimized(inputs: Arrays) -> dict[str, Array]:
+        with jit.optimized_execution(optimize):  # type: ignore[attr-defined]
+            return run(inputs)
+
+    return run_optimized
 
 
 def _without_source_paths(archive: io.BytesIO) -> bytes:
@@ -91,3 +114,14 @@ def _without_source_paths(archive: io.BytesIO) -> bytes:
             writer.write_record(name, contents, len(contents))
     writer.write_end_of_file()
     return copy.getvalue()
+
+
+def called_by_name(module: Callable[..., Any], input_names: Sequence[str], output_names: Sequence[str]) -> Run:
+    """Returns a loaded file of torch's, from tensors in an order to a tuple of tensors, as a function by name."""
+
+    def run(inputs: Arrays) -> dict[str, Array]:
+        with torch.inference_mode():
+            found = module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in input_names))
+        return {name: tensor.numpy() for name, tensor in zip(output_names, found, strict=True)}
+
+    return run

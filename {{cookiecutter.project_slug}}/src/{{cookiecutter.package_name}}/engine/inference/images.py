@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .input_schema import Array, InputSchema
+from .signature import Array, TensorSignature, kind_of
 
 PAGE = "page.html"
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -44,31 +44,31 @@ def read_picture(file: Path | BinaryIO, shape: tuple[int, int, int]) -> npt.NDAr
     return np.ascontiguousarray(pixels.reshape(height, width, channels).transpose(2, 0, 1))
 
 
-def read(path: Path, schema: InputSchema) -> Iterator[Array]:
+def read(path: Path, tensor: TensorSignature) -> Iterator[Array]:
     """Yields the one sample that a file holds."""
-    yield _as_input(path, schema)[0]
+    yield _as_input(path, tensor)[0]
 
 
-def read_body(body: bytes, schema: InputSchema) -> Array:
-    """Returns the contents of a picture file as `(1, *schema.shape)`."""
-    return _as_input(BytesIO(body), schema)
+def read_body(body: bytes, tensor: TensorSignature) -> Array:
+    """Returns the contents of a picture file as `(1, C, H, W)`."""
+    return _as_input(BytesIO(body), tensor)
 
 
-def read_object(row: Mapping[str, Any], schema: InputSchema) -> Array:
+def read_object(row: Mapping[str, Any], tensor: TensorSignature) -> Array:
     """Refuses a JSON object: only rows of a table are sent as one."""
     raise ValueError("it is no list: send one sample, flat or nested, or a picture file")
 
 
-def _as_input(file: Path | BinaryIO, schema: InputSchema) -> Array:
-    if len(schema.shape) != 3 or schema.shape[0] not in MODES:
-        raise ValueError(f"the model takes {schema}, no pictures")
-    channels, height, width = schema.shape
-    pixels = read_picture(file, (channels, height, width))[np.newaxis]
-    low, high = schema.range
+def _as_input(file: Path | BinaryIO, tensor: TensorSignature) -> Array:
+    if kind_of(tensor) != "images" or tensor.range is None:
+        raise ValueError(f"the model takes {tensor}, no pictures")
+    _, channels, height, width = cast(tuple[int, int, int, int], tensor.shape)
+    pixels, dtype = read_picture(file, (channels, height, width))[np.newaxis], tensor.numpy_dtype
+    low, high = tensor.range
     if (low, high) == (0, 255):
-        return pixels.astype(schema.dtype)
+        return pixels.astype(dtype)
     scaled = low + pixels * ((high - low) / 255)
-    return (np.rint(scaled) if schema.dtype.kind in "ui" else scaled).astype(schema.dtype)
+    return (np.rint(scaled) if dtype.kind in "ui" else scaled).astype(dtype)
 
 
 def _eight_bits_opaque(picture: Image.Image) -> Image.Image:

@@ -1,24 +1,25 @@
-"""Reads files into raw inputs of a network: pictures or tables, and arrays as `.npy`."""
+"""Reads files into raw inputs of a network: pictures or tables, and arrays as `.npy` and `.npz`."""
 
 import glob
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
-from .input_schema import ARRAY_SUFFIX, Array, InputSchema
+from .signature import ARRAY_SUFFIXES, BATCH, Array, Signature, reader_of
 
 
 @dataclass(frozen=True)
 class Sample:
-    """`index` counts the samples of one file."""
+    """One sample's arrays by the names of the inputs; `index` counts the samples of one file."""
 
     file: str
     index: int
-    values: Array
+    values: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -62,46 +63,60 @@ def files_within(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def read_samples(path: Path, schema: InputSchema) -> Iterator[Sample | SkippedSample]:
-    """Yields the raw samples of a file, each of `schema.shape`."""
+def read_samples(path: Path, signature: Signature) -> Iterator[Sample | SkippedSample]:
+    """Yields the raw samples of a file, each without the batch axis."""
     name = os.fsencode(path).decode(errors="backslashreplace")
-    low, high = schema.range
     try:
-        for index, values in enumerate(_read(path, schema)):
+        for index, values in enumerate(_read(path, signature)):
             if isinstance(values, str):
                 yield SkippedSample(name, index, values)
-            elif not schema.is_in_range(values):
-                yield SkippedSample(name, index, f"its values are not within {low:g} to {high:g}")
+            elif outside := _out_of_range(values, signature):
+                yield SkippedSample(name, index, outside)
             else:
-                yield Sample(name, index, np.asarray(values))
+                yield Sample(name, index, values)
     except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
         yield SkippedSample(name, None, reason_of(error))
 
 
-def _read(path: Path, schema: InputSchema) -> Iterator[Array | str]:
-    """Yields samples of `schema.shape`, or the reason why one cannot be used."""
-    suffix = path.suffix.lower()
+def _out_of_range(values: dict[str, Array], signature: Signature) -> str | None:
+    for tensor in signature.inputs:
+        if tensor.range is not None and not tensor.is_in_range(values[tensor.name]):
+            low, high = tensor.range
+            owner = "its values" if len(values) == 1 else f"the values of '{tensor.name}'"
+            return f"{owner} are not within {low:g} to {high:g}"
+    return None
+
+
+def _read(path: Path, signature: Signature) -> Iterator[dict[str, Array] | str]:
+    """Yields samples, or the reason why one cannot be used."""
+    suffix, tensor = path.suffix.lower(), signature.person_input
     if path.exists() and not path.is_file():  # to open a pipe would wait for somebody to write into it
         raise ValueError("it is no plain file")
-    if suffix == ARRAY_SUFFIX:
-        yield from _read_array(path, schema)
-    elif suffix in schema.reader.SUFFIXES:
-        yield from schema.reader.read(path, schema)
+    if suffix in ARRAY_SUFFIXES:
+        yield from _read_arrays(path, signature)
+    elif tensor is not None and suffix in reader_of(tensor).SUFFIXES:
+        for values in reader_of(tensor).read(path, tensor):
+            yield values if isinstance(values, str) else {tensor.name: values}
     else:
-        raise ValueError(f"the model takes files that end in {' '.join(schema.suffixes)}")
+        raise ValueError(f"the model takes files that end in {' '.join(signature.suffixes)}")
 
 
-def _read_array(path: Path, schema: InputSchema) -> Array:
-    array: Array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a file may be larger than the memory
-    if not isinstance(array, np.ndarray):
-        raise ValueError("it holds several arrays: save one, with numpy.save")
-    if array.shape == schema.shape:
-        array = array[np.newaxis]
-    if array.shape[1:] != schema.shape or array.dtype != schema.dtype:
-        raise ValueError(f"it holds {array.dtype} {array.shape}, but the model takes {schema}, or many of them")
-    if not len(array):
-        raise ValueError("it holds no sample")
-    return array
+def _read_arrays(path: Path, signature: Signature) -> Iterator[dict[str, Array]]:
+    """Reads one array where there is one input, or an archive of arrays by name; each of one sample, or of many."""
+    loaded = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a file may be larger than the memory
+    if isinstance(loaded, np.ndarray):
+        if len(signature.inputs) > 1:
+            names = ", ".join(tensor.name for tensor in signature.inputs)
+            raise ValueError(f"it holds one array: save {names} by name, with numpy.savez")
+        arrays = {signature.inputs[0].name: loaded}
+    else:
+        arrays = dict(loaded)
+    first = signature.inputs[0]
+    if first.name in arrays and arrays[first.name].ndim == len(first.sample_shape):
+        arrays = {name: array[np.newaxis] for name, array in arrays.items()}
+    sizes = replace(signature, max_batch_size=sys.maxsize).bind(arrays)
+    for place in range(sizes[BATCH]):
+        yield {name: np.asarray(array[place]) for name, array in arrays.items()}
 
 
 def reason_of(error: Exception) -> str:

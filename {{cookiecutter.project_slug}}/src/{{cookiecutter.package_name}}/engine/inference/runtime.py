@@ -3,13 +3,13 @@
 from <package>.engine.inference.runtime import Bundle
 
 bundle = Bundle("artifacts/<name>/1")
-bundle.predict(inputs)  # a label and its probability for each sample
-bundle(inputs)  # the outputs of the network
+bundle.predict({"x": inputs})  # a label and its probability, or whatever the outputs mean, for each sample
+bundle({"x": inputs})  # the outputs of the network, by their names
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import numpy as np
 import onnxruntime
 
 from ..errors import UserError
-from .input_schema import Array, InputSchema
-from .tasks import TASKS
+from .answers import describe
+from .signature import BATCH, STRING, Array, Arrays, Signature, TensorSignature
 
 MANIFEST, GOLDEN = "manifest.json", "golden.npz"
 SCHEMA_VERSION = 2  # of the manifest; 1 was that of template 0.9
@@ -52,32 +52,41 @@ class Bundle:
             files = [name for name in self.manifest["files"] if name.endswith(".onnx")]
             raise UserError(f"{file} is no ONNX file of {self.folder}, which has: {', '.join(files) or 'none'}.")
         try:
-            self.task = TASKS[self.manifest["task"]]
-            self.labels: list[str] = self.manifest["labels"]
-            self.max_batch_size: int = self.manifest["max_batch_size"]
-            (tensor,) = self.manifest["inputs"]
-            self.input_name: str = tensor["name"]
-            self.input_schema = InputSchema.from_dict(tensor)
-            self.outputs = [tensor["name"] for tensor in self.manifest["outputs"]]
+            self.signature = Signature.of_manifest(self.manifest)
         except (KeyError, TypeError, ValueError) as error:
             raise BadBundle(f"{MANIFEST} of {self.folder} describes no model: {error!r}.") from error
+        self._names = [tensor.name for tensor in self.signature.outputs]
         self.session = _session(self.folder / file, providers, num_threads)
 
-    def __call__(self, inputs: Array) -> tuple[Array, ...]:
-        """Computes the outputs, each `(B, K)` float32, of raw input `(B, ...)`; raises `ValueError` for other input."""
-        shape, dtype = self.input_schema.shape, self.input_schema.dtype
-        if inputs.shape[1:] != shape or inputs.dtype != dtype or not len(inputs):
-            expected = f"{dtype} (B, {', '.join(map(str, shape))}), B of 1 or more"
-            raise ValueError(f"the input is {inputs.dtype} {inputs.shape}, but the model takes {expected}")
-        return tuple(self.session.run(self.outputs, {self.input_name: inputs}))
+    def __call__(self, inputs: Arrays) -> dict[str, Array]:
+        """Computes the outputs by name of raw inputs by name; raises `ValueError` for arrays that do not fit."""
+        self.signature.bind(inputs)
+        return self.run(inputs)
 
-    def predict(self, inputs: Array) -> list[dict[str, Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Computes outputs of inputs that are known to fit."""
+        return dict(zip(self._names, map(np.asarray, self.session.run(self._names, dict(inputs))), strict=True))
+
+    def predict(self, inputs: Arrays) -> list[dict[str, Any]]:
         """Returns `{"label": ..., "probability": ...}` or the like for each sample, in batches of `max_batch_size`."""
         predictions: list[dict[str, Any]] = []
-        for start in range(0, len(inputs), self.max_batch_size):
-            last = self(inputs[start : start + self.max_batch_size])[-1]
-            predictions += [self.task.describe(row, self.labels, every=False) for row in last]
+        for batch in batches(inputs, self.signature.max_batch_size):
+            outputs = self(batch)
+            for place in range(len(outputs[self._names[0]])):
+                row = {name: output[place] for name, output in outputs.items()}
+                predictions.append(describe(self.signature, row, every=False))
         return predictions
+
+
+def batches(inputs: Arrays, size: int) -> Iterator[dict[str, Array]]:
+    """Yields the samples of arrays `(N, ...)` in batches of up to `size`."""
+    for start in range(0, len(next(iter(inputs.values()))), size):
+        yield {name: array[start : start + size] for name, array in inputs.items()}
+
+
+def first_samples(arrays: Arrays, num_samples: int) -> dict[str, Array]:
+    """Returns real samples of arrays `(N, ...)`; where there are fewer than a batch takes, they come again."""
+    return {name: array[np.arange(num_samples) % len(array)] for name, array in arrays.items()}
 
 
 def find_bundle(bundle: str, artifact_dir: Path) -> Path:
@@ -138,26 +147,43 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
             raise BadBundle(f"{name} in {folder} was changed after its export: its sha256 is another one.")
 
 
-def read_golden(folder: Path) -> tuple[Array, ...]:
-    """Returns real samples `(N, ...)`, and the outputs of the trained model for them, in the manifest's order."""
-    manifest = read_manifest(folder)
-    tensors = [*manifest["inputs"], *manifest["outputs"]]
+def read_golden(folder: Path) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Returns real samples by the names of the inputs, and the outputs of the trained model for them."""
+    signature = Signature.of_manifest(read_manifest(folder))
     try:
         with (folder / GOLDEN).open("rb") as file, np.load(file) as golden:
-            arrays = tuple(golden[tensor["name"]] for tensor in tensors)
+            inputs, outputs = (
+                {tensor.name: _without_fixed_length(golden[tensor.name], tensor) for tensor in tensors}
+                for tensors in (signature.inputs, signature.outputs)
+            )
     except Exception as error:  # a damaged archive raises whatever its bytes lead the reader to
         raise BadBundle(f"{GOLDEN} in {folder} cannot be read: {type(error).__name__}: {error}.") from error
-    for tensor, array in zip(tensors, arrays, strict=True):
-        expected = (len(arrays[0]) if arrays[0].ndim else 0, *tensor["shape"][1:])
-        if (array.dtype, array.shape) != (np.dtype(tensor["dtype"]), expected) or not array.size:
-            raise BadBundle(f"{GOLDEN} in {folder} holds '{tensor['name']}' as {array.dtype} {array.shape}.")
-    return arrays
+    sizes: dict[str, int] = {}
+    for tensor in (*signature.inputs, *signature.outputs):
+        array = {**inputs, **outputs}[tensor.name]
+        try:
+            tensor.bind(array.shape, sizes)
+        except ValueError:
+            sizes = {BATCH: 0}
+        if array.dtype != tensor.numpy_dtype or not all(sizes.values()):
+            raise BadBundle(f"{GOLDEN} in {folder} holds '{tensor.name}' as {array.dtype} {array.shape}.")
+    return inputs, outputs
+
+
+def _without_fixed_length(array: Array, tensor: TensorSignature) -> Array:
+    """An archive holds text as arrays of one length; ONNX Runtime takes Python's own strings."""
+    return array.astype(object) if tensor.dtype == STRING and array.dtype.kind == "U" else array
 
 
 def difference(found: Array, expected: Array) -> float:
-    """Returns max |a - b| / max(1, |b|): absolute for small values, relative for large ones; infinite for NaN."""
-    if found.shape != expected.shape:
+    """Returns max |a - b| / max(1, |b|): absolute for small values, relative for large ones; infinite for NaN.
+
+    For whole numbers, truths and text it is the share of the elements that differ.
+    """
+    if found.shape != expected.shape or found.dtype != expected.dtype:
         return float("inf")
+    if expected.dtype.kind != "f":
+        return float(np.mean(found != expected)) if expected.size else 0.0
     worst = np.max(np.abs(found - expected) / np.maximum(1, np.abs(expected)), initial=0.0)
     return float(worst) if np.isfinite(worst) else float("inf")
 
@@ -176,6 +202,7 @@ def _session(path: Path, providers: Sequence[str], num_threads: int) -> onnxrunt
             raise UserError(f"providers=[{provider}] is not available here: this ONNX Runtime has {known}.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3  # errors: advice on the graph would stand between the lines of a server's JSON log
     session = onnxruntime.InferenceSession(path, options, providers=list(providers))
     if lost := [provider for provider in providers if provider not in session.get_providers()]:
         # ONNX Runtime only logs this, and continues with the next provider.

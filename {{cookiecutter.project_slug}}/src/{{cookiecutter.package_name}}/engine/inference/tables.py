@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .input_schema import Column, InputSchema
+from .signature import Column, TensorSignature
 
 Cells = npt.NDArray[Any]  # (N,) float64 with NaN for a gap, or text as objects with "" for a gap
 
@@ -161,24 +161,24 @@ def encode(table: Table, columns: Sequence[Column]) -> tuple[npt.NDArray[np.floa
     return values, reasons
 
 
-def read(path: Path, schema: InputSchema) -> Iterator[npt.NDArray[Any] | str]:
+def read(path: Path, tensor: TensorSignature) -> Iterator[npt.NDArray[Any] | str]:
     """Yields each row as `(C,)`, or the reason why it cannot be used."""
-    values, reasons = encode(read_table(path), schema.columns)
+    values, reasons = encode(read_table(path), tensor.columns)
     if not len(values):
         raise ValueError("it holds no row")
     for row, sample in enumerate(values):
         yield reasons.get(row, sample)
 
 
-def read_body(body: bytes, schema: InputSchema) -> npt.NDArray[Any]:
+def read_body(body: bytes, tensor: TensorSignature) -> npt.NDArray[Any]:
     """Returns a CSV with a line of names and one row as `(1, C)`."""
-    return _only_row(parse_csv(body), schema)
+    return _only_row(parse_csv(body), tensor)
 
 
-def read_object(row: Mapping[str, Any], schema: InputSchema) -> npt.NDArray[Any]:
+def read_object(row: Mapping[str, Any], tensor: TensorSignature) -> npt.NDArray[Any]:
     """Returns values by the names of the columns, null for a gap, as `(1, C)`."""
     cells = {}
-    for column in schema.columns:
+    for column in tensor.columns:
         if column.name not in row:
             raise ValueError(f"'{column.name}' is missing: send null where it is not known")
         value = row[column.name]
@@ -189,11 +189,11 @@ def read_object(row: Mapping[str, Any], schema: InputSchema) -> npt.NDArray[Any]
             words += [words[0].lower(), words[0].upper()]
         known = [word for word in words if word in (column.categories or ())]
         cells[column.name] = np.array([*known, *words][:1], dtype=object)
-    return _only_row(Table(cells, ["the row"]), schema)
+    return _only_row(Table(cells, ["the row"]), tensor)
 
 
-def _only_row(table: Table, schema: InputSchema) -> npt.NDArray[Any]:
-    values, reasons = encode(table, schema.columns)
+def _only_row(table: Table, tensor: TensorSignature) -> npt.NDArray[Any]:
+    values, reasons = encode(table, tensor.columns)
     if len(values) != 1:
         raise ValueError(f"it holds {len(values)} rows: send one")
     if reasons:

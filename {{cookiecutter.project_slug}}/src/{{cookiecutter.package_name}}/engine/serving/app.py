@@ -13,11 +13,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from ..inference.answers import describe
+from ..inference.signature import Arrays
 from . import protocol
 from .metrics import Metrics
 from .middleware import CLIENT_CLOSED_REQUEST, error_response, json_response, printable
 from .model_versions import ModelVersions, ServedModel
-from .payload import Array, RequestError, sample_from_file, sample_from_json
+from .payload import RequestError, sample_from_file, sample_from_json
 
 PACKAGE = __name__.split(".")[0]
 PAGES = Path(__file__).parent
@@ -106,15 +108,18 @@ class Endpoints:
         # curl says that JSON is a form, unless it is told.
         is_json = "json" in content_type or ("csv" not in content_type and body.lstrip()[:1] in (b"[", b"{"))
         read = sample_from_json if is_json else sample_from_file
-        sample = await asyncio.to_thread(read, body, model.bundle.input_schema)
-        (last,) = (await self._compute(model, sample))[model.bundle.outputs[-1]]
-        return json_response(model.bundle.task.describe(last, model.bundle.labels, every=True))
+        signature = model.bundle.signature
+        if not signature.max_batch_size:
+            raise RequestError("this model takes no batches: ask it by the Open Inference Protocol.", 404)
+        outputs = await self._compute(model, await asyncio.to_thread(read, body, signature))
+        row = {name: output[0] for name, output in outputs.items()}
+        return json_response(await asyncio.to_thread(describe, signature, row, every=True))
 
     async def description(self, request: Request) -> Response:
         return json_response(self._versions.current.describe())
 
     async def page(self, request: Request) -> Response:
-        page = PAGES / self._versions.current.bundle.input_schema.reader.PAGE
+        page = PAGES / self._versions.current.page
         return FileResponse(page, headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
     async def server(self, request: Request) -> Response:
@@ -162,10 +167,10 @@ class Endpoints:
     async def failed(self, request: Request, error: Exception) -> Response:
         return json_response({"error": "the server failed, and its log has the reason."}, 500)
 
-    async def _compute(self, model: ServedModel, inputs: Array) -> dict[str, Array]:
+    async def _compute(self, model: ServedModel, inputs: Arrays) -> Arrays:
         outputs = await model.infer(inputs)
         if self._metrics.drift is not None:
-            self._metrics.drift.observe(inputs, outputs[model.bundle.outputs[-1]])
+            self._metrics.drift.observe(inputs, outputs)
         return outputs
 
     def _find_model(self, request: Request) -> ServedModel:

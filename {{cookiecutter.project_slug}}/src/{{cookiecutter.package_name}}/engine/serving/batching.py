@@ -10,10 +10,9 @@ from time import perf_counter
 
 import numpy as np
 
+from ..inference.signature import Arrays
 from .metrics import Metrics
-from .payload import Array, RequestError
-
-Arrays = tuple[Array, ...]
+from .payload import RequestError
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,29 @@ class Limits:
 
 @dataclass(frozen=True)
 class PendingRequest:
-    inputs: Array  # (B, ...)
+    inputs: Arrays  # each (B, ...)
     outputs: "asyncio.Future[Arrays]"
     since: float
 
+    @property
+    def num_samples(self) -> int:
+        return num_samples_of(self.inputs)
+
+    @property
+    def sides(self) -> list[tuple[int, ...]]:
+        """The shapes without the batch axis."""
+        return [array.shape[1:] for array in self.inputs.values()]
+
+
+def num_samples_of(inputs: Arrays) -> int:
+    first = next(iter(inputs.values()))
+    return len(first) if first.ndim else 1
+
 
 class Batcher:
-    """Hands requests to `run` in their order of arrival, up to `max_batch_size` samples at once.
+    """Hands requests to `run` in their order of arrival, up to `max_batch_size` samples of the same shapes at once.
+
+    With a `max_batch_size` of 0 no axis is a batch, and each request is computed by itself.
 
     With `thread`, the event loop works on while `run` computes, and requests that arrive meanwhile wait for the next
     call. Without it, a short call is spared the way to a thread and back. `open_requests` are all those that the HTTP
@@ -42,7 +57,7 @@ class Batcher:
 
     def __init__(
         self,
-        run: Callable[[Array], Arrays],
+        run: Callable[[Arrays], Arrays],
         max_batch_size: int,
         limits: Limits,
         thread: ThreadPoolExecutor | None,
@@ -56,18 +71,18 @@ class Batcher:
         self._is_running = False  # in the thread
         self._timer: asyncio.Handle | None = None  # for the next batch
 
-    async def __call__(self, inputs: Array) -> Arrays:
-        """Computes the outputs of raw input `(B, ...)`; raises `RequestError` for a full queue or after the timeout."""
+    async def __call__(self, inputs: Arrays) -> Arrays:
+        """Computes outputs by name of inputs `(B, ...)`; raises `RequestError` for a full queue, and in time."""
         is_alone = len(self._open_requests) == 1 and not self._queue
         if is_alone and self._thread is None and not self._limits.max_delay:
             self._metrics.queued.observe(0)
-            return self._compute(inputs)
+            return self._compute(num_samples_of(inputs), inputs)
         if len(self._queue) >= self._limits.max_queue:
             raise RequestError(f"{len(self._queue)} requests wait already: try again later.", 503, "queue_full")
         loop = asyncio.get_running_loop()
         request = PendingRequest(inputs, loop.create_future(), perf_counter())
         self._queue.append(request)
-        self._num_samples += len(inputs)
+        self._num_samples += request.num_samples
         self._metrics.queue_length += 1
         self._schedule()
         timeout = loop.call_later(self._limits.timeout, self._give_up, request)  # cheaper than asyncio.timeout
@@ -76,12 +91,12 @@ class Batcher:
         finally:
             timeout.cancel()
 
-    def _compute(self, inputs: Array) -> Arrays:
+    def _compute(self, num_samples: int, inputs: Arrays) -> Arrays:
         start = perf_counter()
         try:
             return self._run(inputs)
         finally:
-            self._metrics.batch_size.observe(len(inputs))
+            self._metrics.batch_size.observe(num_samples)
             self._metrics.computed.observe(perf_counter() - start)
 
     def _give_up(self, request: PendingRequest) -> None:
@@ -111,42 +126,59 @@ class Batcher:
         start = perf_counter()
         for request in batch:
             self._metrics.queued.observe(start - request.since)
-        inputs = batch[0].inputs if len(batch) == 1 else np.concatenate([request.inputs for request in batch])
+        num_samples, inputs = sum(request.num_samples for request in batch), batch[0].inputs
+        if len(batch) > 1:
+            inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in inputs}
         loop = asyncio.get_running_loop()
         if self._thread is None:
             done: asyncio.Future[Arrays] = loop.create_future()
             try:
-                done.set_result(self._compute(inputs))
+                done.set_result(self._compute(num_samples, inputs))
             except Exception as error:
                 done.set_exception(error)
             self._distribute(batch, done)
         else:
             self._is_running = True
-            running = loop.run_in_executor(self._thread, self._compute, inputs)
+            running = loop.run_in_executor(self._thread, self._compute, num_samples, inputs)
             running.add_done_callback(partial(self._distribute, batch))
 
     def _take_batch(self) -> list[PendingRequest]:
         """Takes requests that fit together from the queue, without those that were given up."""
         batch: list[PendingRequest] = []
-        num_samples = 0
-        while self._queue and num_samples + len(self._queue[0].inputs) <= self._max_batch_size:
+        others: list[PendingRequest] = []
+        num_samples, is_open = 0, True
+        while self._queue and is_open:
             request = self._queue.popleft()
-            self._num_samples -= len(request.inputs)
-            self._metrics.queue_length -= 1
-            if not request.outputs.done():
+            if request.outputs.done():
+                self._forget(request)
+            elif batch and (not self._max_batch_size or request.sides != batch[0].sides):
+                others.append(request)
+            elif batch and num_samples + request.num_samples > self._max_batch_size:
+                others.append(request)
+                is_open = False
+            else:
+                self._forget(request)
                 batch.append(request)
-                num_samples += len(request.inputs)
+                num_samples += request.num_samples
+                is_open = num_samples < self._max_batch_size
+        self._queue.extendleft(reversed(others))
         return batch
+
+    def _forget(self, request: PendingRequest) -> None:
+        self._num_samples -= request.num_samples
+        self._metrics.queue_length -= 1
 
     def _distribute(self, batch: list[PendingRequest], done: "asyncio.Future[Arrays]") -> None:
         self._is_running = False
         error, first = done.exception(), 0
         for request in batch:
-            last = first + len(request.inputs)
+            last = first + request.num_samples
             if not request.outputs.done():
                 if error is not None:
                     request.outputs.set_exception(error)
                 else:
-                    request.outputs.set_result(tuple(array[first:last] for array in done.result()))
+                    outputs = done.result()
+                    parts = {name: array[first:last] for name, array in outputs.items()}
+                    request.outputs.set_result(parts if len(batch) > 1 else outputs)
             first = last
         self._schedule()

@@ -1,13 +1,14 @@
 """`drift=true`: shows whether requests resemble the data that the model was trained on."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from .payload import Array
+from ..inference.answers import predicted
+from ..inference.signature import Array, Arrays, Signature
 
 WINDOW = 10_000  # samples; older ones fade
 
@@ -39,30 +40,49 @@ class Drift:
         """Starts over, beside the training split of another version."""
         for gauge in self._gauges:
             gauge.clear()
-        self._labels: Sequence[str] = manifest["labels"]
-        self._task, self._target = manifest["task"], manifest.get("target")
-        training, counts = manifest["preprocessing"], manifest["data"]["label_counts"]
-        self._num_channels = len(training["mean"])
-        (tensor,) = manifest["inputs"]
-        if "columns" in tensor:  # codes of categories have no mean
-            columns = enumerate(tensor["columns"])
-            names = {index: column["name"] for index, column in columns if column["categories"] is None}
-        else:
-            names = {index: str(index) for index in range(self._num_channels)}
+        signature = Signature.of_manifest(manifest)
+        self._input = next((tensor for tensor in signature.inputs if tensor.mean), None)
+        self._labelled = next((tensor for tensor in signature.outputs if tensor.labels), None)
+        self._target = next((tensor for tensor in signature.outputs if tensor.mean), None)
+        self._num_predicted, self._mean_prediction = 0, 0.0
+        names: dict[int, str] = {}
+        if self._input is not None:
+            columns = self._input.columns  # codes of categories have no mean
+            names = {place: column.name for place, column in enumerate(columns) if column.categories is None}
+            names = names if columns else {place: str(place) for place in range(len(self._input.mean))}
+            for place, name in names.items():
+                self._training_mean.labels(name).set(self._input.mean[place])
+                self._training_std.labels(name).set(self._input.std[place])
         self._channels, self._names = list(names), list(names.values())
         self._mean = self._square = self._num_known = np.zeros(len(names))
-        self._num_predicted, self._mean_prediction = 0, 0.0
-        for index, name in names.items():
-            self._training_mean.labels(name).set(training["mean"][index])
-            self._training_std.labels(name).set(training["std"][index])
         if self._target is not None:
-            self._training_target.labels(self._target["name"]).set(self._target["mean"])
-        for label, count in zip(self._labels, counts, strict=True) if counts else ():
-            self._training_share.labels(label).set(count / sum(counts))
+            self._training_target.labels(self._target.name).set(self._target.mean[0])
+        if self._labelled is not None and (counts := self._labelled.label_counts):
+            for label, count in zip(self._labelled.labels, counts, strict=True):
+                self._training_share.labels(label).set(count / sum(counts))
 
-    def observe(self, inputs: Array, predictions: Array) -> None:
-        """Adds raw input `(B, C, ...)`, where NaN is a missing value, and the task's last output `(B, K)`."""
-        values = inputs.reshape(len(inputs), self._num_channels, -1)[:, self._channels].astype(np.float64)
+    def observe(self, inputs: Arrays, outputs: Arrays) -> None:
+        """Adds raw inputs `(B, C, ...)`, where NaN is a missing value, and the outputs for them."""
+        if self._input is not None:
+            self._observe_input(inputs[self._input.name])
+        if self._target is not None:
+            predictions = outputs[self._target.name]
+            self._num_predicted += len(predictions)
+            share = len(predictions) / min(self._num_predicted, WINDOW)
+            self._mean_prediction += share * (float(predictions.mean()) - self._mean_prediction)
+            self._prediction_mean.labels(self._target.name).set(self._mean_prediction)
+        if self._labelled is not None:
+            chosen, labels = predicted(self._labelled, outputs[self._labelled.name]), self._labelled.labels
+            if self._labelled.multiple:
+                counts = chosen.reshape(len(chosen), len(labels), -1).sum(axis=(0, 2))
+            else:
+                counts = np.bincount(chosen.ravel(), minlength=len(labels))
+            for label, count in zip(labels, counts.tolist(), strict=False):
+                if count:
+                    self._predictions.labels(label).inc(count)
+
+    def _observe_input(self, inputs: Array) -> None:
+        values = inputs.reshape(*inputs.shape[:2], -1)[:, self._channels].astype(np.float64)
         known = ~np.isnan(values)
         values[~known] = 0
         num_values = np.maximum(known.sum(axis=(0, 2)), 1)
@@ -74,14 +94,3 @@ class Drift:
         for name, mean, square in zip(self._names, self._mean.tolist(), self._square.tolist(), strict=True):
             self._input_mean.labels(name).set(mean)
             self._input_std.labels(name).set(math.sqrt(max(0.0, square - mean * mean)))
-        if self._target is not None:
-            self._num_predicted += len(predictions)
-            share = len(predictions) / min(self._num_predicted, WINDOW)
-            self._mean_prediction += share * (float(predictions.mean()) - self._mean_prediction)
-            self._prediction_mean.labels(self._target["name"]).set(self._mean_prediction)
-            return
-        is_multilabel = self._task == "multilabel"
-        chosen = predictions > 0.5 if is_multilabel else np.eye(len(self._labels))[predictions.argmax(axis=1)]
-        for label, count in zip(self._labels, chosen.sum(axis=0).tolist(), strict=True):
-            if count:
-                self._predictions.labels(label).inc(count)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..inference.runtime import MANIFEST, BadBundle, Bundle, difference, read_golden, versions
+from ..inference.runtime import MANIFEST, BadBundle, Bundle, difference, first_samples, read_golden, versions
+from ..inference.signature import Arrays, reader_of
 from .batching import Batcher, Limits
 from .metrics import Metrics
-from .payload import Array
 from .protocol import ModelMetadata
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 # To hand a call to a thread costs about 0.1 ms; a longer call would stop all other requests meanwhile.
 MAX_INLINE_MS = 1.0
 NUM_WARM_UP_CALLS = 20
+MAX_EXAMPLE = 4096  # numbers of a sample that the page shows
+ARRAYS_PAGE = "arrays.html"
 
 Fingerprint = frozenset[tuple[str, int, int]]
 
@@ -41,27 +43,39 @@ class ServedModel:
         tolerance: float | None = None,
     ) -> None:
         self.bundle, self.metadata = bundle, ModelMetadata(bundle.manifest)
-        golden = read_golden(bundle.folder)
-        self._example = golden[0][0]
-        _check_golden(bundle, golden, bundle.manifest["tolerance"] if tolerance is None else tolerance)
-        self.latency_ms = _warm_up(bundle, golden[0][:1])
+        golden, expected = read_golden(bundle.folder)
+        _check_golden(bundle, golden, expected, bundle.manifest["tolerance"] if tolerance is None else tolerance)
+        self._example = first_samples(golden, 1) if bundle.signature.max_batch_size else golden
+        self.latency_ms = _warm_up(bundle, golden, self._example)
         thread = ThreadPoolExecutor(1, "inference") if self.latency_ms > MAX_INLINE_MS else None
-        self._batcher = Batcher(bundle, bundle.max_batch_size, limits, thread, open_requests, metrics)
+        self._batcher = Batcher(bundle.run, bundle.signature.max_batch_size, limits, thread, open_requests, metrics)
 
     def describe(self) -> dict[str, Any]:
-        """Describes the input for the page, with a real sample if that is a row of a table."""
-        columns = [column.to_dict() for column in self.bundle.input_schema.columns]
-        return {
+        """Describes the inputs for the page, with a real sample where they are no pictures."""
+        signature = self.bundle.signature
+        tensor, labels = signature.inputs[0], [label for output in signature.outputs for label in output.labels]
+        described = {
             "name": self.metadata.name,
-            "task": self.bundle.task.name,
-            "labels": self.bundle.labels,
-            "columns": columns,
-            "example": [None if np.isnan(value) else value for value in self._example.tolist()] if columns else None,
+            "inputs": [f"{tensor.name}: {tensor}" for tensor in signature.inputs],
+            "labels": labels,
         }
+        sample = {name: (array[0] if signature.max_batch_size else array) for name, array in self._example.items()}
+        if tensor.columns:
+            row = [None if np.isnan(value) else value for value in sample[tensor.name].tolist()]
+            return {**described, "columns": [column.to_dict() for column in tensor.columns], "example": row}
+        is_large = any(array.size > MAX_EXAMPLE for array in sample.values())
+        example = None if is_large else {name: array.tolist() for name, array in sample.items()}
+        return {**described, "columns": [], "example": example}
 
-    async def infer(self, inputs: Array) -> dict[str, Array]:
-        """Computes the outputs by name from raw input `(B, ...)`; raises `RequestError` if the server is overloaded."""
-        return dict(zip(self.bundle.outputs, await self._batcher(inputs), strict=True))
+    @property
+    def page(self) -> str:
+        """The name of the page for people."""
+        tensor = self.bundle.signature.person_input
+        return reader_of(tensor).PAGE if tensor else ARRAYS_PAGE
+
+    async def infer(self, inputs: Arrays) -> Arrays:
+        """Computes the outputs by name of raw inputs by name; raises `RequestError` if the server is overloaded."""
+        return await self._batcher(inputs)
 
 
 class ModelVersions:
@@ -139,10 +153,11 @@ class ModelVersions:
         log.warning("left out    version %d: %s", version, " ".join(str(error).split()))
 
 
-def _check_golden(bundle: Bundle, golden: tuple[Array, ...], tolerance: float) -> None:
-    inputs, *expected = (array[: bundle.max_batch_size] for array in golden)
-    for name, output, right in zip(bundle.outputs, bundle(inputs), expected, strict=True):
-        worst = difference(output, right)
+def _check_golden(bundle: Bundle, inputs: Arrays, expected: Arrays, tolerance: float) -> None:
+    if size := bundle.signature.max_batch_size:
+        inputs, expected = ({name: array[:size] for name, array in kind.items()} for kind in (inputs, expected))
+    for name, output in bundle(inputs).items():
+        worst = difference(output, expected[name])
         if not worst <= tolerance:
             raise BadBundle(
                 f"{bundle.folder} answers its golden samples otherwise than the trained model: {name} differ by "
@@ -150,9 +165,10 @@ def _check_golden(bundle: Bundle, golden: tuple[Array, ...], tolerance: float) -
             )
 
 
-def _warm_up(bundle: Bundle, sample: Array) -> float:
+def _warm_up(bundle: Bundle, golden: Arrays, sample: Arrays) -> float:
     """Returns the median latency of one sample in ms."""
-    bundle(np.repeat(sample, bundle.max_batch_size, axis=0))
+    if bundle.signature.max_batch_size:
+        bundle(first_samples(golden, bundle.signature.max_batch_size))
     times = []
     for _ in range(NUM_WARM_UP_CALLS):
         start = time.perf_counter()

@@ -1,19 +1,19 @@
 """The data in requests: tensors as JSON or raw bytes, and single samples as files or JSON."""
 
 import math
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
-from ..inference.input_schema import TYPES, InputSchema
 from ..inference.inputs import reason_of
+from ..inference.signature import STRING, TYPES, Array, Signature, TensorSignature, reader_of
 
-Array = npt.NDArray[Any]
-
-JSON_KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}  # kinds of JSON values by the kind of the tensor
+# Kinds of JSON values by the kind of the tensor; whole numbers above those of int64 are Python's objects.
+JSON_KINDS = {"b": "b", "u": "iuO", "i": "iu", "f": "iuf", "O": "U"}
+MAX_NUMBERS = 2**21  # in the JSON of a model whose inputs have no fixed size; raw bytes may hold more
 COMMAS_BESIDE_DATA = 4096  # between names, shapes and parameters
 
 
@@ -25,78 +25,126 @@ class RequestError(Exception):
         self.status, self.reason = status, reason
 
 
-def parse_json(body: bytes, size: int, max_elements: int) -> Any:
+def parse_json(body: bytes, size: int, max_elements: int | None) -> Any:
     """Parses the first `size` bytes, unless they hold so many numbers that these would fill the memory."""
-    if body.count(b",", 0, size) > max_elements + COMMAS_BESIDE_DATA:
-        sentence = f"the request holds more than the {max_elements:,} numbers that are taken."
-        raise RequestError(sentence, 413, "too_large")
+    most = MAX_NUMBERS if max_elements is None else max_elements
+    if body.count(b",", 0, size) > most + COMMAS_BESIDE_DATA:
+        raise RequestError(f"the request holds more than the {most:,} numbers that are taken.", 413, "too_large")
     try:
         return orjson.loads(memoryview(body)[:size])
     except orjson.JSONDecodeError as error:
         raise RequestError(f"the request is no JSON: {error}.") from error
 
 
-def tensor_from_bytes(raw: memoryview, size: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
-    """Reads little-endian values in row-major order; `size` is the number of bytes that the client declared."""
+def tensor_from_bytes(raw: memoryview, shape: tuple[int, ...], tensor: TensorSignature) -> Array:
+    """Reads little-endian values in row-major order; each text after its length, a number of four bytes."""
+    if tensor.dtype == STRING:
+        return _text_from_bytes(raw, shape, tensor.name)
+    dtype = tensor.numpy_dtype
     expected = math.prod(shape) * dtype.itemsize
-    if type(size) is not int or size != expected or len(raw) != expected:
-        raise RequestError(
-            f"'{name}' of shape {list(shape)} takes {expected} bytes, but binary_data_size={excerpt(size)} "
-            f"and {len(raw)} bytes follow the JSON."
-        )
+    if len(raw) != expected:
+        raise RequestError(f"'{tensor.name}' of shape {list(shape)} takes {expected} bytes, but {len(raw)} were sent.")
     array: Array = np.frombuffer(raw, dtype.newbyteorder("<")).reshape(shape)
-    if dtype.kind == "b" and array.view(np.uint8).max() > 1:
-        raise RequestError(f"'{name}' holds bytes that are neither 0 nor 1.")
+    if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        raise RequestError(f"'{tensor.name}' holds bytes that are neither 0 nor 1.")
     return array
 
 
-def tensor_from_json(data: list[Any], shape: tuple[int, ...], schema: InputSchema, where: str) -> Array:
-    """Reads a list, flat or nested as the shape; `where` names it in errors. In a table null stands for NaN."""
-    dtype = schema.dtype
+def _text_from_bytes(raw: memoryview, shape: tuple[int, ...], name: str) -> Array:
+    words, place = [], 0
+    while place + 4 <= len(raw):
+        (length,) = struct.unpack_from("<I", raw, place)
+        words.append(bytes(raw[place + 4 : place + 4 + length]))
+        place += 4 + length
+    if place != len(raw) or len(words) != math.prod(shape):
+        raise RequestError(f"the bytes of '{name}' are not {math.prod(shape)} texts, each after its length.")
+    try:
+        return np.array([word.decode() for word in words], dtype=object).reshape(shape)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"'{name}' holds text that is not UTF-8.") from error
+
+
+def bytes_of(array: Array) -> bytes:
+    """Writes the values of an output as `tensor_from_bytes` reads them."""
+    if array.dtype.kind != "O":
+        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    words = [str(word).encode() for word in array.ravel()]
+    return b"".join(struct.pack("<I", len(word)) + word for word in words)
+
+
+def tensor_from_json(data: list[Any], shape: tuple[int, ...] | None, tensor: TensorSignature, where: str) -> Array:
+    """Reads a list, flat or nested as the shape, or of any shape for None; in a table null stands for NaN.
+
+    `where` names the list in errors.
+    """
+    dtype, kind = tensor.numpy_dtype, TYPES[tensor.dtype]
+    things = "texts" if tensor.dtype == STRING else "numbers"
     try:
         given = np.asarray(data)
+        if dtype == np.uint64 and given.dtype.kind == "f":  # numpy's common type of small and large whole numbers
+            given = np.asarray(data, dtype=object)
     except (ValueError, OverflowError) as error:  # lists of different lengths, a number of too many digits
-        raise RequestError(f"{where} is no array of numbers.") from error
-    if (
-        schema.columns
-        and given.dtype == object
-        and all(type(value) in (int, float, type(None)) for value in given.flat)
-    ):
+        raise RequestError(f"{where} is no array of {things}.") from error
+    known = (int, float, type(None)) if tensor.columns else (int,)
+    if given.dtype == object and all(type(value) in known for value in given.flat) and tensor.columns:
         given = given.astype(np.float64)
-    if given.dtype.kind not in JSON_KINDS[dtype.kind]:
-        raise RequestError(f"{where} does not hold numbers of {TYPES[dtype.name]} alone.")
+    is_whole = given.dtype != object or all(type(value) is int for value in given.flat)
+    if given.size and (given.dtype.kind not in JSON_KINDS[dtype.kind] or not is_whole):
+        raise RequestError(f"{where} does not hold {things} of {kind} alone.")
+    if shape is None:
+        shape = given.shape
     if given.shape not in (shape, (math.prod(shape),)):
         raise RequestError(f"{where} has the shape {excerpt(list(given.shape))}, not {list(shape)}.")
-    least, most = schema.integer_bounds
-    if dtype.kind in "iu" and not (least <= given.min() and given.max() <= most):
-        raise RequestError(f"{where} holds numbers that do not fit into {TYPES[dtype.name]}.")
+    least, most = tensor.integer_bounds
+    if dtype.kind in "iu" and given.size and not (least <= given.min() and given.max() <= most):
+        raise RequestError(f"{where} holds numbers that do not fit into {kind}.")
     with np.errstate(over="ignore"):  # infinite values are out of range too
         array: Array = given.astype(dtype, copy=False).reshape(shape)
     return array
 
 
-def check_range(array: Array, schema: InputSchema, where: str) -> None:
-    """Refuses values outside the range of the schema; NaN is one of them, but in a table it is a missing value."""
-    if not schema.is_in_range(array):
-        low, high = schema.range
+def check_range(array: Array, tensor: TensorSignature, where: str) -> None:
+    """Refuses values outside the range of the tensor; NaN is one of them, but in a table it is a missing value."""
+    if tensor.range is not None and not tensor.is_in_range(array):
+        low, high = tensor.range
         raise RequestError(f"{where} holds values that are not within {low:g} to {high:g}.")
 
 
-def sample_from_file(body: bytes, schema: InputSchema) -> Array:
-    """Reads the contents of a file with one sample as `(1, *schema.shape)`."""
-    return _read(body, schema, schema.reader.read_body)
+def sample_from_file(body: bytes, signature: Signature) -> dict[str, Array]:
+    """Reads the contents of a file with one sample, as a batch of one."""
+    if (tensor := signature.person_input) is None:
+        names = ", ".join(f'"{tensor.name}"' for tensor in signature.inputs)
+        raise RequestError(f"the body is no JSON: send an object with the arrays of one sample by name, {names}.")
+    return {tensor.name: _read(body, tensor, reader_of(tensor).read_body)}
 
 
-def sample_from_json(body: bytes, schema: InputSchema) -> Array:
-    """Reads a list of numbers, flat or nested, or an object with a row of a table as `(1, *schema.shape)`."""
-    data = parse_json(body, len(body), math.prod(schema.shape))
-    if isinstance(data, dict):
-        return _read(data, schema, schema.reader.read_object)
-    if not isinstance(data, list):
-        raise RequestError("the body is no list: send one sample, flat or nested.")
-    sample = tensor_from_json(data, schema.shape, schema, "the body")
-    check_range(sample, schema, "the body")
-    return sample[np.newaxis]
+def sample_from_json(body: bytes, signature: Signature) -> dict[str, Array]:
+    """Reads an object with arrays by name, a list of numbers, or an object with a row of a table, as a batch of one."""
+    data, tensor = parse_json(body, len(body), signature.max_elements), signature.inputs[0]
+    if isinstance(data, list) and len(signature.inputs) == 1:
+        return _sample({tensor.name: data}, signature, "the body")
+    if not isinstance(data, dict):
+        raise RequestError("the body is no list and no object: send one sample, flat or nested, or arrays by name.")
+    if tensor.columns and data.keys() != {tensor.name}:
+        return {tensor.name: _read(data, tensor, reader_of(tensor).read_object)}
+    return _sample(data, signature, None)
+
+
+def _sample(data: dict[str, Any], signature: Signature, where: str | None) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for tensor in signature.inputs:
+        if tensor.name in data:
+            owner = where or f"'{tensor.name}'"
+            fixed = tuple(side for side in tensor.sample_shape if isinstance(side, int))
+            shape = fixed if len(fixed) == len(tensor.sample_shape) else None
+            values = data[tensor.name] if isinstance(data[tensor.name], list) else [data[tensor.name]]
+            arrays[tensor.name] = tensor_from_json(values, shape, tensor, owner)[np.newaxis]
+            check_range(arrays[tensor.name], tensor, owner)
+    try:
+        signature.bind({**arrays, **{name: np.empty(0) for name in data.keys() - arrays.keys()}})
+    except ValueError as error:
+        raise RequestError(f"{error}.") from error
+    return arrays
 
 
 def excerpt(value: Any) -> str:
@@ -105,8 +153,8 @@ def excerpt(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _read(given: Any, schema: InputSchema, read: Callable[[Any, InputSchema], Array]) -> Array:
+def _read(given: Any, tensor: TensorSignature, read: Callable[[Any, TensorSignature], Array]) -> Array:
     try:
-        return read(given, schema)
+        return read(given, tensor)
     except (OSError, ValueError) as error:
         raise RequestError(f"the body cannot be used: {reason_of(error)}.") from error

@@ -3,16 +3,15 @@
 https://github.com/open-inference/open-inference-protocol, and for the extension Triton's `extension_binary_data.md`.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
-from ..inference.input_schema import TYPES, InputSchema
-from .payload import Array, RequestError, check_range, excerpt, parse_json, tensor_from_bytes, tensor_from_json
+from ..inference.signature import BATCH, TYPES, Array, Arrays, Signature, TensorSignature
+from .payload import RequestError, bytes_of, check_range, excerpt, parse_json, tensor_from_bytes, tensor_from_json
 
 Entry = Mapping[str, Any]
 
@@ -27,7 +26,7 @@ class RequestedOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    inputs: Array  # (B, ...)
+    inputs: dict[str, Array]
     outputs: list[RequestedOutput]
     id: str | None
 
@@ -37,10 +36,9 @@ class ModelMetadata:
 
     def __init__(self, manifest: Entry) -> None:
         self.name, self.version = manifest["name"], str(manifest["version"])
-        (self.input,), self.outputs = manifest["inputs"], manifest["outputs"]
-        self.schema, self.max_batch_size = InputSchema.from_dict(self.input), manifest["max_batch_size"]
-        self.max_elements = math.prod(self.schema.shape) * self.max_batch_size
-        self.datatypes = {tensor["name"]: TYPES[tensor["dtype"]] for tensor in (self.input, *self.outputs)}
+        self.signature = Signature.of_manifest(manifest)
+        self.inputs = {tensor.name: tensor for tensor in self.signature.inputs}
+        self.outputs = {tensor.name: tensor for tensor in self.signature.outputs}
 
     def to_response(self) -> dict[str, Any]:
         """Returns the response to a request for the metadata of the model."""
@@ -48,28 +46,36 @@ class ModelMetadata:
             "name": self.name,
             "versions": [self.version],
             "platform": "onnxruntime_onnx",
-            "inputs": [self._describe(self.input)],
-            "outputs": [self._describe(tensor) for tensor in self.outputs],
+            "inputs": _described(self.signature.inputs, "datatype", "", "shape", 0),
+            "outputs": _described(self.signature.outputs, "datatype", "", "shape", 0),
         }
 
     def to_config(self) -> dict[str, Any]:
         """Returns the response to a request for the configuration of the model, as Triton has it."""
+        first = 1 if self.signature.max_batch_size else 0
         return {
             "name": self.name,
             "platform": "onnxruntime_onnx",
             "backend": "onnxruntime",
-            "max_batch_size": self.max_batch_size,
-            "input": [self._configure(self.input)],
-            "output": [self._configure(tensor) for tensor in self.outputs],
-            "dynamic_batching": {},
+            "max_batch_size": self.signature.max_batch_size,
+            "input": _described(self.signature.inputs, "data_type", "TYPE_", "dims", first),
+            "output": _described(self.signature.outputs, "data_type", "TYPE_", "dims", first),
+            **({"dynamic_batching": {}} if first else {}),
         }
 
-    def _configure(self, tensor: Entry) -> dict[str, Any]:
-        datatype = f"TYPE_{self.datatypes[tensor['name']]}"
-        return {"name": tensor["name"], "data_type": datatype, "dims": tensor["shape"][1:]}
 
-    def _describe(self, tensor: Entry) -> dict[str, Any]:
-        return {"name": tensor["name"], "datatype": self.datatypes[tensor["name"]], "shape": tensor["shape"]}
+def _described(
+    tensors: Sequence[TensorSignature], type_key: str, prefix: str, shape_key: str, first: int
+) -> list[dict[str, Any]]:
+    """Describes tensors by their axes from `first` on; -1 stands for a free one."""
+    return [
+        {
+            "name": tensor.name,
+            type_key: prefix + ("STRING" if prefix and tensor.dtype == "string" else TYPES[tensor.dtype]),
+            shape_key: [side if isinstance(side, int) else -1 for side in tensor.shape[first:]],
+        }
+        for tensor in tensors
+    ]
 
 
 def read(body: bytes, header_length: str | None, model: ModelMetadata) -> InferenceRequest:
@@ -80,28 +86,29 @@ def read(body: bytes, header_length: str | None, model: ModelMetadata) -> Infere
             given = f"Inference-Header-Content-Length={excerpt(header_length)}"
             raise RequestError(f"{given} is no length within this request.")
         size = int(header_length)
-    request = parse_json(body, size, model.max_elements)
+    request = parse_json(body, size, model.signature.max_elements)
     if not isinstance(request, dict):
         raise RequestError("the request is no JSON object with 'inputs'.")
     request_id, parameters = request.get("id"), _parameters(request, "the request")
     if request_id is not None and not isinstance(request_id, str):
         raise RequestError("'id' is no text.")
     all_binary = parameters.get("binary_data_output", False) is True
-    inputs = _input(request, memoryview(body)[size:], model)
+    inputs = _inputs(request, memoryview(body)[size:], model)
     return InferenceRequest(inputs, _outputs(request, model, all_binary), request_id)
 
 
-def write(request: InferenceRequest, arrays: Mapping[str, Array], model: ModelMetadata) -> tuple[bytes, int | None]:
+def write(request: InferenceRequest, arrays: Arrays, model: ModelMetadata) -> tuple[bytes, int | None]:
     """Returns the body of the response, and the length of its JSON if raw tensors follow."""
     entries, raw = [], []
     for name, binary in request.outputs:
-        array = np.ascontiguousarray(arrays[name])
-        entry: dict[str, Any] = {"name": name, "datatype": model.datatypes[name], "shape": array.shape}
+        array = arrays[name]
+        entry: dict[str, Any] = {"name": name, "datatype": TYPES[model.outputs[name].dtype], "shape": array.shape}
         if binary:
-            raw.append(array.tobytes())
+            raw.append(bytes_of(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            entry["data"] = array.ravel()
+            values = np.ascontiguousarray(array.ravel())
+            entry["data"] = values.tolist() if values.dtype.kind == "O" or values.dtype == np.float16 else values
         entries.append(entry)
     response: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": entries}
     if request.id is not None:
@@ -110,49 +117,66 @@ def write(request: InferenceRequest, arrays: Mapping[str, Array], model: ModelMe
     return (b"".join([header, *raw]), len(header)) if raw else (header, None)
 
 
-def _input(request: Entry, raw: memoryview, model: ModelMetadata) -> Array:
-    entries, name = request.get("inputs"), model.input["name"]
-    if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
-        raise RequestError(f"'inputs' must hold one tensor, '{name}'.")
-    (entry,) = entries
-    if entry.get("name") != name:
-        raise RequestError(f"the input '{excerpt(entry.get('name'))}' is not known: this model takes '{name}'.")
-    if entry.get("datatype") != model.datatypes[name]:
-        given, expected = excerpt(entry.get("datatype")), model.datatypes[name]
-        raise RequestError(f"'{name}' has the datatype '{given}', but this model takes {expected}.")
-    shape = _shape(entry, model)
-    parameters = _parameters(entry, f"'{name}'")
-    if "shared_memory_region" in parameters:
-        raise RequestError("shared memory is not offered here: send the data in the request.")
-    if "binary_data_size" in parameters:
-        array = tensor_from_bytes(raw, parameters["binary_data_size"], shape, model.schema.dtype, name)
-    elif len(raw):
-        raise RequestError(f"{len(raw)} bytes follow the JSON, but '{name}' has no parameter 'binary_data_size'.")
-    elif not isinstance(data := entry.get("data"), list):
-        raise RequestError(f"'{name}' has no list 'data', and no parameter 'binary_data_size'.")
-    else:
-        array = tensor_from_json(data, shape, model.schema, f"'data' of '{name}'")
-    check_range(array, model.schema, f"'{name}'")
-    return array
+def _inputs(request: Entry, raw: memoryview, model: ModelMetadata) -> dict[str, Array]:
+    entries, names = request.get("inputs"), ", ".join(f"'{name}'" for name in model.inputs)
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise RequestError(f"'inputs' must be a list of tensors: {names}.")
+    arrays: dict[str, Array] = {}
+    sizes: dict[str, int] = {}
+    place = 0
+    for entry in entries:
+        name = entry.get("name")
+        if not isinstance(name, str) or name not in model.inputs:
+            raise RequestError(f"the input '{excerpt(name)}' is not known: this model takes {names}.")
+        if name in arrays:
+            raise RequestError(f"'inputs' names '{name}' twice.")
+        tensor = model.inputs[name]
+        shape = _shape(entry, tensor, sizes, model.signature.max_batch_size)
+        parameters = _parameters(entry, f"'{name}'")
+        if "shared_memory_region" in parameters:
+            raise RequestError("shared memory is not offered here: send the data in the request.")
+        if "binary_data_size" in parameters:
+            end = place + _size(parameters["binary_data_size"], len(raw) - place, name)
+            arrays[name], place = tensor_from_bytes(raw[place:end], shape, tensor), end
+        elif not isinstance(data := entry.get("data"), list):
+            raise RequestError(f"'{name}' has no list 'data', and no parameter 'binary_data_size'.")
+        else:
+            arrays[name] = tensor_from_json(data, shape, tensor, f"'data' of '{name}'")
+        check_range(arrays[name], tensor, f"'{name}'")
+    if missing := [name for name in model.inputs if name not in arrays]:
+        raise RequestError(f"the input '{missing[0]}' is missing: this model takes {names}.")
+    if place != len(raw):
+        raise RequestError(f"{len(raw) - place} bytes follow the JSON that belong to no tensor's 'binary_data_size'.")
+    return arrays
 
 
-def _shape(entry: Entry, model: ModelMetadata) -> tuple[int, ...]:
-    shape, sides = entry.get("shape"), model.input["shape"][1:]
-    if not isinstance(shape, list) or not all(type(side) is int for side in shape):
-        raise RequestError(f"'shape' of '{model.input['name']}' is no list of whole numbers.")
-    if len(shape) != len(sides) + 1 or shape[1:] != sides:
-        expected = ", ".join(map(str, ["batch", *sides]))
-        raise RequestError(
-            f"'{model.input['name']}' has the shape {excerpt(shape)}, but this model takes [{expected}]."
-        )
-    if not 1 <= shape[0] <= model.max_batch_size:
-        size = excerpt(shape[0])
-        raise RequestError(f"a batch of {size} is out of range: this model takes 1 to {model.max_batch_size}.")
+def _size(size: Any, most: int, name: str) -> int:
+    """Returns the number of bytes that the client declared for one tensor."""
+    if type(size) is not int or not 0 <= size <= most:
+        raise RequestError(f"binary_data_size={excerpt(size)} of '{name}' does not fit: {most} bytes follow the JSON.")
+    return size
+
+
+def _shape(entry: Entry, tensor: TensorSignature, sizes: dict[str, int], max_batch_size: int) -> tuple[int, ...]:
+    """Returns the shape of a tensor; adds those of its free axes to `sizes`."""
+    if entry.get("datatype") != TYPES[tensor.dtype]:
+        given, expected = excerpt(entry.get("datatype")), TYPES[tensor.dtype]
+        raise RequestError(f"'{tensor.name}' has the datatype '{given}', but this model takes {expected}.")
+    shape = entry.get("shape")
+    if not isinstance(shape, list) or not all(type(side) is int and side >= 0 for side in shape):
+        raise RequestError(f"'shape' of '{tensor.name}' is no list of whole numbers.")
+    try:
+        tensor.bind(shape, sizes)
+    except ValueError as error:
+        raise RequestError(f"{error}.") from error
+    if max_batch_size and not 1 <= sizes[BATCH] <= max_batch_size:
+        size = excerpt(sizes[BATCH])
+        raise RequestError(f"a batch of {size} is out of range: this model takes 1 to {max_batch_size}.")
     return tuple(shape)
 
 
 def _outputs(request: Entry, model: ModelMetadata, all_binary: bool) -> list[RequestedOutput]:
-    known = [tensor["name"] for tensor in model.outputs]
+    known = list(model.outputs)
     if (entries := request.get("outputs")) is None:
         return [RequestedOutput(name, all_binary) for name in known]
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

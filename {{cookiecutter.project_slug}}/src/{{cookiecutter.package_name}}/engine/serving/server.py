@@ -44,7 +44,7 @@ def run_server(options: "Options", token: str | None, artifact_dir: Path) -> Non
     json_logs, metrics = set_up_logs(options.logs), Metrics(options.drift)
     open_requests: set[asyncio.Task[None]] = set()
     versions = _load_versions(options, artifact_dir, open_requests, metrics)
-    largest_batch = versions.current.metadata.max_elements * BYTES_PER_NUMBER
+    largest_batch = (versions.current.bundle.signature.max_elements or 0) * BYTES_PER_NUMBER
     max_body_bytes = options.max_body_bytes or max(MIN_BODY_LIMIT, largest_batch)
     with _listen(options.host, options.port) as listening:
         started = partial(_log_start, versions, listening, token)

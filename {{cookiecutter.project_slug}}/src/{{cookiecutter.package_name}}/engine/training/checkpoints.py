@@ -20,7 +20,7 @@ from ..config.command_line import Config
 from ..console import shown
 from ..errors import Fault, UserError
 from ..runs.run_record import run_dirs
-from ..spec import DataSpec
+from ..spec import DataSpec, plain_spec, read_spec
 from .build import build_datamodule, build_model
 from .checkpoint_io import LAST, Contents, is_damaged, sum_file
 
@@ -50,6 +50,7 @@ class Checkpoint:
     pretrained_names: frozenset[str]  # of the parameters that its training had taken from `weights`
     figures: dict[str, float]  # of the last epoch, by their logged names
     followed: dict[str, str | None]  # what is monitored in place of figures that the model does not log
+    monitor: str | None  # the figure by which the best checkpoint is chosen
 
     def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
         """Builds the data that the model was trained on; `overrides` are options of `data.` that replace its own.
@@ -113,7 +114,7 @@ def self_description(
         "package": PACKAGE,
         "format_version": FORMAT_VERSION,
         "config": {"data": {**data, **absolute}, "model": model, "seed": seed},
-        "spec": spec.to_dict() if isinstance(spec, DataSpec) else {"plain": spec},
+        "spec": plain_spec(spec),
         "pretrained_names": sorted(pretrained_names),
     }
 
@@ -160,11 +161,12 @@ def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Check
         epoch=contents["epoch"],
         step=contents["global_step"],
         config=project["config"],
-        spec=project["spec"]["plain"] if "plain" in project["spec"] else DataSpec.from_dict(project["spec"]),
+        spec=read_spec(project["spec"]),
         contents=Contents(contents),
         pretrained_names=frozenset(project["pretrained_names"]),
         figures=contents["figures"],
         followed=contents["followed"],
+        monitor=contents["monitor"],
     )
 
 

@@ -1,4 +1,4 @@
-"""Layers that the networks share: normalisation of the input, activation checkpointing and the exported outputs."""
+"""Layers that the networks share: normalisation of the input, and activation checkpointing."""
 
 import torch
 from torch import Tensor, nn
@@ -55,26 +55,3 @@ class Segments(nn.Sequential):
             for layer in self:
                 x = layer(x)
         return x
-
-
-class OutputLayer(Constants):
-    """The exported outputs of a task, each `(B, K)`, from the outputs `(B, K)` of the network.
-
-    Logits and their softmax, or for several labels their sigmoid; for regression the number in the units of the
-    target, which the network predicts with mean 0 and standard deviation 1.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, spec: DataSpec) -> None:
-        super().__init__()
-        self.task = spec.task
-        if self.task == "regression":  # not among the weights: they follow from the DataSpec
-            self.register_buffer("mean", torch.tensor(spec.target_mean), persistent=False)
-            self.register_buffer("std", torch.tensor(spec.target_std), persistent=False)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        if self.task == "regression":
-            return (x * self.std + self.mean,)
-        return x, x.sigmoid() if self.task == "multilabel" else x.softmax(dim=-1)

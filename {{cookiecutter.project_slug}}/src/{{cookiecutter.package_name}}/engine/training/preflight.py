@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -40,7 +39,7 @@ def before_training(
     spec: Any,
     model: pl.LightningModule,
     trainer: pl.Trainer,
-    rehearse: Callable[[DataSpec, npt.NDArray[Any]], None] | None,
+    rehearse: Callable[[Any, pl.LightningDataModule], None] | None,
 ) -> None:
     """Checks on the first rank the disk, the first batch and, with `rehearse`, whether the network can be exported.
 
@@ -71,8 +70,8 @@ def before_training(
         if isinstance(spec, DataSpec):
             x, y = batch
             check_samples(x, y, spec)
-            if rehearse is not None:
-                rehearse(spec, x.numpy())
+        if rehearse is not None:
+            rehearse(spec, datamodule)
 
 
 def check_hooks(model: pl.LightningModule, datamodule: pl.LightningDataModule, plan: Plan, tests: bool) -> None:

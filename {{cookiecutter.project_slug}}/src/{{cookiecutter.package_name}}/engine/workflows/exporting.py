@@ -3,7 +3,7 @@
 import datetime
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, count
@@ -18,12 +18,12 @@ from ..config.validation import read_options
 from ..errors import UserError, nearest
 from ..export.bundle import check_triton_config, describe, publish, staging_folder, write_manifest, write_triton_config
 from ..export.card import card
+from ..export.contract import Contract
 from ..export.formats import FORMATS
 from ..export.gate import Limits, Parity
-from ..export.network import require_data_spec
-from ..export.pipeline import write_verified
-from ..export.signature import Contract, Signature
+from ..export.pipeline import Trained, write_verified
 from ..inference.runtime import digest, read_manifest, versions
+from ..inference.signature import Signature
 from ..reporting.run_report import report_export
 from ..runs.run_record import add_bundle
 from ..training import checkpoints
@@ -68,12 +68,13 @@ def export_bundle(config: Config) -> None:
     formats = [request.formats] if isinstance(request.formats, str) else list(dict.fromkeys(request.formats))
     _check(formats, options)
     checkpoint = checkpoints.load(checkpoints.find(request.ckpt_path, Path(config["paths"]["log_dir"])))
-    require_data_spec(checkpoint.spec)
     pl.seed_everything(checkpoint.config["seed"], workers=True, verbose=False)  # what the data draws, as in the run
     datamodule: Any = checkpoint.datamodule(config["data"])
-    if datamodule.spec.fingerprint != checkpoint.spec.fingerprint:
+    trained_on = getattr(checkpoint.spec, "fingerprint", None)
+    if getattr(getattr(datamodule, "spec", None), "fingerprint", None) != trained_on:
         raise UserError("export takes the data of the training: leave out data.root and data.path.")
-    bundle, parities = export(checkpoint, datamodule, formats, options, Path(config["paths"]["artifact_dir"]))
+    artifact_dir = Path(config["paths"]["artifact_dir"])
+    bundle, parities = export(checkpoint, datamodule, config["data"], formats, options, artifact_dir)
     add_bundle(checkpoint.path, bundle)
     report_export(bundle, parities)
 
@@ -81,6 +82,7 @@ def export_bundle(config: Config) -> None:
 def export(
     checkpoint: Checkpoint,
     datamodule: pl.LightningDataModule,
+    data: Mapping[str, Any],
     formats: list[str],
     options: Options,
     artifact_dir: Path,
@@ -90,18 +92,17 @@ def export(
     Raises `GateFailure` when a file is not what was trained, once all were tried: nothing is published, earlier
     versions stay as they are.
     """
-
-    spec, limits = checkpoint.spec, Limits(options.max_batch_size, options.tolerance, options.max_metric_loss)
-    opset = options.of_format("onnx")["opset"]
-    name = options.name or _name_of_signature(artifact_dir, checkpoint)
-    contract = Contract(name, Signature.of(spec), spec.labels, digest(checkpoint.path), opset, spec.task)
+    limits = Limits(options.max_batch_size, options.tolerance, options.max_metric_loss)
+    trained = Trained.of(checkpoint, datamodule, data, options.max_batch_size)
+    name = options.name or _name_of_signature(artifact_dir, checkpoint, trained.signature)
+    contract = Contract(name, trained.signature, digest(checkpoint.path), options.of_format("onnx")["opset"])
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with staging_folder(artifact_dir / name) as folder:
-        check_triton_config(folder.parent, contract, limits.max_batch_size, "onnx" in formats)
+        check_triton_config(folder.parent, contract, "onnx" in formats)
         chosen = {name: options.of_format(name) for name in formats}
-        parities, figures = write_verified(checkpoint, datamodule, chosen, contract, limits, folder, options.partial)
+        parities, figures = write_verified(trained, chosen, contract, limits, folder, options.partial)
         has_onnx = any(parity.format == "onnx" for parity in parities)
-        check_triton_config(folder.parent, contract, limits.max_batch_size, has_onnx)
+        check_triton_config(folder.parent, contract, has_onnx)
         described = describe(contract, checkpoint, parities, limits, **figures)
 
         def seal(folder: Path, version: int) -> None:
@@ -109,39 +110,38 @@ def export(
             (folder / "README.md").write_text(card(folder, contents), encoding="utf-8")
             write_manifest(contents, folder)
             if has_onnx:  # last: what fails before it, as on a full disk, leaves no trace
-                write_triton_config(folder, contract, limits.max_batch_size)
+                write_triton_config(folder, contract)
 
         return publish(folder, seal), parities
 
 
-def _name_of_signature(artifact_dir: Path, checkpoint: Checkpoint) -> str:
+def _name_of_signature(artifact_dir: Path, checkpoint: Checkpoint, signature: Signature) -> str:
     """The package's name, or `<data>_<model>` where the bundles of that name take or give something else."""
-    section, spec = checkpoint.config["model"], checkpoint.spec
-    network = section.get("net") or section
-    own = f"{spec.name}_{network.get('_target_', 'model').rpartition('.')[2].lower()}"
-    own = re.sub(r"[^A-Za-z0-9_.-]+", "_", own)
+    model, data = checkpoint.config["model"], checkpoint.config["data"]
+    network = model.get("net") or model
+    target = network.get("_target_", "model") if isinstance(network, Mapping) else "model"
+    data_name = getattr(checkpoint.spec, "name", None) or data["_target_"].rpartition(".")[2].lower()
+    own = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{data_name}_{target.rpartition('.')[2].lower()}")
     names = chain([PACKAGE, own], (f"{own}_{number}" for number in count(2)))
-    name = next(name for name in names if _has_signature(artifact_dir / name, Signature.of(spec), spec.labels))
+    name = next(name for name in names if _has_signature(artifact_dir / name, signature))
     if name != PACKAGE:
         log.info("name        %s: what artifacts/%s holds has another signature", name, PACKAGE)
     return name
 
 
-def _has_signature(name_dir: Path, signature: Signature, labels: Sequence[str]) -> bool:
+def _has_signature(name_dir: Path, signature: Signature) -> bool:
     """Whether the newest bundle has these tensors and labels, or there is none."""
     if not name_dir.is_dir() or not (numbers := versions(name_dir)):
         return True
     try:
-        manifest = read_manifest(name_dir / str(max(numbers)))
-        tensors = [
-            (tensor["name"], tensor["dtype"], tensor["shape"][1:])
-            for tensor in manifest["inputs"] + manifest["outputs"]
-        ]
-        found = tensors, manifest["labels"]
-    except (UserError, KeyError):
+        found = Signature.of_manifest(read_manifest(name_dir / str(max(numbers))))
+    except (UserError, KeyError, TypeError, ValueError):
         return False
-    own = [(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in (signature.input, *signature.outputs)]
-    return found == (own, list(labels))
+    first, second = (
+        [(tensor.name, tensor.dtype, tensor.shape, tensor.labels) for tensor in (*one.inputs, *one.outputs)]
+        for one in (found, signature)
+    )
+    return first == second
 
 
 def _check(formats: list[str], options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Predicts for files of the kind that the model was trained on, and for `.npy` arrays of raw samples."""
+"""Predicts for files of the kind that the model was trained on, and for arrays of raw samples: `.npy` and `.npz`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ..config.command_line import Config
 from ..config.validation import read_options
 from ..console import bar, shown
 from ..errors import UserError
-from ..inference.input_schema import InputSchema
 from ..inference.inputs import Sample, SkippedSample, find_files, read_samples
 from ..inference.prediction_files import WritePrediction, check_output, prediction_writer
-from ..inference.tasks import TASKS, Task
+from ..inference.signature import Arrays, Signature
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +39,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Model:
-    """`run` computes the task's last output `(B, K)` of inputs `(B, *input_schema.shape)`, B up to `batch_size`."""
+    """`run` computes the outputs by name of inputs `(B, ...)` by name, B up to `batch_size`."""
 
-    input_schema: InputSchema
-    task: Task
-    labels: Sequence[str]
+    signature: Signature
     batch_size: int
-    run: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+    run: Callable[[Arrays], Arrays]
 
 
 class NothingPredicted(UserError):
@@ -67,8 +63,8 @@ def predict_files(config: Config) -> None:
     check_output(output)
     model = _from_bundle(options, config) if options.bundle is not None else _from_checkpoint(options, config)
     given = [options.input] if isinstance(options.input, str) else options.input
-    files = find_files(given, model.input_schema.suffixes)
-    with prediction_writer(output, model.task, model.labels, options.probabilities) as write:
+    files = find_files(given, model.signature.suffixes)
+    with prediction_writer(output, model.signature, options.probabilities) as write:
         num_predicted, left_out = predict(model, files, write)
         for unused in left_out:
             log.warning("left out    %s", unused)
@@ -79,7 +75,10 @@ def predict_files(config: Config) -> None:
 
 
 def predict(model: Model, files: Sequence[Path], write: WritePrediction) -> tuple[int, list[SkippedSample]]:
-    """Passes each sample and its output to `write`, in the order of the files; returns their number, and the rest."""
+    """Passes each sample and its outputs to `write`, in the order of the files; returns their number, and the rest.
+
+    Samples that follow each other are computed at once while they have the same shapes.
+    """
     left_out: list[SkippedSample] = []
     batch: list[Sample] = []
     num_predicted, log_progress = 0, _progress_logger()
@@ -87,22 +86,29 @@ def predict(model: Model, files: Sequence[Path], write: WritePrediction) -> tupl
     def flush() -> None:
         nonlocal num_predicted
         if batch:
-            for sample, row in zip(batch, model.run(np.stack([sample.values for sample in batch])), strict=True):
-                write(sample, row)
+            outputs = model.run({name: np.stack([sample.values[name] for sample in batch]) for name in batch[0].values})
+            for place, sample in enumerate(batch):
+                write(sample, {name: output[place] for name, output in outputs.items()})
             num_predicted += len(batch)
             batch.clear()
             log_progress(num_predicted)
 
     for path in bar(files, "predicting"):
-        for sample in read_samples(path, model.input_schema):
+        for sample in read_samples(path, model.signature):
             if isinstance(sample, SkippedSample):
                 left_out.append(sample)
                 continue
+            if batch and _shapes(sample) != _shapes(batch[0]):
+                flush()
             batch.append(sample)
             if len(batch) == model.batch_size:
                 flush()
     flush()
     return num_predicted, left_out
+
+
+def _shapes(sample: Sample) -> list[tuple[int, ...]]:
+    return [array.shape for array in sample.values.values()]
 
 
 def _from_bundle(options: Options, config: Config) -> Model:
@@ -120,16 +126,21 @@ def _from_bundle(options: Options, config: Config) -> Model:
     folder = find_bundle(str(options.bundle), Path(config["paths"]["artifact_dir"]))
     bundle = Bundle(folder, providers=[cuda, cpu] if has_cuda and options.device != "cpu" else [cpu])
     log.info("bundle      %s", shown(folder))
-    batch_size = min(options.batch_size, bundle.max_batch_size)
-    return Model(bundle.input_schema, bundle.task, bundle.labels, batch_size, lambda x: bundle(x)[-1])
+    if not bundle.signature.max_batch_size:
+        raise UserError(f"bundle={options.bundle} takes no batches: call its file, or serve it.")
+    return Model(bundle.signature, min(options.batch_size, bundle.signature.max_batch_size), bundle)
 
 
 def _from_checkpoint(options: Options, config: Config) -> Model:
-    """Loads a checkpoint into the deployed network of torch."""
+    """Loads a checkpoint into the deployed network of torch.
+
+    Its inputs are those of the example in `deployed()`, or else what the test loop calls `forward` with.
+    """
     import torch
 
-    from ..export.network import deployed, require_data_spec
-    from ..export.signature import Signature
+    from ..export.loops import from_example, recorded
+    from ..export.network import deployed, description_of, eager, forward_of
+    from ..export.signature import signature_of
     from ..training import checkpoints
 
     has_cuda = torch.cuda.is_available()
@@ -137,18 +148,13 @@ def _from_checkpoint(options: Options, config: Config) -> Model:
         raise UserError("device=cuda is not available here: torch finds no GPU; take device=cpu.")
     device = "cuda" if has_cuda and options.device != "cpu" else "cpu"
     checkpoint = checkpoints.load(checkpoints.find(options.ckpt_path, Path(config["paths"]["log_dir"])))
-    spec = checkpoint.spec
-    require_data_spec(spec)
-    network = deployed(checkpoint.model(), spec).to(device)
-
-    def run(inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        with torch.inference_mode():
-            outputs = network(torch.from_numpy(inputs).to(device))
-        last: npt.NDArray[Any] = outputs[-1].cpu().numpy()
-        return last
-
-    input_schema = InputSchema.from_dict(Signature.of(spec).input.to_dict())
-    return Model(input_schema, TASKS[spec.task], spec.labels, options.batch_size, run)
+    module = checkpoint.model()
+    recording = from_example(module) or recorded(module, checkpoint.datamodule({}), "test")
+    assert recording.call is not None
+    module.eval()
+    network, described, place = deployed(module, recording.call), description_of(module), forward_of(module)
+    signature = signature_of(eager(network), recording, described, place, options.batch_size)
+    return Model(signature, options.batch_size, eager(network.to(device), device=device))
 
 
 def _progress_logger() -> Callable[[int], None]:

@@ -52,7 +52,8 @@ class CheckpointContents(Callback):
         states = _of_all_ranks(trainer, random_state())
         logged = _of_all_ranks(trainer, _logged(trainer, pl_module))
         figures = training_metrics(trainer)
-        checkpoint.update(project=self.project, random_states=states, logged=logged, figures=figures)
+        monitor = getattr(trainer.checkpoint_callback, "monitor", None)
+        checkpoint.update(project=self.project, random_states=states, logged=logged, figures=figures, monitor=monitor)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
