@@ -1,7 +1,5 @@
 """Models of any signature are served: cases of `onnx.backend.test` for each datatype, rank and number of inputs."""
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
+from bundles import write_bundle
 from onnx.backend.test.loader import load_model_tests
 from server import NAME, serving
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
@@ -94,34 +93,17 @@ def assert_same(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
-def write_bundle(model: onnx.ModelProto, given: Arrays, expected: Arrays, folder: Path) -> Path:
-    """Writes what the server needs of a bundle; no axis is a batch."""
-    folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    arrays = {**given, **expected}
-    plain = {name: array.astype(str) if array.dtype == object else array for name, array in arrays.items()}
-    np.savez(folder / "golden.npz", **plain)  # type: ignore[arg-type]
-    files = {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-        for path in sorted(folder.iterdir())
-    }
-    kinds = {
-        kind: [{name: entry[name] for name in ("name", "dtype", "shape")} for entry in tensors_of(values)]
-        for kind, values in (("inputs", model.graph.input), ("outputs", model.graph.output))
-    }
-    manifest = {"schema_version": 2, "name": NAME, "version": 1, "max_batch_size": 0, "tolerance": 1e-3}
-    (folder / "manifest.json").write_text(json.dumps({**manifest, **kinds, "files": files}), encoding="utf-8")
-    return folder
-
-
 @pytest.mark.slow
 def test_each_datatype_rank_and_number_of_inputs_is_served(tmp_path: Path) -> None:
     features: set[Any] = set()
     for name, case in chosen_cases():
         model = case.model or onnx.load(Path(case.model_dir) / "model.onnx")
         given, expected = data_of(model, case)
-        bundle = write_bundle(model, given, expected, tmp_path / name / NAME / "1")
-        inputs = tensors_of(model.graph.input)
+        inputs, outputs = tensors_of(model.graph.input), tensors_of(model.graph.output)
+        taken, returned = (
+            [{key: tensor[key] for key in ("name", "dtype", "shape")} for tensor in kind] for kind in (inputs, outputs)
+        )
+        bundle = write_bundle(tmp_path / name / NAME / "1", model, taken, returned, {**given, **expected})
         features |= features_of(inputs)
         with serving(bundle) as server:
             client = InferenceServerClient(f"127.0.0.1:{server.port}")

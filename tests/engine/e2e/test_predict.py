@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from bundles import write_segmenter
 from conftest import run_command
 {% if cookiecutter.data_kind == "images" %}
 from PIL import Image
@@ -204,3 +205,32 @@ def test_interruption_leaves_no_half_of_a_file(tmp_path: Path) -> None:
     assert calls == [2, 2, 2]
     assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "a.csv"}
     assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "earlier"
+
+
+def test_arrays_by_name_are_predicted_and_all_outputs_written(tmp_path: Path) -> None:
+    bundle = write_segmenter(tmp_path / "artifacts" / package.__name__ / "1", with_row=True)
+    golden = dict(np.load(bundle / "golden.npz"))
+    np.savez(tmp_path / "samples.npz", picture=golden["picture"], row=golden["row"])
+    np.savez(tmp_path / "one.npz", picture=golden["picture"][0], row=golden["row"][0])
+    np.save(tmp_path / "alone.npy", golden["picture"])
+    np.savez(tmp_path / "other.npz", picture=golden["picture"])
+    options = (f"bundle={bundle}", "input=[samples.npz,one.npz,alone.npy,other.npz]", "output=found.npz")
+    done = run_command("predict", *options, cwd=tmp_path)
+    with np.load(tmp_path / "found.npz") as found:
+        np.testing.assert_allclose(found["logits"], golden["logits"][[0, 1, 0]], atol=1e-6)
+    assert "left out    alone.npy: it holds one array: save picture, row by name, with numpy.savez" in done.stdout
+    assert "left out    other.npz: the input 'row' is missing: this model takes picture, row" in done.stdout
+    assert "predicted   3 samples of 4 files, 2 left out" in done.stdout
+{% if cookiecutter.data_kind == "images" %}
+
+
+def test_masks_are_written_as_pictures_beside_the_table(tmp_path: Path) -> None:
+    bundle = write_segmenter(tmp_path / "artifacts" / package.__name__ / "1", with_row=False)
+    Image.fromarray(np.tile(np.linspace(0, 255, 8).astype(np.uint8), (8, 1))).save(tmp_path / "a.png")
+    run_command("predict", f"bundle={bundle}", "input=a.png", "output=found.csv", cwd=tmp_path)
+    (row,) = rows_of(tmp_path / "found.csv")
+    shares = {"share_paper": "0.375", "share_ink": "0.375", "share_smudge": "0.25"}
+    assert row == {"file": "a.png", "index": "0", **shares}
+    mask = np.asarray(Image.open(tmp_path / "found_a_0_logits.png"))
+    assert mask[0].tolist() == [0, 0, 0, 2, 2, 1, 1, 1]
+{% endif %}

@@ -15,15 +15,16 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bundles import write_segmenter
 from PIL import Image
-from server import INFER, ONE, Server, request, serving
+from server import INFER, NAME, ONE, Server, request, serving
 
 import digit_classifier as package
 from digit_classifier.engine.inference.runtime import read_golden
@@ -58,7 +59,7 @@ def malformed(chance: random.Random) -> tuple[bytes, dict[str, str]]:
     header = json.dumps({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 1, 8, 8]}]})
     binary = header.replace("8]}", '8], "parameters": {"binary_data_size": 64}}').encode()
     length = {"Inference-Header-Content-Length": str(len(binary))}
-    wrong: list[Any] = ["x", None, True, -1, 1e400, float("nan"), 10**40, [[]], {}, [1, "2"], [[1], [2, 3]], 0.5]
+    wrong: list[Any] = ["y", None, True, -1, 1e400, float("nan"), 10**40, [[]], {}, [1, "2"], [[1], [2, 3]], 0.5]
     value = chance.choice(wrong)
     cuts = chance.randrange(len(body) - 2)
     return chance.choice(
@@ -211,6 +212,49 @@ def test_page_takes_a_picture_that_is_dropped_and_asks_for_the_token(
             assert time.monotonic() < end
         browser.find_element("id", "token").send_keys("secret\n")
         assert rows_of(browser)[0][0] == str(probabilities[1].argmax())
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Waits for a value that is true, and returns it."""
+    end = time.monotonic() + 20
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def test_page_of_several_inputs_shows_a_sample_and_the_mask_for_it(browser: Any, tmp_path: Path) -> None:
+    bundle = write_segmenter(tmp_path / "artifacts" / NAME / "1", with_row=True)
+    with serving(bundle) as server:
+        browser.get(f"http://127.0.0.1:{server.port}/")
+        shown = until(lambda: browser.find_element("id", "sample").get_attribute("value"))
+        sample = json.loads(shown)
+        assert list(sample) == ["picture", "row"]
+        browser.find_element("css selector", "#form button").click()
+        answer = json.loads(until(lambda: browser.find_element("id", "answer").text))
+        assert answer["shares"] == {"paper": 0.375, "ink": 0.375, "smudge": 0.25}
+        assert list(answer["colours"]) == ["paper", "ink", "smudge"]
+        mask = until(lambda: browser.find_elements("css selector", "#masks img"))[0]
+        assert mask.get_attribute("src").startswith("data:image/png;base64,")
+        assert until(lambda: mask.get_property("naturalWidth")) == 8
+        browser.save_screenshot(str(tmp_path / "arrays.png"))  # to look at what the browser showed
+        browser.execute_script("document.getElementById('sample').value = '{\"picture\": [1]}'")
+        browser.find_element("css selector", "#form button").click()
+        until(lambda: "has the shape [1], not [1, 8, 8]" in browser.find_element("id", "error").text)
+        messages = [entry["message"] for entry in browser.get_log("browser")]
+    assert [line for line in messages if "400 (Bad Request)" not in line] == []
+
+
+def test_page_shows_the_mask_for_a_picture(browser: Any, tmp_path: Path) -> None:
+    bundle = write_segmenter(tmp_path / "artifacts" / NAME / "1", with_row=False)
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.tile(np.linspace(0, 255, 8).astype(np.uint8), (8, 1))).save(picture)
+    with serving(bundle) as server:
+        browser.get(f"http://127.0.0.1:{server.port}/")
+        browser.find_element("id", "file").send_keys(str(picture))
+        assert [label for label, _ in rows_of(browser)] == ["paper", "ink", "smudge"]
+        assert until(lambda: browser.find_element("id", "mask").get_property("naturalWidth")) == 8
+        browser.save_screenshot(str(tmp_path / "mask.png"))
 
 
 @contextmanager

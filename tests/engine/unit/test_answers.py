@@ -56,7 +56,10 @@ def test_mask_is_a_picture_whose_pixels_hold_the_labels(whole_numbers: bool) -> 
     assert not is_mask(ONE)
     described = describe(giving(mask), {"mask": values}, every=True)
     assert described["shares"] == pytest.approx({"a": 3 / 6, "b": 2 / 6, "c": 1 / 6})
+    assert described["colours"]["a"] == "#000000"
     picture = Image.open(io.BytesIO(base64.b64decode(described["mask"])))
     np.testing.assert_array_equal(np.asarray(picture), numbers)
+    first = picture.convert("RGB").getpixel((1, 0))
+    assert described["colours"]["b"] == "#" + bytes(first).hex()
     assert len({picture.convert("RGB").getpixel(place) for place in ((0, 0), (1, 0), (0, 1))}) == 3
     np.testing.assert_array_equal(predicted(mask, values[np.newaxis]), numbers[np.newaxis])

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..errors import UserError
 from ..inference.runtime import GOLDEN, batches, difference, first_samples
@@ -78,6 +79,7 @@ class Trained:
 
     def _training_inputs(self, num_samples: int) -> Iterator[dict[str, Array]]:
         """Yields inputs of `forward` from the training split, in batches of one size where no axis else is free."""
+        self.datamodule.setup("fit")  # the loops before it were those of the test
         loader = self.datamodule.train_dataloader()
         num_batches = -(-num_samples // (loader.batch_size or 1))
         run = lambda: run_loop(self.module, self.datamodule, dataloaders=loader, limit=num_batches)  # noqa: E731
@@ -145,8 +147,9 @@ def _least_side(array: Array) -> int:
 
 def _data(spec: Any, datamodule: pl.LightningDataModule) -> dict[str, Any]:
     """Returns the manifest's entry of the data."""
-    loaders = {name: getattr(datamodule, f"{name}_dataloader")() for name in ("train", "val", "test")}
-    counts = {name: _num_samples(loader) for name, loader in loaders.items()}
+    datamodule.setup("fit")
+    datamodule.setup("test")
+    counts = {name: _num_samples(datamodule, f"{name}_dataloader") for name in ("train", "val", "test")}
     is_described = isinstance(spec, DataSpec)
     return {
         "name": spec.name if is_described else type(datamodule).__name__,
@@ -155,10 +158,12 @@ def _data(spec: Any, datamodule: pl.LightningDataModule) -> dict[str, Any]:
     }
 
 
-def _num_samples(loader: Any) -> int | None:
-    """None where a loader has no length, or there are several."""
+def _num_samples(datamodule: pl.LightningDataModule, name: str) -> int | None:
+    """None where a loader is missing or has no length, or there are several."""
+    if not is_overridden(name, datamodule):
+        return None
     try:
-        return len(loader.dataset)
+        return len(getattr(datamodule, name)().dataset)
     except (AttributeError, TypeError):
         return None
 

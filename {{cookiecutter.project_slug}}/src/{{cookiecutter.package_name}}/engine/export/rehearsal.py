@@ -6,10 +6,12 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..errors import one_line
 from ..inference.runtime import difference, first_samples
@@ -17,7 +19,7 @@ from ..training.build import build_model
 from .contract import Contract, GateFailure
 from .formats import FORMATS, ONNX_OPTIONS, exporter
 from .gate import check_structure, refuse_dependence
-from .loops import recorded
+from .loops import record, recorded, run_loop
 from .network import Source, deployed, description_of, eager, forward_of, precise
 from .pipeline import exported
 from .signature import signature_of
@@ -59,6 +61,7 @@ def _rehearse(
     trainer = datamodule.trainer
     try:
         recording = recorded(module, datamodule, "validate", NUM_BATCHES)
+        _warn_of_test_loop(module, datamodule)
     finally:
         datamodule.trainer = trainer
     assert recording.call is not None
@@ -81,3 +84,17 @@ def _rehearse(
                 apart = difference(found, expected[output])
                 if not apart <= TOLERANCE:
                     raise GateFailure(f"{path.name} differs from the network by {apart:.2g} in '{output}'.")
+
+
+def _warn_of_test_loop(module: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
+    """Says that no metric of a file could be verified; what else is wrong with the loop, the test will tell."""
+    if not is_overridden("test_step", module) or not is_overridden("val_dataloader", datamodule):
+        return
+    with suppress(Exception):
+        loader = datamodule.val_dataloader()
+        recording = record(module, lambda: run_loop(module, datamodule, dataloaders=loader, limit=1), 1)
+        if recording.call is None:
+            name = type(module).__name__
+            log.warning(
+                "warning     test_step of %s never calls forward, so an export verifies no metric: call self(...)", name
+            )

@@ -70,7 +70,9 @@ def _describe(tensor: TensorSignature, values: Array, every: bool) -> Any:
         shares = {label: figure(count / counts.sum()) for label, count in zip(labels, counts.tolist(), strict=False)}
         if not every or find_spec("PIL") is None:
             return {"shares": shares}
-        return {"shares": shares, "mask": base64.b64encode(mask_as_png(tensor, values)).decode()}
+        colours = {label: "#" + bytes(_palette()[3 * k : 3 * k + 3]).hex() for k, label in enumerate(labels)}
+        mask = base64.b64encode(mask_as_png(tensor, values)).decode()
+        return {"shares": shares, "colours": colours, "mask": mask}
     if labels and _is_integer(tensor) and not values.ndim:
         return {"label": labels[int(values)]}
     if labels and values.ndim == 1 and not _is_integer(tensor):

@@ -69,6 +69,8 @@ class Bundle:
 
     def predict(self, inputs: Arrays) -> list[dict[str, Any]]:
         """Returns `{"label": ..., "probability": ...}` or the like for each sample, in batches of `max_batch_size`."""
+        if not self.signature.max_batch_size:
+            raise ValueError("the model takes no batches: call the bundle itself")
         predictions: list[dict[str, Any]] = []
         for batch in batches(inputs, self.signature.max_batch_size):
             outputs = self(batch)

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ..inference.answers import figure
+from ..inference.inputs import reason_of
 from ..inference.runtime import MANIFEST, BadBundle, Bundle, difference, first_samples, read_golden, versions
-from ..inference.signature import Arrays, reader_of
+from ..inference.signature import Array, Arrays, reader_of
 from .batching import Batcher, Limits
 from .metrics import Metrics
+from .payload import RequestError
 from .protocol import ModelMetadata
 
 log = logging.getLogger(__name__)
@@ -64,7 +67,7 @@ class ServedModel:
             row = [None if np.isnan(value) else value for value in sample[tensor.name].tolist()]
             return {**described, "columns": [column.to_dict() for column in tensor.columns], "example": row}
         is_large = any(array.size > MAX_EXAMPLE for array in sample.values())
-        example = None if is_large else {name: array.tolist() for name, array in sample.items()}
+        example = None if is_large else {name: _written(array) for name, array in sample.items()}
         return {**described, "columns": [], "example": example}
 
     @property
@@ -74,8 +77,16 @@ class ServedModel:
         return reader_of(tensor).PAGE if tensor else ARRAYS_PAGE
 
     async def infer(self, inputs: Arrays) -> Arrays:
-        """Computes the outputs by name of raw inputs by name; raises `RequestError` if the server is overloaded."""
-        return await self._batcher(inputs)
+        """Computes outputs by name of inputs by name; raises `RequestError` for an overload, or sizes of no use."""
+        try:
+            return await self._batcher(inputs)
+        except RequestError:
+            raise
+        except Exception as error:
+            if self.bundle.signature.max_elements is not None:
+                raise
+            # A free axis may be longer than the network takes, which ONNX Runtime alone knows.
+            raise RequestError(f"the model cannot compute inputs of these sizes: {reason_of(error)[:200]}.") from error
 
 
 class ModelVersions:
@@ -151,6 +162,11 @@ class ModelVersions:
         self._failed[version] = _fingerprint(self._folder / str(version))
         self._metrics.failed_reloads.inc()
         log.warning("left out    version %d: %s", version, " ".join(str(error).split()))
+
+
+def _written(array: Array) -> Any:
+    """Returns lists of numbers, with as many digits as float32 has."""
+    return (np.vectorize(figure)(array) if array.dtype.kind == "f" and array.size else array).tolist()
 
 
 def _check_golden(bundle: Bundle, inputs: Arrays, expected: Arrays, tolerance: float) -> None:
