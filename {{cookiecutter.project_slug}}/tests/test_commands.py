@@ -69,11 +69,12 @@ def test_bundle_is_verified(workplace: Workplace, bundle: Path) -> None:
 
 @pytest.mark.parametrize("source", ["checkpoint", "bundle"])
 def test_predict_answers_for_each_sample(workplace: Workplace, bundle: Path, source: str, tmp_path: Path) -> None:
+    names = [value.name for value in onnxruntime.InferenceSession(bundle / "model.onnx").get_inputs()]
     with np.load(bundle / "golden.npz") as golden:
-        samples = golden[onnxruntime.InferenceSession(bundle / "model.onnx").get_inputs()[0].name]
-    np.save(tmp_path / "samples.npy", samples)
+        samples = {name: golden[name] for name in names}
+    np.savez(tmp_path / "samples.npz", **samples)
     model = [f"bundle={bundle}"] if source == "bundle" else []
     output = tmp_path / "predictions.csv"
-    workplace.run("predict", f"input={tmp_path / 'samples.npy'}", f"output={output}", "device=cpu", *model)
+    workplace.run("predict", f"input={tmp_path / 'samples.npz'}", f"output={output}", "device=cpu", *model)
     with output.open(encoding="utf-8", newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(samples)
+        assert len(list(csv.DictReader(file))) == len(samples[names[0]])
