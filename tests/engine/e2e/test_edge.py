@@ -17,7 +17,7 @@ BUNDLE = Path("artifacts/digit_classifier/1")
 EXECUTORCH = os.environ.get("EXECUTORCH_PYTHON")
 FILES_OF_ORT = ("model", "model.int8")
 
-OutputLayer = dict[str, npt.NDArray[np.float32]]
+Outputs = dict[str, npt.NDArray[np.float32]]
 
 
 def commands_of(heading: str) -> list[str]:
@@ -43,7 +43,7 @@ def type_in(command: str, folder: Path) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
 
 
-def golden_of(folder: Path) -> OutputLayer:
+def golden_of(folder: Path) -> Outputs:
     with np.load(folder / BUNDLE / "golden.npz") as golden:
         return dict(golden)
 
@@ -72,7 +72,7 @@ def test_onnx_runtime_mobile_gives_the_golden_answers(exported: Path) -> None:
     assert "QLinearConv" in operators, "the convolutions compute in 8 bits"
 
 
-def answers_of_ort(path: Path, inputs: npt.NDArray[np.uint8]) -> OutputLayer:
+def answers_of_ort(path: Path, inputs: npt.NDArray[np.uint8]) -> Outputs:
     """All samples at once and one at a time agree."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = ["logits", "probabilities"]

@@ -30,7 +30,7 @@ def test_a_run_and_what_it_goes_on_to_are_one_run(tmp_path: Path) -> None:
 
 
 class Server(BaseHTTPRequestHandler):
-    """OutputLayer, but not as a tracking server: what lies behind a proxy that has lost it."""
+    """Answers, but not as a tracking server: what lies behind a proxy that has lost it."""
 
     def do_GET(self) -> None:
         self.send_error(502)

@@ -7,6 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+{% if cookiecutter.serving %}
+import warnings
+{% endif %}
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,8 +219,18 @@ def test_story_is_served_as_its_file_answers(exported: Path, project: Path) -> N
         described = json.loads(server.ask("GET", "/predict")[2])
         assert server.ask("GET", "/")[0] == 200
     assert described["inputs"] == [f"{tensor.name}: {tensor}" for tensor in signature.inputs]
-    config = (exported.parent / "config.pbtxt").read_text(encoding="utf-8")
-    assert all(f'name: "{tensor.name}"' in config for tensor in (*signature.inputs, *signature.outputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of gRPC, which NVIDIA's package brings
+        from tritonclient.grpc import model_config_pb2
+    from google.protobuf import text_format
+
+    text = (exported.parent / "config.pbtxt").read_text(encoding="utf-8")
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    for tensors, found in ((signature.inputs, config.input), (signature.outputs, config.output)):
+        dims = [[side if isinstance(side, int) else -1 for side in tensor.sample_shape] for tensor in tensors]
+        assert [(tensor.name, list(tensor.dims)) for tensor in found] == [
+            (tensor.name, sides) for tensor, sides in zip(tensors, dims, strict=True)
+        ]
 
 
 {% endif %}

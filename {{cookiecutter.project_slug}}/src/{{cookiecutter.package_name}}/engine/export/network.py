@@ -76,10 +76,7 @@ class Call:
 
 
 class DeployedNetwork(nn.Module):
-    """Maps tensors, in the order of `call.inputs`, to a tuple of tensors, float32 where they are floats of any kind.
-
-    `names` are those of the outputs, known once the network has run.
-    """
+    """Maps tensors, in the order of `call.inputs`, to a tuple of tensors, float32 where they are floats of any kind."""
 
     def __init__(self, module: nn.Module, described: Deployed, call: Call) -> None:
         super().__init__()

@@ -95,6 +95,4 @@ def _warn_of_test_loop(module: pl.LightningModule, datamodule: pl.LightningDataM
         recording = record(module, lambda: run_loop(module, datamodule, dataloaders=loader, limit=1), 1)
         if recording.call is None:
             name = type(module).__name__
-            log.warning(
-                "warning     test_step of %s never calls forward, so an export verifies no metric: call self(...)", name
-            )
+            log.warning("warning     test_step of %s never calls forward: call self(...) to verify metrics", name)

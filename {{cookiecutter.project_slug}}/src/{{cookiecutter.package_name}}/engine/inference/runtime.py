@@ -65,7 +65,7 @@ class Bundle:
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Computes outputs of inputs that are known to fit."""
-        return dict(zip(self._names, map(np.asarray, self.session.run(self._names, dict(inputs))), strict=True))
+        return dict(zip(self._names, self.session.run(self._names, inputs), strict=True))
 
     def predict(self, inputs: Arrays) -> list[dict[str, Any]]:
         """Returns `{"label": ..., "probability": ...}` or the like for each sample, in batches of `max_batch_size`."""

@@ -1,7 +1,7 @@
 """The named tensors that a model takes and gives, and what is known about each of them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib import import_module
@@ -118,19 +118,21 @@ class TensorSignature:
 
     def bind(self, shape: Sequence[int], sizes: dict[str, int]) -> None:
         """Raises `ValueError` for a shape that the tensor cannot have; adds the sizes of its free axes to `sizes`."""
-        fits = len(shape) == len(self.shape)
-        for found, side in zip(shape, self.shape, strict=False):
-            if isinstance(side, int):
-                fits = fits and found == side
-            elif fits and sizes.setdefault(side, found) != found:
-                raise ValueError(
-                    f"'{self.name}' has {found} along its axis '{side}', but another input has {sizes[side]}: they "
-                    "must agree"
-                )
-        if not fits:
-            given = f"[{', '.join(map(str, shape))}]"
-            expected = f"[{', '.join(map(str, self.shape))}]"
-            raise ValueError(f"'{self.name}' has the shape {given[:60]}, but this model takes {expected}")
+        if len(shape) == len(self.shape):
+            for found, side in zip(shape, self.shape, strict=True):
+                if found == side:
+                    continue
+                if isinstance(side, int):
+                    break
+                if sizes.setdefault(side, found) != found:
+                    raise ValueError(
+                        f"'{self.name}' has {found} along its axis '{side}', but another input has {sizes[side]}: they "
+                        "must agree"
+                    )
+            else:
+                return
+        given, expected = (f"[{', '.join(map(str, sides))}]" for sides in (shape, self.shape))
+        raise ValueError(f"'{self.name}' has the shape {given[:60]}, but this model takes {expected}")
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,10 @@ class Signature:
             raise ValueError("it has no inputs or no outputs")
         return cls(inputs, outputs, manifest["max_batch_size"])
 
+    @cached_property
+    def _names(self) -> KeysView[str]:
+        return dict.fromkeys(tensor.name for tensor in self.inputs).keys()
+
     @property
     def max_elements(self) -> int | None:
         """The most numbers that a batch of inputs holds; None if a free axis is beside the batch."""
@@ -161,13 +167,12 @@ class Signature:
 
     def bind(self, arrays: Arrays) -> dict[str, int]:
         """Returns the sizes of the free axes; raises `ValueError` for arrays that the model does not take."""
-        names = [tensor.name for tensor in self.inputs]
-        if unknown := [name for name in arrays if name not in names]:
-            raise ValueError(f"the input '{unknown[0]}' is not known: this model takes {', '.join(names)}")
         sizes: dict[str, int] = {}
+        if arrays.keys() != self._names:
+            name = min(arrays.keys() ^ self._names)
+            kind = "not known" if name in arrays else "missing"
+            raise ValueError(f"the input '{name}' is {kind}: this model takes {', '.join(self._names)}")
         for tensor in self.inputs:
-            if tensor.name not in arrays:
-                raise ValueError(f"the input '{tensor.name}' is missing: this model takes {', '.join(names)}")
             array = arrays[tensor.name]
             if array.dtype != tensor.numpy_dtype:
                 raise ValueError(f"'{tensor.name}' is {array.dtype}, but this model takes {tensor.dtype}")
