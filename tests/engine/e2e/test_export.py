@@ -448,7 +448,7 @@ def test_file_that_changes_the_metrics_of_the_test_loop_is_refused(
     parity, call = Parity(name, path.name, 1, 0.0, 0, 0, 0.0), trained_model.network.call
     described = description_of(trained_model.module)
     with MetricGate(best_checkpoint, {}, call, limits, described, checkpoint.monitor) as gate:
-        gate.measure(trained_model.module, limits.tolerance)
+        gate.measure(trained_model.module, 1e-5)
         assert (gate.reason, gate.random) == (None, [])
         assert gate.judge(parity, tmp_path)["test/acc"] == pytest.approx(gate.expected["test/acc"], abs=0.005)
         model = onnx.load(path)
@@ -459,6 +459,36 @@ def test_file_that_changes_the_metrics_of_the_test_loop_is_refused(
         path.write_bytes(model.SerializeToString())
         with pytest.raises(GateFailure, match=rf"{path.name} has test/\w+ [\d.]+ on the test split, the trained model"):
             gate.judge(parity, tmp_path)
+
+
+SPOILED_WEIGHT = """
+import math
+import onnx
+import digit_classifier.engine.export.onnx as exporter
+from digit_classifier.export import main
+
+original = exporter.export
+
+def spoiled(source):
+    model = onnx.load_from_string(original(source))
+    tensor = max(model.graph.initializer, key=lambda tensor: math.prod(tensor.dims))
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[:90] += 0.01
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return model.SerializeToString()
+
+exporter.export = spoiled
+main()
+"""
+
+
+def test_tolerance_of_the_outputs_does_not_loosen_the_metrics(best_checkpoint: Path, tmp_path: Path) -> None:
+    options = [f"ckpt_path={best_checkpoint}", "formats=[onnx]", "export.tolerance=1000"]
+    command = [sys.executable, "-c", SPOILED_WEIGHT, *options]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1, refused.stdout
+    assert re.search(r"error: model.onnx has test/\w+ [\d.]+ on the test split, the trained model", refused.stderr)
+    assert not (tmp_path / "artifacts").exists()
 
 
 def changed_project(folder: Path, old: str, new: str) -> dict[str, str]:

@@ -85,6 +85,7 @@ def test_several_inputs_with_free_axes_and_text_arrive_in_any_order() -> None:
         }
     ).encode()
     found = protocol.read(header + raw, str(len(header)), ModelMetadata(TEXT)).inputs
+    assert list(found) == ["ids", "mask", "words"], "requests are compared by the shapes in this order"
     assert found["ids"].tolist() == [[5, 6], [7, 0]]
     assert found["mask"].tolist() == [[1, 1], [1, 0]]
     assert found["words"].tolist() == words.tolist()

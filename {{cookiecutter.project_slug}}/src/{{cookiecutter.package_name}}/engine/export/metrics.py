@@ -25,8 +25,8 @@ FLOOR = 1e-6  # of max(1, |metric|): metrics are logged in float32
 class MetricGate:
     """Compares test metrics, in one process for a `with` block.
 
-    `expected` are those of the trained model, and `spread` what rounding does to each. Where no metric can be compared,
-    `reason` says why, with the remedy.
+    `expected` are those of the trained model, and `allowed` what rounding may change in each. Where no metric can be
+    compared, `reason` says why, with the remedy.
     """
 
     checkpoint: Path
@@ -36,7 +36,7 @@ class MetricGate:
     described: Deployed
     monitor: str | None
     expected: dict[str, float] = field(default_factory=dict)
-    spread: dict[str, float] = field(default_factory=dict)
+    allowed: dict[str, float] = field(default_factory=dict)
     random: list[str] = field(default_factory=list)
     reason: str | None = None
     has_loop: bool = True
@@ -48,8 +48,8 @@ class MetricGate:
     def __exit__(self, *error: Any) -> None:
         self.process.__exit__(*error)
 
-    def measure(self, module: LightningModule, tolerance: float) -> None:
-        """Runs the loops of the trained model; `tolerance` is what the outputs of a file may be off by."""
+    def measure(self, module: LightningModule, rounding: float) -> None:
+        """Runs the loops of the trained model; `rounding` is how far rounding may move the outputs of a file."""
         name = type(module).__name__
         if not is_overridden("test_step", module):
             self.has_loop, self.reason = False, f"{name} has no test_step: write one that calls self(...)"
@@ -58,17 +58,19 @@ class MetricGate:
             self.reason = f"deployed() of {name} gives a network and no result=: say what replaces forward's value"
             return
         self.expected, again = (self._run("eager")["metrics"] for _ in range(2))
-        self.random = [name for name, value in self.expected.items() if not _is_same(value, again[name])]
-        replaced = self._run("float32", moved=tolerance)
+        self.random = [name for name, value in self.expected.items() if not _agree(value, again[name], _floor(value))]
+        replaced = self._run("float32", moved=rounding)
         if not replaced["num_calls"]:
             self.reason = f"test_step of {name} never calls forward: call self(...) in the place of its parts"
             return
-        others = [replaced["metrics"], self._run("float32")["metrics"]]
+        others = [self._run("float32")["metrics"]]
         with suppress(GateFailure):  # code of the network that takes no other type
             others.append(self._run("float64")["metrics"])
         for metric, value in self.expected.items():
-            apart = [abs(other[metric] - value) for other in others if math.isfinite(other.get(metric, math.nan))]
-            self.spread[metric] = max(apart, default=math.inf)
+            # Outputs that are moved as far as rounding may move them need no multiple.
+            apart = [abs(replaced["metrics"][metric] - value)]
+            apart += [MULTIPLE * abs(other[metric] - value) for other in others]
+            self.allowed[metric] = max([_floor(value), *filter(math.isfinite, apart)])
 
     def judge(self, parity: Parity, folder: Path) -> dict[str, float]:
         """Returns the metrics of a file that passed the comparison of outputs; raises `GateFailure`."""
@@ -80,10 +82,8 @@ class MetricGate:
         found: dict[str, float] = self._run(parity.format, file=str(folder / parity.file))["metrics"]
         if format.exact:
             for name, value in self.expected.items():
-                allowed = max(MULTIPLE * self.spread[name], FLOOR * max(1.0, abs(value)))
-                if name not in self.random and not (
-                    _is_same(found[name], value) or abs(found[name] - value) <= allowed
-                ):
+                allowed = self.allowed[name]
+                if name not in self.random and not _agree(found[name], value, allowed):
                     raise GateFailure(
                         f"{parity.file} has {name} {found[name]:.7g} on the test split, the trained model {value:.7g}; "
                         f"{allowed:.2g} is what rounding may change."
@@ -122,5 +122,9 @@ class MetricGate:
         return found
 
 
-def _is_same(first: float, second: float) -> bool:
-    return first == second or (math.isnan(first) and math.isnan(second))
+def _floor(value: float) -> float:
+    return FLOOR * max(1.0, abs(value)) if math.isfinite(value) else 0.0
+
+
+def _agree(first: float, second: float, allowed: float) -> bool:
+    return first == second or abs(first - second) <= allowed or (math.isnan(first) and math.isnan(second))

@@ -160,9 +160,7 @@ class Source:
     options: Mapping[str, Any]  # of this format, by name
     model_section: Mapping[str, Any]  # the configuration from which the network can be built again
     spec: Any
-    calibration: Callable[
-        [int], Iterator[dict[str, Array]]
-    ]  # yields batches of that many samples of the training split
+    calibration: Callable[[int], Iterator[dict[str, Array]]]  # yields batches of so many training samples
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

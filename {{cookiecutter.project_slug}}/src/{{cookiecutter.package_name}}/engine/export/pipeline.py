@@ -19,7 +19,7 @@ from ..training.plots import MetricPlots
 from .bundle import without_local_paths
 from .contract import Contract, GateFailure
 from .formats import FORMATS, exporter
-from .gate import Limits, Parity, Reference, admit
+from .gate import MULTIPLE, Limits, Parity, Reference, admit
 from .loops import Recording, record, recorded, run_loop
 from .metrics import MetricGate
 from .network import DeployedNetwork, Source, deployed, description_of, eager, eager_latency_ms, forward_of, precise
@@ -118,7 +118,7 @@ def write_verified(
     checkpoint, described = trained.checkpoint, description_of(trained.module)
     source, call = trained.source(contract), trained.network.call
     with MetricGate(checkpoint.path, trained.data, call, limits, described, checkpoint.monitor) as gate:
-        gate.measure(trained.module, limits.tolerance)
+        gate.measure(trained.module, MULTIPLE * max(reference.rounding.values()))
         if gate.reason is not None:
             log.warning("warning     no metric is verified: %s", gate.reason)
         for name in gate.random:

@@ -147,7 +147,7 @@ def _inputs(request: Entry, raw: memoryview, model: ModelMetadata) -> dict[str, 
         raise RequestError(f"the input '{missing[0]}' is missing: this model takes {names}.")
     if place != len(raw):
         raise RequestError(f"{len(raw) - place} bytes follow the JSON that belong to no tensor's 'binary_data_size'.")
-    return arrays
+    return {name: arrays[name] for name in model.inputs}  # in one order: requests are compared by their shapes
 
 
 def _size(size: Any, most: int, name: str) -> int:
