@@ -33,7 +33,7 @@ def weights(net: Callable[[DataSpec], nn.Module], optimizer: partial, num_parts:
     """Returns the weights after an epoch in the project's own order, each batch of 64 in `num_parts` parts."""
     torch.manual_seed(42)
     model = Classifier(DATA.spec, net, optimizer)
-    steps = model.make_optimizer(model.parameters())
+    steps = optimizer(model.parameters())
     samples = DATA.samples["train"]
     order = torch.randperm(len(samples), generator=seeded(42, 0)).tolist()
     for start in range(0, len(order) - 63, 64):

@@ -14,9 +14,13 @@ WITHOUT = {
     ("data_kind", "images"): ["e2e/test_own_table.py", "unit/test_regressor.py", "unit/test_table.py"],
     ("data_kind", "tables"): [
         "e2e/test_dp.py",
+        "e2e/test_endings.py",
         "e2e/test_export.py",
         "e2e/test_fine_tuning.py",
+        "e2e/test_matrix.py",
         "e2e/test_own_pictures.py",
+        "e2e/test_resumed_options.py",
+        "matrix.py",
         "unit/test_digits.py",
         "unit/test_image_folder.py",
         "unit/test_networks.py",

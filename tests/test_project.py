@@ -21,8 +21,8 @@ MAKER_PACKAGES = ("pytest-xdist==3.8.0", "selenium==4.51.0", "pyarrow==26.0.1", 
 # End-to-end tests that take minutes, and those that `make test` runs.
 LONG_E2E = ("benchmark", "formats", "search")
 SHORT_E2E = (
-    *("broken", "commands", "dp", "killed", "own_modules", "own_pictures"),
-    *("any_signature", "predict", "refusals", "runs", "serve", "serving"),
+    *("broken", "commands", "dp", "endings", "killed", "matrix", "own_modules", "own_pictures"),
+    *("any_signature", "predict", "refusals", "resumed_options", "runs", "serve", "serving"),
 )
 SKIPS = {
     "there is no GPU here",

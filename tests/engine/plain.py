@@ -12,11 +12,13 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler, random_split
 from torchmetrics.classification import MulticlassAccuracy
 
 from {{ cookiecutter.package_name }}.engine.distributed.devices import resolve_devices
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import build_strategy, strategy_options
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.warning_filters import IGNORED_WARNINGS, ignore_warnings
 
 DDP = {
@@ -30,6 +32,15 @@ DDP = {
     "powersgd_start_step": 2,
     "max_restarts": 0,
 }
+FSDP = {
+    "name": "fsdp",
+    "min_num_weights": 200,
+    "layer_classes": None,
+    "activation_checkpointing": False,
+    "cpu_offload": False,
+    "max_restarts": 0,
+}
+STRATEGIES: dict[str, dict[str, Any]] = {"ddp": DDP, "fsdp": FSDP}
 
 
 class NoisyRows(Dataset[tuple[Tensor, Tensor]]):
@@ -68,8 +79,9 @@ class PlainData(pl.LightningDataModule):
         self.kind, self.batch_size, self.num_test = kind, batch_size, num_test
         self.options: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
         generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(171, 16, generator=generator)
-        self.y = torch.randint(0, 4, (171,), generator=generator)
+        num_rows = max(171, num_train)
+        self.x = torch.randn(num_rows, 16, generator=generator)
+        self.y = torch.randint(0, 4, (num_rows,), generator=generator)
         self.num_train = num_train
 
     def train_dataloader(self) -> Any:
@@ -115,6 +127,7 @@ class PlainModule(pl.LightningModule):
         self.seen.append(len(y))
         self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(y))
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
+        self.log("train/samples", float(len(y)), on_step=False, on_epoch=True, sync_dist=True, reduce_fx="sum")
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -136,16 +149,73 @@ class PlainModule(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
+class TwoNetworks(PlainModule):
+    """Manual optimisation with two optimizers, whose parameters are in another order than those of the module."""
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__(most)
+        self.automatic_optimization = False
+        self.shift = nn.Sequential(nn.Linear(16, 16), nn.Tanh())
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:  # the second one meets weights that the first has changed
+            x, y = batch
+            loss = nn.functional.cross_entropy(self.net(x + self.shift(x)), y)
+            for each in optimizers:
+                each.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        self.train_acc(self.net(x), y)
+        self.seen.append(len(y))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(y))
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
+
+    def configure_optimizers(self) -> Any:
+        backwards = [{"params": [weight]} for weight in reversed([*self.net.parameters()])]
+        return [torch.optim.AdamW(backwards, lr=0.01), torch.optim.SGD(self.shift.parameters(), lr=0.1, momentum=0.9)]
+
+
+class LooseNumbers(PlainModule):
+    """`kind` names what strategy=fsdp cannot shard or gather."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(None)
+        self.kind = kind
+        self.own = nn.Parameter(torch.tensor(1.0) if kind == "scalar" else torch.ones(4))
+        self.automatic_optimization = kind != "loose"
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        net: Any = self.net
+        logits = nn.functional.linear(batch[0], net[0].weight)[:, :4] * self.own
+        return nn.functional.cross_entropy(logits, batch[1])
+
+
+def build_module(kind: str, most: int | None) -> PlainModule:
+    if kind in ("plain", "two networks"):
+        return (TwoNetworks if kind == "two networks" else PlainModule)(most)
+    return LooseNumbers(kind)
+
+
 def run(
-    num_steps: int = 1, data: dict[str, Any] | None = None, most: int | None = None, **options: Any
-) -> dict[str, float]:
+    num_steps: int = 1,
+    data: dict[str, Any] | None = None,
+    most: int | None = None,
+    strategy: str = "ddp",
+    sharding: dict[str, Any] | None = None,
+    module: str = "plain",
+    ckpt_path: str | None = None,
+    save: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     torch.set_default_dtype(torch.float64)
     pl.seed_everything(3, workers=True, verbose=False)
     devices = resolve_devices("cpu", None, "ddp")
+    section = STRATEGIES[strategy] | (sharding or {})
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices.for_trainer(),
-        strategy=build_strategy(strategy_options(DDP), devices),
+        strategy=build_strategy(strategy_options(section), devices, module == "two networks"),
         use_distributed_sampler=False,
         accumulate_grad_batches=num_steps,
         num_sanity_val_steps=0,
@@ -155,12 +225,18 @@ def run(
         enable_checkpointing=False,
         **{"max_epochs": 3, **options},  # type: ignore[arg-type]
     )
-    module, datamodule = PlainModule(most), PlainData(**(data or {}))
-    trainer.fit(module, datamodule=datamodule)
+    model, datamodule = build_module(module, most), PlainData(**(data or {}))
+    try:
+        trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+    except UserError as error:
+        return {"refused": str(error)}
+    if save is not None:
+        trainer.save_checkpoint(save)
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    (tested,) = trainer.test(module, datamodule=datamodule, verbose=False)
-    weights = float(sum(weight.detach().abs().sum() for weight in module.parameters()))
-    seen = float(trainer.strategy.reduce(torch.tensor(float(sum(module.seen))), reduce_op="sum"))
+    (tested,) = trainer.test(model, datamodule=datamodule, verbose=False)
+    whole = [weight.full_tensor() if isinstance(weight, DTensor) else weight for weight in model.parameters()]
+    weights = float(sum(weight.detach().abs().sum() for weight in whole))
+    seen = float(trainer.strategy.reduce(torch.tensor(float(sum(model.seen))), reduce_op="sum"))
     drawn = float(torch.rand(()))  # of the global generator, which nothing may have moved
     return {**found, **tested, "weights": weights, "steps": trainer.global_step, "seen": seen, "drawn": drawn}
 

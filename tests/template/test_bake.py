@@ -248,7 +248,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 11509, "engine's lines without serving and search": 9697, "files": 206}
+EXCEEDED = {"engine's lines": 12216, "engine's lines without serving and search": 10404, "files": 210}
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ MAX_PUBLIC_NAMES, MAX_COMMAND_NAMES = 12, 8
 FUNCTION_LEVEL_IMPORTS = {
     "config/command_line.py": {"engine.runs.resume"},  # the image of a server, which has no filelock
     "console.py": {"rich", "rich.console"},  # the image of a server
+    "distributed/strategies.py": {"engine.distributed.fully_sharded"},  # every strategy but fsdp, which builds on it
     "doctor.py": {"torch"},  # a machine whose torch cannot be imported, which is what it reports
     "export/onnx.py": {"torch"},  # `verify` on a machine without torch
     "export/onnx_fp16.py": {"onnxruntime.transformers.float16"},  # `verify`

@@ -21,7 +21,11 @@ from {{ cookiecutter.package_name }}.engine.training.checkpoint_io import is_dam
 
 # Dropout and momentum: all that is random or goes on must come back.
 RUN = ("trainer=cpu", "model=mlp", "trainer.max_epochs=8", "data.batch_size=32", "callbacks.last.every_n_steps=5")
-STRATEGIES = {"single": (), "ddp": TWO_PROCESSES}
+STRATEGIES = {
+    "single": (),
+    "ddp": TWO_PROCESSES,
+    "fsdp": ("strategy=fsdp", "trainer.devices=2", "strategy.min_num_weights=2000"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def killed_and_gone_on(
     num_steps = torch.load(expected / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     for number, step in enumerate(sorted(chance.sample(range(1, num_steps - 40), num_kills))):
         options = ["resume=latest"] if number else [*RUN, *STRATEGIES[strategy]]
-        rank = chance.randrange(2) if strategy == "ddp" else 0
+        rank = 0 if strategy == "single" else chance.randrange(2)
         options += killer(step=step, delay=chance.uniform(0, 0.1), rank=rank, notes=notes)
         process = run_command("train", *options, cwd=folder, check=False)
         assert process.returncode in (137, -signal.SIGKILL), process.stdout + process.stderr

@@ -173,9 +173,60 @@ def test_plain_lightning_code_gives_the_same_result_on_one_two_and_three_process
     assert whole["weights"] == pytest.approx(micro_batches["weights"], abs=1e-10)
     assert (whole["seen"], whole["val/samples"], whole["test/samples"]) == (3 * 97, 33, 41)
     assert (alone[6]["val/samples"], alone[6]["test/samples"], alone[7]["weights"]) == (32, 26, alone[6]["weights"])
+    for num_processes, strategy in ((2, "ddp"), (3, "ddp"), (2, "fsdp")):
+        together = run_script("plain.py", num_processes, [{"strategy": strategy, **options} for options in PLAIN])
+        for options, expected, found in zip(PLAIN, alone, together, strict=True):
+            assert found == pytest.approx({**expected, "drawn": found["drawn"]}, abs=1e-10), (strategy, options)
+
+
+def test_figures_of_an_epoch_are_over_exactly_its_samples() -> None:
+    """Sets and batches that divide by no number of processes, also with micro-batches."""
+    runs = [
+        {"data": {"num_train": size, "batch_size": 30}, "num_steps": num_steps, "max_epochs": 1}
+        for size in (1, 97, 361)
+        for num_steps in (1, 2)
+    ]
+    alone = run_script("plain.py", 1, runs)
+    assert [found["train/samples"] for found in alone] == [1, 1, 97, 97, 361, 361]
     for num_processes in (2, 3):
-        for options, expected, found in zip(PLAIN, alone, run_script("plain.py", num_processes, PLAIN), strict=True):
-            assert found == pytest.approx({**expected, "drawn": found["drawn"]}, abs=1e-10), options
+        for expected, found in zip(alone, run_script("plain.py", num_processes, runs), strict=True):
+            assert found == pytest.approx({**expected, "drawn": found["drawn"]}, abs=1e-10)
+
+
+def test_fsdp_shards_what_it_is_told_and_refuses_what_it_cannot(tmp_path: Path) -> None:
+    """Manual optimisation too, and an optimizer whose parameters are not in the order of the module."""
+    two, saved = {"module": "two networks"}, str(tmp_path / "fsdp.ckpt")
+    alone, plain, halfway = run_script(
+        "plain.py", 1, [two, {}, {**two, "max_epochs": 1, "save": str(tmp_path / "single.ckpt")}]
+    )
+    trained = [
+        ({**two}, alone),
+        ({**two, "max_epochs": 1, "save": saved}, halfway),
+        ({**two, "ckpt_path": saved}, alone),
+        ({**two, "ckpt_path": str(tmp_path / "single.ckpt")}, alone),
+        ({"sharding": {"layer_classes": ["Linear"], "activation_checkpointing": True}}, plain),
+        ({"sharding": {"cpu_offload": True}, "gradient_clip_val": 1e9}, plain),
+    ]
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"module": "scalar"}, "strategy=fsdp cannot shard own, a single number: give the parameter the shape (1,)."),
+        ({"module": "loose"}, "strategy=fsdp cannot shard own of LooseNumbers under manual optimisation: let a module"),
+        ({"module": "uncalled"}, "training_step uses weights of a part of the network without calling that part"),
+        (
+            {"sharding": {"layer_classes": ["Linaer"]}},
+            "strategy.layer_classes names Linaer, and the model has none; did you mean 'Linear'?",
+        ),
+        (
+            {"sharding": {"min_num_weights": 10**6, "activation_checkpointing": True}},
+            "strategy.activation_checkpointing=true is for parts that are sharded on their own, and none has",
+        ),
+    ]
+    runs = [{"strategy": "fsdp", **options} for options, _ in (*trained, *refused)]
+    found = run_script("plain.py", 2, runs)
+    for (options, expected), together in zip(trained, found, strict=False):
+        seen = {"seen": together["seen"]} if "ckpt_path" in options else {}  # of the second half alone
+        assert together == pytest.approx({**expected, **seen, "drawn": together["drawn"]}, abs=1e-10), options
+    for (_, sentence), outcome in zip(refused, found[len(trained) :], strict=True):
+        assert outcome["refused"].startswith(sentence)
 
 
 def test_figures_of_an_epoch_are_those_of_all_ranks_though_none_was_synchronised(tmp_path: Path) -> None:

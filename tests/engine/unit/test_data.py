@@ -316,7 +316,7 @@ def test_other_batches_are_refused_within_an_epoch_and_accepted_after_it() -> No
             with pytest.raises(UserError, match=r"in the middle of an epoch with .*batch_size=64.* go on with .*=32"):
                 other.load_state_dict(state)
             two_ranks = dealt(Digits(batch_size=64).train_dataloader(), Share(0, 2))
-            with pytest.raises(UserError, match=r"with .*world_size=1, and would go on with .*world_size=2"):
+            with pytest.raises(UserError, match=r"with .*world_size=1, seed=42, and would go on with .*world_size=2"):
                 two_ranks.load_state_dict(state)
         else:
             other.load_state_dict(state)

@@ -3,14 +3,17 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 from digits import train_options
-from lightning.pytorch.strategies import FSDPStrategy
+from plain import FSDP
+from torch import nn
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import rendezvous as ranks
 from {{ cookiecutter.package_name }}.engine.config.validation import build, check, read_options
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices, resolve_devices
+from {{ cookiecutter.package_name }}.engine.distributed.fully_sharded import FullyShardedStrategy, parts_to_shard
 from {{ cookiecutter.package_name }}.engine.distributed.plan import trainer_section
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import OneDeviceStrategy, build_strategy, strategy_options
 from {{ cookiecutter.package_name }}.engine.errors import UserError
@@ -199,16 +202,33 @@ def test_learning_rate_grows_with_the_batch_by_its_rule(rule: str, factor: float
     assert read_options({**TRAIN, "lr_scaling": rule}, Options).lr_factor(256) == factor
 
 
-def test_fsdp_is_built_for_several_gpus_and_plain_for_one() -> None:
-    """Built, not run: fsdp is not measured."""
-    section = {"name": "fsdp", "min_num_weights": 1000, "cpu_offload": False, "max_restarts": 0}
-    strategy = build_strategy(strategy_options(section), Devices("gpu", (0, 1)))
-    assert isinstance(strategy, FSDPStrategy)
-    assert strategy._state_dict_type == "full", "a checkpoint holds the whole model"
+def test_fsdp_is_built_for_several_devices_and_plain_for_one() -> None:
+    section = {**FSDP, "min_num_weights": 1000}
+    assert isinstance(build_strategy(strategy_options(section), Devices("gpu", (0, 1))), FullyShardedStrategy)
     assert isinstance(build_strategy(strategy_options(section), Devices("cpu", (0,))), OneDeviceStrategy)
     sentence = r"'strategy.min_weights' is no option; did you mean 'strategy.min_num_weights'"
     with pytest.raises(UserError, match=sentence):
         strategy_options(section | {"min_weights": 1})
+
+
+def test_parts_that_fsdp_shards_on_their_own_can_be_called_and_share_no_weights() -> None:
+    class Tied(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.word = nn.Embedding(50, 16)
+            self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32) for _ in range(2))
+            self.norm, self.wide = nn.BatchNorm1d(400), nn.Sequential(nn.Linear(16, 40), nn.Linear(40, 16))
+            self.head = nn.Linear(16, 50, bias=False)
+            self.head.weight = self.word.weight
+
+    module = Tied()
+    first, second = module.blocks
+    assert parts_to_shard(module, 300, None) == [first, second, module.wide[0], module.wide[1]]
+    assert parts_to_shard(module, 1000, None) == [first, second, module.wide]
+    assert parts_to_shard(module, 10**6, None) == []
+    assert parts_to_shard(module, 1, ["TransformerEncoderLayer", "Linear"])[-1] is module.wide[1]
+    with pytest.raises(UserError, match=r"names Liner, and the model has none; did you mean 'Linear'"):
+        parts_to_shard(module, 1, ["Liner"])
 
 
 @pytest.mark.parametrize(

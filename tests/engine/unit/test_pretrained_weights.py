@@ -18,7 +18,7 @@ from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.engine.training import checkpoints, fine_tuning
 from {{ cookiecutter.package_name }}.engine.training.build import build_model
-from {{ cookiecutter.package_name }}.engine.training.callbacks.optimization import FSDP_PREFIX, freeze_named
+from {{ cookiecutter.package_name }}.engine.training.callbacks.optimization import freeze_named
 from {{ cookiecutter.package_name }}.engine.training.fine_tuning import load_starting_point
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 from {{ cookiecutter.package_name }}.models.cnn import CNN
@@ -95,7 +95,8 @@ def test_input_is_normalised_as_in_the_training_of_the_weights(best_checkpoint: 
     model, names, spec, _ = begun(other, best_checkpoint)
     assert (spec.mean, spec.labels) == (DIGITS.mean, ("a", "b"))
     assert model.net[0].mean.item() == pytest.approx(DIGITS.mean[0])
-    assert checkpoints.self_description({}, {}, 1, spec, names)["spec"]["mean"] == [*DIGITS.mean]
+    config: Any = {"data": {}, "model": {}, "trainer": {}}
+    assert checkpoints.self_description(config, train_options(), spec, names)["spec"]["mean"] == [*DIGITS.mean]
     float_input = replace(other, input_dtype="float32", input_range=(0.0, 1.0))
     model, _, spec, differing = begun(float_input, best_checkpoint)
     assert differing == HEAD | {"net.0.mean", "net.0.std"}
@@ -242,24 +243,6 @@ def test_pretrained_weights_have_their_own_learning_rate(
     caplog.clear()
     assert fitted(build_model(section(), DIGITS), frozenset(), 1).rates == [[0.01]]
     assert "learning rate 0.01\n" in caplog.text
-
-
-def test_parameter_names_under_fsdp_match_those_of_the_checkpoint() -> None:
-    """The wrapper of FSDP is another one here, with the name that counts."""
-
-    class Wrapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.add_module(FSDP_PREFIX.removesuffix("."), nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.get_submodule(FSDP_PREFIX.removesuffix("."))(x)
-            return logits
-
-    model = make_classifier(DIGITS, lambda spec: Wrapped())
-    groups = fitted(model, frozenset({"net.1.1.weight"}), 1, pretrained_lr_factor=0.5)
-    assert groups.names == [("pretrained", 1), ("new", 1)]
-    assert groups.rates == [[0.005, 0.01]]
 
 
 @pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'")

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from ..engine import DataSpec, InMemoryDataModule, SamplesInMemory, UserError, stratified
+from ..engine import DataSpec, InMemoryDataModule, SamplesInMemory, UserError
 
 
 class DigitsDataModule(InMemoryDataModule):
@@ -68,8 +69,13 @@ def shifted(pictures: Tensor, generators: Sequence[torch.Generator], most: int) 
 def _split(val_fraction: float, test_fraction: float, seed: int) -> dict[str, SamplesInMemory]:
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, np.newaxis]  # (N, 1, 8, 8)
-    rows = stratified(digits.target, val_fraction, test_fraction, seed)
+    rest, test = train_test_split(
+        np.arange(len(pixels)), test_size=test_fraction, stratify=digits.target, random_state=seed
+    )
+    train, val = train_test_split(
+        rest, test_size=val_fraction / (1 - test_fraction), stratify=digits.target[rest], random_state=seed
+    )
     return {
         split: SamplesInMemory(torch.from_numpy(pixels[part]), torch.from_numpy(digits.target[part]).long())
-        for split, part in rows.items()
+        for split, part in {"train": train, "val": val, "test": test}.items()
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data.data_module import InMemoryDataModule as InMemoryDataModule
     from .data.samples import SamplesInMemory as SamplesInMemory
-    from .data.splits import stratified as stratified
+    from .distributed.loss_normalizer import loss_normalizer as loss_normalizer
     from .distributed.randomness import sample_uniform as sample_uniform
     from .errors import UserError as UserError
     from .spec import DataSpec as DataSpec
@@ -31,8 +31,8 @@ _PLACES = {
     "SamplesInMemory": "data.samples",
     "Segments": "training.layers",
     "UserError": "errors",
+    "loss_normalizer": "distributed.loss_normalizer",
     "sample_uniform": "distributed.randomness",
-    "stratified": "data.splits",
 }
 
 __all__ = list(_PLACES)

@@ -23,6 +23,10 @@ IGNORED_WARNINGS = (
     WarningFilter(UserWarning, r"The dirpath has changed from", r"lightning\.pytorch\.callbacks\.model_checkpoint"),
     # a resumed or restarted run writes into the directory that it had
     WarningFilter(UserWarning, r"Checkpoint directory .* exists and is not", r"lightning\.pytorch\.callbacks"),
+    # a run whose figures are not there yet goes on, and says at its end which checkpoint is the best one
+    WarningFilter(UserWarning, r"`ModelCheckpoint\(monitor=.* could not find the monitored", r"lightning\.pytorch"),
+    # a run may go on without a callback or with other options of it, which then begins anew
+    WarningFilter(UserWarning, r"Be aware that when using `ckpt_path`, callbacks used", r"lightning\.pytorch"),
     # overfit_batches means the same few samples again and again
     WarningFilter(UserWarning, r"You requested to overfit but enabled", r"lightning\.pytorch\.trainer\.connectors"),
     # samples in memory are fetched faster without workers; for others, data.num_workers is an option

@@ -7,6 +7,7 @@ import random
 import sys
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -165,6 +166,10 @@ class DealtBatches(data.Sampler[Part]):
             order, num_steps = [index for batch in self.batches for index in batch][:num_selected], 1
             self.batches = list(_cut(order, num_cut))
         yield from islice(self._parts(num_steps), first, None)
+
+    def sizes(self, num_batches: int) -> list[int]:
+        """The numbers of samples of the first whole batches of an epoch."""
+        return [len(batch) for batch in self._ordered()[:num_batches]]
 
     def _parts(self, num_steps: int) -> Iterator[Part]:
         for batch in self.batches:
@@ -374,13 +379,20 @@ class DealtLoader(_Loader):
         self.num_delivered = 0  # batches of this pass, without those that worker processes have fetched ahead
         self.part: Part | None = None  # of the batch that was delivered last
         self.resumed: dict[str, int] | None = None
+        self.fetched: Iterator[tuple[Part, Any]] = iter(())
+        self.ahead: deque[tuple[Part, Any]] = deque()  # fetched for `rest_of_batch`, and not delivered yet
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """A generator, because Lightning sets the epoch and a resumed state between `iter()` and the first batch."""
         state, self.resumed = self.resumed, None
         is_same_epoch = state is not None and state["epoch"] == self.batches.epoch
         self.batches.first = self.num_delivered = state["num_delivered"] if state and is_same_epoch else 0
-        for number, (part, batch) in enumerate(self._fetched()):
+        self.fetched = self._fetched()
+        self.ahead.clear()
+        for number in count():
+            part, batch = self.ahead.popleft() if self.ahead else next(self.fetched, (None, None))
+            if part is None:
+                return
             if number == 0:
                 self._refuse_other_orders()
             if part.compared:
@@ -413,6 +425,12 @@ class DealtLoader(_Loader):
                 "generator, or sort the set."
             )
 
+    def rest_of_batch(self) -> list[tuple[Part, Any]]:
+        """This rank's parts of the optimiser step that follow the last one; they are fetched, and delivered later."""
+        num_left = -self.num_delivered % self.batches.share.num_steps
+        self.ahead.extend(islice(self.fetched, num_left - len(self.ahead)))
+        return list(self.ahead)
+
     @property
     def whole_batch(self) -> list[int]:
         """The samples of the optimiser step that the last batch is part of, on all ranks."""
@@ -430,14 +448,14 @@ class DealtLoader(_Loader):
             before, now = (", ".join(f"{name}={value}" for name, value in numbers.items()) for numbers in (was, split))
             raise UserError(
                 f"the run was ended in the middle of an epoch with {before}, and would go on with {now}: give the same "
-                "data.batch_size, data.micro_batch_size and trainer.devices until its end."
+                "data.batch_size, data.micro_batch_size, trainer.devices and seed until its end."
             )
         self.resumed = state
 
     def _split(self) -> dict[str, int]:
         share, batch_size = self.batches.share, self.batches.source.batch_size or 0
         sizes = {"num_samples": len(self.dataset), "batch_size": batch_size}  # type: ignore[arg-type]
-        return {**sizes, "num_steps": share.num_steps, "world_size": share.world_size}
+        return {**sizes, "num_steps": share.num_steps, "world_size": share.world_size, "seed": self.batches.seed}
 
 
 class StreamLoader(_Loader):

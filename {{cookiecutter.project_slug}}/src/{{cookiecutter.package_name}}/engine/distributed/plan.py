@@ -142,8 +142,8 @@ def option_conflicts(config: Config, devices: Devices) -> Iterator[str]:
         yield "data.micro_batch_size=auto cannot try a network whose ranks wait for each other: give a number."
     if strategy.get("static_graph") and micro_batch_size is not None:
         yield "strategy.static_graph=true cannot go with data.micro_batch_size: torch would stop averaging gradients."
-    if name == "fsdp" and clips:
-        yield "trainer.gradient_clip_val cannot go with strategy=fsdp: no device has the whole gradient."
+    if name == "fsdp" and in_16_bits:
+        yield f"trainer.precision={precision} scales gradients, which strategy=fsdp cannot: take bf16-mixed."
     if strategy.get("compression") == "powersgd" and in_16_bits:
         yield "strategy.compression=powersgd keeps an overflow of trainer.precision=16-mixed for ever: take bf16-mixed."
     if clips and in_16_bits and model.get("optimizer", {}).get("fused"):
@@ -151,8 +151,6 @@ def option_conflicts(config: Config, devices: Devices) -> Iterator[str]:
         yield f"{sentence}: fused ones take scaled gradients."
     if rendezvous.started() is not None and strategy.get("max_restarts"):
         yield "strategy.max_restarts is for processes that the command starts itself: here others did."
-    if name == "fsdp" and not on_gpu:
-        yield f"strategy=fsdp needs GPUs, {where}: take strategy=ddp."
     if strategy.get("compression") == "bf16" and not on_gpu:
         yield f"strategy.compression=bf16 needs GPUs, {where}: take fp16."
     if in_16_bits and devices.accelerator == "cpu":

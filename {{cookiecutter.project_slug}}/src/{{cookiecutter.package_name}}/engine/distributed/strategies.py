@@ -11,13 +11,12 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
-from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
@@ -26,6 +25,7 @@ from ..errors import UserError, nearest
 from .batch_norm import SyncBatchNorm, count_samples
 from .dealing import DealtLoader, Part, Share, deal
 from .devices import Devices
+from .loss_normalizer import Count, normalized_by
 from .randomness import IN_A_TRANSFER, Rows, StepRandomness, batch_size, replica_rows
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ class Fsdp:
 
     name: str
     min_num_weights: int
+    layer_classes: list[str] | None
+    activation_checkpointing: bool
     cpu_offload: bool
     max_restarts: int
 
@@ -101,7 +103,9 @@ def build_strategy(options: StrategyOptions, devices: Devices, finds_unused: boo
     if isinstance(options, OneProcess) or devices.num_devices == 1:
         return OneDeviceStrategy(devices.to_torch()[0])
     if isinstance(options, Fsdp):
-        return FullyShardedStrategy(options.min_num_weights, options.cpu_offload)
+        from .fully_sharded import FullyShardedStrategy  # it builds on this module
+
+        return FullyShardedStrategy(options, devices)
     return DistributedDataParallelStrategy(
         options.compression,
         options.powersgd_rank,
@@ -127,6 +131,7 @@ class DealingStrategy(Strategy):
         self.skips_nonfinite = False  # whether a batch whose loss is NaN or infinite leaves no trace in the figures
         self.weight = 1.0  # of the loss, so that the gradient is that of the whole batch on one device
         self.is_weighted = False  # whether a backward pass has taken the weight in this step
+        self.normalizers: list[Tensor] = []  # of this batch, one for each call of `loss_normalizer` in its first part
         self.sample_dropout = True  # whether dropout is the same however a batch is split; else it is torch's own
         self.randomness = StepRandomness()
 
@@ -223,6 +228,7 @@ class DealingStrategy(Strategy):
             self.randomness.step(trainer, args[0], places, self.is_split)
         is_watched = self.is_split and (self.sample_dropout or not is_training)
         with (
+            normalized_by(_Normalizer(self, parts)) if is_training else nullcontext(),
             nullcontext() if self.weight else isolate_rng(),
             self.randomness.watch(trainer, step.__name__) if is_watched else nullcontext(),
         ):
@@ -238,6 +244,16 @@ class DealingStrategy(Strategy):
         loss = output["loss"] if isinstance(output, Mapping) else output
         is_bad = isinstance(loss, Tensor) and not torch.isfinite(loss).all()
         return bool(self.reduce(torch.tensor(int(is_bad), device=self.root_device), reduce_op="max"))
+
+    def averaged_tensors(self) -> dict[str, Tensor]:
+        """The weights, and the buffers of a checkpoint that hold numbers with a fraction, by name."""
+        assert self.lightning_module is not None
+        state = self.lightning_module.state_dict(keep_vars=True)
+        return {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
+
+    def gathered(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Whole tensors in the place of shards, on rank 0."""
+        return state
 
     def teardown(self) -> None:
         self.randomness.close()
@@ -255,6 +271,37 @@ class DealingStrategy(Strategy):
         if is_distributed and reduce_op == "mean" and isinstance(tensor, Tensor) and not tensor.is_floating_point():
             tensor = tensor.double()
         return super().reduce(tensor, group, reduce_op)  # type: ignore[safe-super]
+
+
+class _Normalizer:
+    """`loss_normalizer` in a training step of this process."""
+
+    def __init__(self, strategy: DealingStrategy, parts: list[Part]) -> None:
+        self.strategy, self.parts, self.num_calls = strategy, parts, 0
+
+    def __call__(self, batch: Any, count: Count) -> Tensor:
+        """The count of the whole batch, times the share of its samples that the weight of this part contains."""
+        strategy, trainer = self.strategy, self.strategy.trainer
+        number, self.num_calls = self.num_calls, self.num_calls + 1
+        place = trainer.fit_loop.epoch_loop.batch_idx % trainer.accumulate_grad_batches
+        if place == 0:
+            del strategy.normalizers[number:]
+            own = count(batch) if strategy.weight else 0
+            total = torch.as_tensor(own, dtype=torch.float64, device=strategy.root_device).detach().clone()
+            if trainer.accumulate_grad_batches > 1:
+                total += sum(float(count(rest)) for rest in self._rest())
+            strategy.normalizers.append(strategy.reduce(total, reduce_op="sum"))
+        elif number >= len(strategy.normalizers):
+            raise UserError("training_step calls loss_normalizer in some micro-batches only: call it in each.")
+        part = self.parts[0] if self.parts else None
+        return strategy.normalizers[number] * (part.num_own / part.num_whole if part and part.num_own else 1)
+
+    def _rest(self) -> list[Any]:
+        """The micro-batches of this process that follow, but for those without a sample."""
+        loader = self.strategy.trainer.train_dataloader
+        if not isinstance(loader, DealtLoader):
+            raise UserError("loss_normalizer cannot see the micro-batches of several loaders: leave them out.")
+        return [batch for part, batch in loader.rest_of_batch() if part.num_own]
 
 
 def remember(trainer: pl.Trainer, is_stand_in: bool) -> Callable[[], None]:
@@ -412,14 +459,6 @@ def has_changing_buffers(model: nn.Module) -> bool:
         for part in model.modules()
         for _ in part.buffers(recurse=False)
     )
-
-
-class FullyShardedStrategy(DealingStrategy, FSDPStrategy):
-    """Shards weights, gradients and optimizer state over the devices; a checkpoint holds the full model."""
-
-    def __init__(self, min_num_weights: int, cpu_offload: bool) -> None:
-        policy = partial(size_based_auto_wrap_policy, min_num_params=min_num_weights)
-        super().__init__(auto_wrap_policy=policy, cpu_offload=cpu_offload, state_dict_type="full")
 
 
 def leave_signals_alone(trainer: pl.Trainer) -> None:

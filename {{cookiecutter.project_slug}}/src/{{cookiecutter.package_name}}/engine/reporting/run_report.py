@@ -47,7 +47,7 @@ def announce(plan: Plan, options: TrainOptions, model: pl.LightningModule) -> No
         if sentence is not None:
             log.info("            %s", sentence)
     if options.ckpt_path is not None:
-        log.info("goes on     from %s, with its learning rate", shown(Path(options.ckpt_path)))
+        log.info("goes on     from %s", shown(Path(options.ckpt_path)))
 
 
 def restore_metrics(metrics_csv: Path, loggers: list[Logger], before: Checkpoint | None) -> None:
@@ -113,6 +113,7 @@ def write_report(run_dir: Path, metrics: Mapping[str, float], checkpoint: Path |
         commit=run_record.commit_words(record.get("git")),
         versions=record.get("versions", {}),
         options=run_record.typed_options(run_dir),
+        epoch=record.get("epoch"),
         splits=splits,
         figures={name: [of.get(split) for split in splits] for name, of in figures.items() if of.keys() & {*splits}},
         pictures=[(path.name, caption(path)) for path in pictures],

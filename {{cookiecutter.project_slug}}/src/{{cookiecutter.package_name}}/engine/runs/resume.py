@@ -11,6 +11,7 @@ from . import run_record
 from .run_record import OVERRIDES
 
 OPTION = "resume="
+STARTS = ("ckpt_path", "weights")
 
 
 def with_resumed(arguments: list[str]) -> list[str]:
@@ -26,8 +27,16 @@ def with_resumed(arguments: list[str]) -> list[str]:
         raise UserError(f"{shown(run_dir)} cannot be written by this user: make it writable, or start another run.")
     quoted = QuotedString(str(run_dir), Quote.double).with_quotes()
     typed_now = [argument for argument in arguments if not argument.startswith(OPTION)]
+    for option in typed_now:
+        if _name(option) in STARTS or _name(option).startswith("hydra.run."):
+            raise UserError(
+                f"{option} is for the start of a run, and resume={given[-1]} goes on with one: leave it out."
+            )
+    before = run_record.typed_options(run_dir)
+    added = {_name(option) for option in before if option.startswith("+")}
+    typed_now = [f"+{option}" if _name(option) in added and option[0] not in "+~" else option for option in typed_now]
     names = {_name(option) for option in typed_now}
-    earlier = [option for option in run_record.typed_options(run_dir) if _name(option) not in names]
+    earlier = [option for option in before if _name(option) not in names]
     return [*earlier, *typed_now, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
 
 

@@ -20,7 +20,7 @@ from ..console import shown, write_json
 from ..errors import UserError
 
 FILE, LOCK = "run.json", ".lock"
-OVERRIDES = ".hydra/overrides.yaml"
+OVERRIDES, CONFIG = ".hydra/overrides.yaml", ".hydra/config.yaml"
 SEARCH_OPTIONS = "+callbacks.search."  # options that make a training the trial of a search, which has ended
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 PACKAGES = ("torch", "lightning", "torchmetrics", "numpy")
@@ -44,24 +44,42 @@ def write(run_dir: Path, **changed: Any) -> None:
 
 
 def write_start(
-    run_dir: Path, options: list[str] | None, provenance: Mapping[str, Any], trackers: Mapping[str, str]
+    run_dir: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], trackers: Mapping[str, str]
 ) -> None:
-    """Called before the first step, with the typed options; a run that goes on keeps the time when it was started."""
-    started = read(run_dir).get("started", now())
+    """Called before the first step; a run that goes on keeps the time when it was started.
+
+    Hydra has written the options of a new run, and those of a run that goes on are written here.
+    """
+    options, started = config.get("options"), read(run_dir).get("started", now())
     begun = f"{now()}, process {os.getpid()}"
-    write(run_dir, state="running", started=started, begun=begun, options=options, **provenance, trackers={**trackers})
+    write(
+        run_dir, state="running", steps=False, started=started, begun=begun, options=options, **provenance,
+        trackers={**trackers},
+    )  # fmt: skip
+    if config.get("resume") and options is not None:
+        OmegaConf.save(options, run_dir / OVERRIDES)
+        in_effect = {name: value for name, value in config.items() if name not in ("options", "restarts")}
+        OmegaConf.save(in_effect, run_dir / CONFIG)
+
+
+def write_first_step(run_dir: Path, epoch: str) -> None:
+    """Called when nothing can be refused any more; `epoch` describes the samples of an epoch."""
+    write(run_dir, steps=True, epoch=epoch)
 
 
 @contextmanager
 def locked_run(run_dir: Path) -> Iterator[None]:
     """Locks the directory while its run is going, and writes how a run ended that came to its first step.
 
-    A run whose record says `running` while no process holds the lock was lost.
+    A run whose record says `running` while no process holds the lock was lost. Where a run was to go on and did not
+    come to a step, its record stays as it was.
     """
     if rendezvous.is_follower():
         yield
         return
     lock, before, state, reason = FileLock(run_dir / LOCK), read(run_dir), "finished", None
+    files = [path for path in (run_dir / FILE, run_dir / OVERRIDES, run_dir / CONFIG) if path.is_file()]
+    contents = {path: path.read_bytes() for path in files}
     try:
         lock.acquire(timeout=PATIENCE if rendezvous.is_restart() else 0)
     except Timeout as error:
@@ -79,7 +97,10 @@ def locked_run(run_dir: Path) -> Iterator[None]:
         state, reason = "failed", " ".join(str(error).split()) or type(error).__name__
         raise
     finally:
-        if read(run_dir) != before:  # else this start was refused, and the record is that of an earlier one
+        if before and state == "failed" and not read(run_dir).get("steps", True):
+            for path, content in contents.items():
+                path.write_bytes(content)
+        elif read(run_dir) != before:  # else this start was refused, and the record is that of an earlier one
             write(run_dir, state=state, ended=now(), reason=reason)
         lock.release()
         (run_dir / LOCK).unlink(missing_ok=True)

@@ -12,6 +12,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from .. import rendezvous
 from ..config.command_line import Config
@@ -110,11 +112,16 @@ def build_trainer(
     """For a training of `model`, if one is given. With manual optimisation some parameters have no part in a step."""
     if not plan.trainer["enable_progress_bar"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    strategy = build_strategy(plan.strategy, plan.devices, bool(model and not model.automatic_optimization))
+    options, precision = dict(plan.trainer), []
+    if isinstance(strategy, ModelParallelStrategy) and options.get("precision") == "64-true":
+        # Lightning refuses the words, and takes the plugin that they stand for.
+        options["precision"], precision = None, [DoublePrecision()]
     trainer: pl.Trainer = build(
-        plan.trainer,
+        options,
         "trainer",
         default_root_dir=run_dir,
-        strategy=build_strategy(plan.strategy, plan.devices, bool(model and not model.automatic_optimization)),
+        strategy=strategy,
         callbacks=callbacks,
         logger=loggers or False,
         # Lightning's own sampler pads, which counts samples twice.
@@ -122,6 +129,7 @@ def build_trainer(
         plugins=[
             _environment(),
             AtomicCheckpointIO(),
+            *precision,
             *([SyncedBatchNorm()] if plan.trainer.get("sync_batchnorm") else []),
         ],
     )

@@ -58,7 +58,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         _write(Path(path), lambda file: torch.save(plain, file))
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> Contents:
-        return Contents(super().load_checkpoint(*args, **kwargs))
+        """Loads plain data alone; Lightning 2.6 does not always hand on that it was asked to."""
+        return Contents(super().load_checkpoint(*args, **{**kwargs, "weights_only": True}))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         super().remove_checkpoint(path)

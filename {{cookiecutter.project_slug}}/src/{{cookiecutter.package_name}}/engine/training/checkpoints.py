@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..runs.run_record import run_dirs
 from ..spec import DataSpec, plain_spec, read_spec
 from .build import build_datamodule, build_model
 from .checkpoint_io import LAST, Contents, is_damaged, sum_file
+from .options import TrainOptions
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ class Checkpoint:
     figures: dict[str, float]  # of the last epoch, by their logged names
     followed: dict[str, str | None]  # what is monitored in place of figures that the model does not log
     monitor: str | None  # the figure by which the best checkpoint is chosen
+    options: TrainOptions
+    callbacks: Config  # the section of the options
+    max_epochs: int  # of the Trainer; -1 for no limit
 
     def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
         """Builds the data that the model was trained on; `overrides` are options of `data.` that replace its own.
@@ -105,15 +109,19 @@ class Checkpoint:
 
 
 def self_description(
-    data: Config, model: Config, seed: int, spec: Any, pretrained_names: frozenset[str]
+    config: Config, options: TrainOptions, spec: Any, pretrained_names: frozenset[str]
 ) -> dict[str, Any]:
     """Returns what `CheckpointContents` stores and `load` reads back; paths become absolute, valid in any folder."""
+    data = config["data"]
     paths = {name: Path(data[name]).expanduser() for name in PATHS if data.get(name) is not None}
     absolute = {name: str(path.resolve()) for name, path in paths.items() if path.exists()}
     return {
         "package": PACKAGE,
         "format_version": FORMAT_VERSION,
-        "config": {"data": {**data, **absolute}, "model": model, "seed": seed},
+        "config": {"data": {**data, **absolute}, "model": config["model"], "seed": options.seed},
+        "options": asdict(options),
+        "callbacks": config.get("callbacks") or {},
+        "max_epochs": config["trainer"].get("max_epochs") or -1,
         "spec": plain_spec(spec),
         "pretrained_names": sorted(pretrained_names),
     }
@@ -167,6 +175,9 @@ def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Check
         figures=contents["figures"],
         followed=contents["followed"],
         monitor=contents["monitor"],
+        options=TrainOptions(**project["options"]),
+        callbacks=project["callbacks"],
+        max_epochs=project["max_epochs"],
     )
 
 

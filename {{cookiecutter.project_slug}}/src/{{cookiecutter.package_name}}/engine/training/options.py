@@ -18,6 +18,7 @@ class TrainOptions:
     pretrained_lr_factor: float
     freeze: str | list[str] | None
     warmup_steps: int
+    ema_decay: float | None
     sample_dropout: bool
     compile: bool
     channels_last: bool
@@ -31,6 +32,8 @@ class TrainOptions:
             raise UserError(f"base_batch_size={self.base_batch_size} holds no sample: give 1 or more.")
         if self.warmup_steps < 0:
             raise UserError(f"warmup_steps={self.warmup_steps} is out of range: give 0 (none) or more.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"ema_decay={self.ema_decay} is out of range: give more than 0, and less than 1, or null.")
         if not 0 < self.pretrained_lr_factor <= 1:
             raise UserError(
                 f"pretrained_lr_factor={self.pretrained_lr_factor} is out of range: give more than 0, and at most 1."

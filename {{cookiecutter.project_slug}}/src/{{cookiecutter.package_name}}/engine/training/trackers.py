@@ -128,4 +128,4 @@ def _begin(loggers: list[Logger], config: Config, run_dir: Path) -> None:
             logger.log_hyperparams({**config, **provenance})
             if logger.name in RUN_ID_OPTIONS and (run_id := logger.version) is not None:
                 ids[logger.name] = str(run_id)
-    run_record.write_start(run_dir, config.get("options"), provenance, ids)
+    run_record.write_start(run_dir, config, provenance, ids)

@@ -21,8 +21,11 @@ from ..reporting.run_report import announce, report_training, restore_metrics
 from ..runs.run_record import locked_run
 from ..training.build import build_callbacks, build_datamodule, build_loggers, build_model, build_trainer
 from ..training.callbacks.checkpoint_contents import CheckpointContents, training_metrics
+from ..training.callbacks.ema import EMA
 from ..training.callbacks.epoch_values import EpochValues
+from ..training.callbacks.monitoring import EpochSamples
 from ..training.callbacks.optimization import Optimization
+from ..training.callbacks.resumed_options import ResumedOptions
 from ..training.checkpoints import Checkpoint, from_newest_checkpoint, self_description
 from ..training.fine_tuning import load_starting_point, with_starting_point
 from ..training.options import TrainOptions
@@ -68,11 +71,15 @@ class Training:
         resumed_from, pretrained, spec = load_starting_point(model, config["model"], spec, options)
         check_hooks(model, datamodule, plan, options.test)
         loggers = build_loggers(config.get("logger"), run_dir)
+        optimization = Optimization(options, pretrained, options.lr_factor(plan.split.batch_size))
         engine: list[Callback] = [
-            CheckpointContents(self_description(config["data"], config["model"], options.seed, spec, pretrained)),
-            Optimization(options, pretrained, options.lr_factor(plan.split.batch_size)),
+            CheckpointContents(self_description(config, options, spec, pretrained)),
+            optimization,
+            *([ResumedOptions(resumed_from, config, options, optimization)] if resumed_from else []),
             EpochValues(resumed_from.followed if resumed_from else {}),
             MetricPlots(),
+            EMA(options.ema_decay),
+            EpochSamples(plan.split),
         ]
         callbacks = build_callbacks(config.get("callbacks"), loggers, engine, plan.split)
         trainer = build_trainer(plan, callbacks, loggers, run_dir, model)
@@ -85,8 +92,8 @@ class Training:
 
     @property
     def test(self) -> bool:
-        """Whether the best checkpoint is tested at the end; under fsdp, where each device has a part, by `evaluate`."""
-        return self.options.test and self.plan.strategy.name != "fsdp"
+        """Whether the best checkpoint is tested at the end."""
+        return self.options.test
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -95,7 +102,9 @@ class Training:
             from ..export.rehearsal import rehearse  # with it ONNX Runtime, which the other ranks need not load
 
             announce(self.plan, self.options, self.model)
-            how = self.options.rehearse_export if self.ckpt_path is None else False
+            how = self.options.rehearse_export
+            if how == "warn" and self.ckpt_path is not None:  # the run has said it at its start
+                how = False
             rehearsal = partial(rehearse, how == "require", self.config["model"]) if how else None
             before_training(
                 self.run_dir, self.ckpt_path, self.datamodule, self.spec, self.model, self.trainer, rehearsal

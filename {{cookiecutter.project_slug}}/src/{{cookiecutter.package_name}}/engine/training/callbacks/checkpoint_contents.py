@@ -58,7 +58,9 @@ class CheckpointContents(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.random_states, self.metrics = checkpoint["random_states"], checkpoint["figures"]
+        then, now = (project.get("config", {}).get("seed") for project in (checkpoint["project"], self.project))
+        self.random_states = checkpoint["random_states"] if then == now else []
+        self.metrics = checkpoint["figures"]
         self.logged = checkpoint["logged"]
 
 

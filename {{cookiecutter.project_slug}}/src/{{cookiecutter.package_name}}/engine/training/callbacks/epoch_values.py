@@ -32,6 +32,8 @@ class EpochValues(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._follow(trainer)  # before Lightning looks for the state of each callback by what it monitors
+        for callback in trainer.early_stopping_callbacks:
+            callback.strict = False  # there may be no validation; what one does not log is reported after it
         if "log" not in vars(pl_module):
             object.__setattr__(pl_module, "log", _Log(trainer, pl_module))
 
@@ -75,7 +77,7 @@ class EpochValues(Callback):
             if callback.monitor in self.followed:
                 found = self.followed[callback.monitor]
                 if found is None and isinstance(callback, EarlyStopping):
-                    callback.strict = callback.verbose = False
+                    callback.verbose = False
                 else:
                     callback.monitor = found
 

@@ -25,7 +25,8 @@ class LastCheckpoint(ModelCheckpoint):
     """Saves after each epoch, within one after every n optimiser steps or minutes, and at SIGTERM and Ctrl-C.
 
     A signal ends the run after an optimiser step, whose state is saved first; a validation is completed before. A
-    second signal ends the run at once.
+    second signal ends the run at once. A run that `max_steps` or `max_time` ends within an epoch is saved as it is
+    there, so that it can be continued. Where nothing was validated, the last checkpoint is the best one too.
     """
 
     def __init__(self, dirpath: str, every_n_steps: int | None = None, every_n_minutes: float | None = None) -> None:
@@ -40,6 +41,8 @@ class LastCheckpoint(ModelCheckpoint):
         self.signals = SignalListener()
         self.agreed_signal = 0  # received by some rank, and known to all
         self.is_due, self.saved_at = False, 0.0
+        self.is_stopping = False  # `max_time` was reached within an optimiser step, which is completed first
+        self.ends_within_epoch = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -66,7 +69,14 @@ class LastCheckpoint(ModelCheckpoint):
         number, is_time = self.consensus.after_batch(requests)
         self.agreed_signal, self.is_due = max(self.agreed_signal, number), self.is_due or bool(is_time)
         num_batches = batch_idx + 1
+        self.is_stopping |= trainer.should_stop
         if num_batches % trainer.accumulate_grad_batches:  # no checkpoint holds accumulated gradients
+            trainer.should_stop = False
+            return
+        trainer.should_stop = self.is_stopping
+        if not trainer.is_last_batch and _is_ending(trainer):
+            self._save(trainer)
+            self.ends_within_epoch = True
             return
         self.is_due |= trainer.global_step % self.every_n_steps == 0
         # If validation comes next, Lightning would continue after it.
@@ -80,11 +90,17 @@ class LastCheckpoint(ModelCheckpoint):
         self.signals.last_batch_at = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
+        if not self.ends_within_epoch:  # Lightning ends the epoch all the same, and steps schedules for instance
+            super().on_train_epoch_end(trainer, pl_module)
         self.is_due, self.saved_at = False, time.monotonic()
         self.agreed_signal = self.consensus.now(self.signals.number)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        best: Any = trainer.checkpoint_callback
+        if best is not self and best.save_top_k and self._path.exists() and not best.best_model_path:
+            best.best_model_path = str(Path(str(best.dirpath)) / best.format_checkpoint_name({}))
+            trainer.save_checkpoint(best.best_model_path)
+            log.info("best        nothing was validated, so %s is the last one", shown(Path(best.best_model_path)))
         self.agreed_signal = self.consensus.now(self.signals.number)
         self._end_if_agreed(trainer)
         self.signals.stop()
@@ -109,3 +125,11 @@ class LastCheckpoint(ModelCheckpoint):
     @property
     def _path(self) -> Path:
         return Path(str(self.dirpath)) / LAST
+
+
+def _is_ending(trainer: pl.Trainer) -> bool:
+    """Whether the training ends after this step, and not with the epoch."""
+    if trainer.global_step == trainer.max_steps:
+        return True
+    has_enough = trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+    return trainer.should_stop and has_enough

@@ -1,7 +1,10 @@
 """Callbacks that watch a run and change nothing: progress, times, memory, equal replicas."""
 
+import logging
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from ...console import write_json
+from ...distributed.dealing import DealtLoader
+from ...distributed.plan import BatchSplit
+from ...runs import run_record
+
+log = logging.getLogger(__name__)
 
 if sys.platform != "win32":
     import resource
@@ -54,6 +62,45 @@ class EpochLines(ProgressBar):
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(trainer.callback_metrics.items()))
         last = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
         print(f"epoch {trainer.current_epoch + 1}{last}  {seconds:.1f} s  {metrics}", flush=True)
+
+
+class EpochSamples(Callback):
+    """Says, before the first step, how many samples an epoch has and how each batch is split; notes it in `run.json`.
+
+    The figures of an epoch are over exactly these samples.
+    """
+
+    def __init__(self, split: BatchSplit) -> None:
+        self.split = split
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        loader, sentence = trainer.train_dataloader, "as many samples as its loaders give"
+        if isinstance(loader, DealtLoader):
+            num_steps = trainer.accumulate_grad_batches
+            sizes = loader.batches.sizes(-(-int(trainer.num_training_batches) // num_steps))
+            num_drawn = len(getattr(loader.batches.source, "sampler", ()))
+            sentence = epoch_sentence(sizes, num_drawn, replace(self.split, num_steps=num_steps, is_auto=False))
+        log.info("epoch       %s", sentence)
+        run_record.write_first_step(Path(trainer.default_root_dir), sentence)
+
+
+def epoch_sentence(sizes: list[int], num_drawn: int, split: BatchSplit) -> str:
+    """Describes batches of `sizes` samples, out of `num_drawn`, in words."""
+    num_samples, counts = sum(sizes), Counter(sizes).most_common()
+    if len(counts) <= 2:
+        of_each = [f"{'one' if count == 1 else count} of {size}{_parts(size, split)}" for size, count in counts]
+        batches = " and ".join(of_each).replace(" of", " batch of" if counts[0][1] == 1 else " batches of", 1)
+    else:
+        batches = f"{len(sizes)} batches of {min(sizes)} to {max(sizes)}"
+    left_out = f"; {num_drawn - num_samples:,} are left out" if num_drawn > num_samples else ""
+    return f"{num_samples:,} {'sample' if num_samples == 1 else 'samples'} in {batches}{left_out}"
+
+
+def _parts(size: int, split: BatchSplit) -> str:
+    parts = replace(split, batch_size=size)
+    return f" ({str(parts).partition(' = ')[2]})" if split.num_devices * split.num_steps > 1 else ""
 
 
 class DataWait(Callback):

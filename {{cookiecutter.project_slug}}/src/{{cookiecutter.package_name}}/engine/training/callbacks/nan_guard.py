@@ -68,7 +68,8 @@ class NanGuard(Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
         weights = [weight for weight in pl_module.parameters() if weight.grad is not None]
-        total = torch.stack([weight.grad.sum(dtype=torch.float32) for weight in weights]).sum()  # type: ignore[union-attr]
+        own = [getattr(weight.grad, "to_local", lambda grad=weight.grad: grad)() for weight in weights]  # fsdp: a shard
+        total = torch.stack([gradient.sum(dtype=torch.float32) for gradient in own]).sum()
         is_bad = (~torch.isfinite(total)).long()
         if not trainer.strategy.reduce(is_bad, reduce_op="max"):
             self.num_consecutive = 0

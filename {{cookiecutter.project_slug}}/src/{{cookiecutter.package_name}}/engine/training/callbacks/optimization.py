@@ -25,8 +25,6 @@ from ..options import TrainOptions
 
 log = logging.getLogger(__name__)
 
-FSDP_PREFIX = "_fsdp_wrapped_module."  # inserted by FSDP into the name of each weight
-
 
 class Optimization(Callback):
     """Applies the options of `train` that act on any model: learning rates, `freeze`, `compile`, `sample_dropout` etc.
@@ -48,9 +46,13 @@ class Optimization(Callback):
             trainer.strategy.sample_dropout = self.options.sample_dropout
         if self.options.channels_last:  # before ddp lays out its buckets like the weights
             pl_module.to(memory_format=torch.channels_last)
-        configure = pl_module.configure_optimizers
+        self.wrap(pl_module)
+
+    def wrap(self, module: pl.LightningModule) -> None:
+        """Lets the options act on what the module's `configure_optimizers` returns."""
+        configure = module.configure_optimizers
         # Not by nn.Module's own __setattr__, and only while the run lasts.
-        object.__setattr__(pl_module, "configure_optimizers", lambda: self._configured(pl_module, configure))
+        object.__setattr__(module, "configure_optimizers", lambda: self._configured(module, configure))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         pl_module.__dict__.pop("configure_optimizers", None)
@@ -70,6 +72,8 @@ class Optimization(Callback):
                 trainer.strategy.lr_scheduler_configs.append(LRSchedulerConfig(warmup, interval="step", name="warmup"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self.options.ckpt_path is not None:
+            log.info("            learning rate %s now", self._described(trainer.optimizers))
         if self.options.freeze is not None:  # a network that freezes weights of its own sets their modules itself
             hold_frozen(pl_module)
 
@@ -86,8 +90,7 @@ class Optimization(Callback):
 
     def _configured(self, module: pl.LightningModule, configure: Callable[[], Any]) -> Any:
         """Calls the module's own `configure_optimizers`, in which groups are split before a scheduler reads them."""
-        named = ((name.replace(FSDP_PREFIX, ""), weight) for name, weight in module.named_parameters())
-        pretrained = {id(weight) for name, weight in named if name in self.pretrained_names}
+        pretrained = {id(weight) for name, weight in module.named_parameters() if name in self.pretrained_names}
         init = Optimizer.__init__
 
         def grouped_init(optimizer: Optimizer, params: Any, defaults: dict[str, Any]) -> None:
