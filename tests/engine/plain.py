@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler, random_split
 from torchmetrics.classification import MulticlassAccuracy
 
+from {{ cookiecutter.package_name }}.engine import loss_normalizer
 from {{ cookiecutter.package_name }}.engine.distributed.devices import resolve_devices
 from {{ cookiecutter.package_name }}.engine.distributed.strategies import build_strategy, strategy_options
 from {{ cookiecutter.package_name }}.engine.errors import UserError
@@ -176,25 +177,38 @@ class TwoNetworks(PlainModule):
         return [torch.optim.AdamW(backwards, lr=0.01), torch.optim.SGD(self.shift.parameters(), lr=0.1, momentum=0.9)]
 
 
-class LooseNumbers(PlainModule):
-    """`kind` names what strategy=fsdp cannot shard or gather."""
+class Unshardable(PlainModule):
+    """`kind` names what strategy=fsdp cannot shard or gather, or what it would lose; or a count of some parts alone."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(None)
         self.kind = kind
-        self.own = nn.Parameter(torch.tensor(1.0) if kind == "scalar" else torch.ones(4))
-        self.automatic_optimization = kind != "loose"
+        if kind in ("scalar", "loose"):
+            self.own = nn.Parameter(torch.tensor(1.0) if kind == "scalar" else torch.ones(4))
+        if kind == "tied":
+            self.other = nn.Sequential(nn.Linear(16, 32))
+            self.other[0].weight = self.net[0].weight  # type: ignore[union-attr,assignment]
+        self.kept = list(self.net.parameters())
+        self.automatic_optimization = kind not in ("loose", "tied")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         net: Any = self.net
-        logits = nn.functional.linear(batch[0], net[0].weight)[:, :4] * self.own
+        if self.kind == "writes":
+            with torch.no_grad():
+                net[0].bias.mul_(0.5)
+        if self.kind == "sometimes" and batch_idx % 2:
+            loss_normalizer(batch, lambda batch: len(batch[1]))
+        logits = nn.functional.linear(batch[0], net[0].weight)[:, :4] if self.kind == "uncalled" else net(batch[0])
         return nn.functional.cross_entropy(logits, batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.kept if self.kind == "kept" else self.parameters(), lr=0.1)
 
 
 def build_module(kind: str, most: int | None) -> PlainModule:
     if kind in ("plain", "two networks"):
         return (TwoNetworks if kind == "two networks" else PlainModule)(most)
-    return LooseNumbers(kind)
+    return Unshardable(kind)
 
 
 def run(

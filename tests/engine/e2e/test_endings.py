@@ -19,6 +19,7 @@ ENDINGS: dict[str, list[str]] = {
     "late_validation": ["trainer.check_val_every_n_epoch=9"],
     "part_of_an_epoch": ["trainer.limit_train_batches=0.3"],
     "twice_an_epoch": ["+trainer.val_check_interval=0.5"],
+    "with_a_validation": ["+trainer.val_check_interval=0.5", "trainer.max_steps=10"],  # of 20 in an epoch
     "min_epochs": ["+trainer.min_epochs=2", "callbacks.early_stopping.patience=1"],
     "another_figure": ["callbacks.early_stopping.monitor=val/nothing", "trainer.check_val_every_n_epoch=2"],
 }
@@ -57,10 +58,12 @@ def test_run_that_ended_within_an_epoch_goes_on_to_the_same_end(ended: Path) -> 
     train(
         ended.parent,
         ["continued", [f"ckpt_path={ended / 'max_steps' / LAST}"]],
+        ["validated", ["+trainer.val_check_interval=0.5", f"ckpt_path={ended / 'with_a_validation' / LAST}"]],
         ["later", [*stopped, f"trainer.max_steps={time + 30}"]],
         ["at_once", ["trainer.max_epochs=1000", f"trainer.max_steps={time + 30}"]],
     )
     assert difference(ended / "continued", ended / "whole") == 0
+    assert difference(ended / "validated", ended / "twice_an_epoch") == 0
     assert difference(ended / "later", ended / "at_once") < 1e-10
 
 

@@ -51,6 +51,8 @@ SLOW = [
     ("train", ["strategy=ddp", "strategy.static_graph=true", "data.micro_batch_size=16"], "strategy.static_graph=true"),
     ("train", ["strategy=ddp", "strategy.compression=powersgd", "trainer.precision=16-mixed"], "keeps an overflow"),
     ("train", ["strategy=dp", "trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true is for several processes"),
+    ("train", ["ema_decay=0.9", "trainer.precision=bf16-true"], "ema_decay changes weights by less than trainer."),
+    ("train", ["ema_decay=1"], "ema_decay=1 is out of range: give more than 0, and less than 1, or null."),
     ("train", ["strategy=fsdp", "trainer.precision=16-mixed"], "scales gradients, which strategy=fsdp cannot"),
     ("train", ["strategy=fsdp", "data.micro_batch_size=auto"], "give a number"),
     ("train", ["strategy=fsdp", "strategy.min_num_weights=0"], "strategy.min_num_weights=0 is out of range"),

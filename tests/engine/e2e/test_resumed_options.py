@@ -94,15 +94,34 @@ def test_rates_and_decay_go_on_with_their_new_values(begun: Path, tmp_path: Path
                weights(tmp_path / "changed").items() if name.endswith("weight"))  # fmt: skip
 
 
+def test_warm_up_goes_on_as_it_was(tmp_path: Path) -> None:
+    """Three of its four steps are in the first epoch; another weight decay leaves the learning rate alone."""
+    go_on(tmp_path / "first", "warmup_steps=4")
+    checkpoint = tmp_path / "first/checkpoints/last.ckpt"
+    same = go_on(tmp_path / "same", "warmup_steps=4", ckpt_path=checkpoint)
+    options = ("warmup_steps=4", "model.optimizer.weight_decay=0.3")
+    assert group(go_on(tmp_path / "other", *options, ckpt_path=checkpoint))["lr"] == group(same)["lr"]
+    assert group(same)["lr"] == pytest.approx(0.002 * 0.9**2)
+    with pytest.raises(UserError, match="warmup_steps=0 is for the start of a training, and this one goes on"):
+        go_on(tmp_path / "none", ckpt_path=checkpoint)
+
+
+def test_other_split_is_refused(begun: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"data.split_seed=7 would move samples from the test to the training of a model"
+    ):
+        go_on(tmp_path, "data.split_seed=7", ckpt_path=begun)
+
+
 SCHEDULE = ("~model.scheduler.gamma", "model.scheduler._target_=torch.optim.lr_scheduler.")
 
 
 @pytest.mark.parametrize(
-    ("schedule", "options", "sentence"),
+    ("schedule", "options", "outcome"),
     [
-        (("CosineAnnealingLR", "+model.scheduler.T_max=1"), (), "beyond CosineAnnealingLR, which would rise again"),
-        (("CosineAnnealingLR", "+model.scheduler.T_max=1"), ("+model.scheduler.T_max=2",), None),
-        (("PolynomialLR", "+model.scheduler.total_iters=1"), (), "goes beyond PolynomialLR, which would stay at 0"),
+        (("CosineAnnealingLR", "+model.scheduler.T_max=1"), (), "beyond CosineAnnealingLR, whose rate rises again"),
+        (("CosineAnnealingLR", "+model.scheduler.T_max=1"), ("+model.scheduler.T_max=3",), 0.0005),
+        (("PolynomialLR", "+model.scheduler.total_iters=1"), (), "goes beyond PolynomialLR, whose rate stays at 0"),
         (
             ("OneCycleLR", "+model.scheduler.max_lr=0.01", "+model.scheduler.total_steps=2"),
             ("model.optimizer.lr=0.1",),
@@ -112,18 +131,19 @@ SCHEDULE = ("~model.scheduler.gamma", "model.scheduler._target_=torch.optim.lr_s
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'")
 def test_schedule_that_ends_is_made_longer_or_refused(
-    schedule: tuple[str, ...], options: tuple[str, ...], sentence: str | None, tmp_path: Path
+    schedule: tuple[str, ...], options: tuple[str, ...], outcome: str | float, tmp_path: Path
 ) -> None:
+    """The rate of a cosine, which had come to 0, is that of the longer one after two of its three steps."""
     kind, *rest = schedule
     planned = [SCHEDULE[0], SCHEDULE[1] + kind, *rest]
     go_on(tmp_path / "first", *planned)
     named = {option.split("=")[0] for option in options}
     given = [*(option for option in planned if option.split("=")[0] not in named), *options]
     checkpoint = tmp_path / "first/checkpoints/last.ckpt"
-    if sentence is None:
-        assert go_on(tmp_path / "second", *given, ckpt_path=checkpoint).trainer.current_epoch == 2
+    if isinstance(outcome, float):
+        assert group(go_on(tmp_path / "second", *given, ckpt_path=checkpoint))["lr"] == pytest.approx(outcome)
     else:
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=outcome):
             go_on(tmp_path / "second", *given, ckpt_path=checkpoint)
 
 
@@ -143,6 +163,11 @@ def test_average_of_the_weights_goes_on_starts_and_ends(tmp_path: Path) -> None:
     assert not torch.equal(saved["state_dict"][layer], saved["trained_weights"][layer])
     go_on(tmp_path / "returned", ckpt_path=averaged)
     assert_same(weights(tmp_path / "returned"), weights(tmp_path / "plain"))
+
+
+def test_run_from_the_checkpoint_of_another_has_a_best_one_of_its_own(begun: Path, tmp_path: Path) -> None:
+    training = go_on(tmp_path, "trainer.limit_val_batches=0", ckpt_path=begun)
+    assert training.best_checkpoint == str(tmp_path / "checkpoints/best.ckpt")
 
 
 def leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -225,8 +250,6 @@ def test_record_of_a_run_says_what_was_in_effect(tmp_path: Path) -> None:
     for refused, sentence in {
         "warmup_steps=7": "warmup_steps=7 is for the start of a training, and this one goes on: leave it at 0",
         "weights=some.ckpt": "weights=some.ckpt is for the start of a run, and resume=latest goes on with one",
-        "hydra.run.dir=elsewhere": "hydra.run.dir=elsewhere is for the start of a run",
-        "data.split_seed=7": "data.split_seed=7 would move samples from the test to the training",
         "model.optimizer._target_=torch.optim.SGD": "model.optimizer",
     }.items():
         tried = run_command("train", "resume=latest", "trainer.max_epochs=2", refused, cwd=tmp_path, check=False)

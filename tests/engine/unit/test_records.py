@@ -116,7 +116,7 @@ def test_run_that_is_going_is_kept(tmp_path: Path) -> None:
 def test_record_tells_how_a_run_ended(tmp_path: Path) -> None:
     assert run_record.read_state(tmp_path) == "not begun"
     with run_record.locked_run(tmp_path):
-        run_record.write_start(tmp_path, {"options": ["seed=1"]}, {"git": None, "versions": {}}, {})
+        run_record.write_start(tmp_path, ["seed=1"], {"git": None, "versions": {}}, {})
         assert run_record.read_state(tmp_path) == "running"
         with pytest.raises(UserError, match="still going"), run_record.locked_run(tmp_path):
             pass
@@ -131,14 +131,19 @@ def test_record_tells_how_a_run_ended(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         begin_and_raise(tmp_path, UserError("another schedule"), steps=False)
     assert run_record.read(tmp_path) == before, "a run that was to go on and took no step"
+    with pytest.raises(KeyboardInterrupt):
+        begin_and_raise(tmp_path, KeyboardInterrupt(), steps=False)
+    assert run_record.read(tmp_path) == before
+    run_record.write_start(tmp_path, ["seed=9"], {}, {})  # and killed before its first step
+    assert run_record.typed_options(tmp_path) == before["options"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
 
 
 def begin_and_raise(run_dir: Path, error: BaseException, steps: bool = True) -> None:
     with run_record.locked_run(run_dir):
-        run_record.write_start(run_dir, {"options": []}, {}, {})
+        run_record.write_start(run_dir, [], {}, {})
         if steps:
-            run_record.write_first_step(run_dir, "97 samples in 2 batches")
+            run_record.write_first_step(run_dir, "97 an epoch, in one batch of 97")
         raise error
 
 
@@ -151,7 +156,7 @@ def test_refused_start_changes_nothing_of_what_is_known(tmp_path: Path) -> None:
 
 
 def test_run_whose_process_is_gone_is_lost(tmp_path: Path) -> None:
-    run_record.write_start(tmp_path, {}, {}, {})
+    run_record.write_start(tmp_path, None, {}, {})
     (tmp_path / run_record.LOCK).touch()
     assert run_record.read_state(tmp_path) == "lost"
 

@@ -53,7 +53,7 @@ def test_invalid_address_gets_no_logger(address: str, tmp_path: Path) -> None:
 
 
 def test_resumed_run_has_its_earlier_id(tmp_path: Path) -> None:
-    run_record.write_start(tmp_path, {}, {}, {"mlflow": "7", "wandb": "abc"})
+    run_record.write_start(tmp_path, None, {}, {"mlflow": "7", "wandb": "abc"})
     assert prepared_section("mlflow", {}, tmp_path) == {"run_id": "7"}
     assert prepared_section("wandb", {"offline": True}, tmp_path) == {"offline": True, "id": "abc"}
 

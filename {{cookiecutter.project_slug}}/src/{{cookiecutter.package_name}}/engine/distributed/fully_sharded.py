@@ -1,7 +1,7 @@
 """`strategy=fsdp`: FSDP2, which shards weights, gradients and optimizer state over the processes."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,16 @@ class _RoutedSteps(ModelParallelStrategy):
     """
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self.precision_plugin.train_step_context():
-            return self._routed("training_step", *args, **kwargs)
+        module = self.lightning_module
+        assert module is not None
+        if module.trainer.fit_loop.epoch_loop.batch_idx == 0 and isinstance(module, FSDPModule):
+            # Not by nn.Module's own __setattr__, and only in the first batch of each epoch.
+            object.__setattr__(module, "training_step", partial(_refusing_writes, module, module.training_step))
+        try:
+            with self.precision_plugin.train_step_context():
+                return self._routed("training_step", *args, **kwargs)
+        finally:
+            vars(module).pop("training_step", None)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.val_step_context():
@@ -66,6 +74,20 @@ class _RoutedSteps(ModelParallelStrategy):
                 f"{name} uses weights of a part of the network without calling that part, and strategy=fsdp gathers "
                 "weights when a part is called: call it, or name larger parts with strategy.layer_classes=."
             ) from error
+
+
+def _refusing_writes(module: pl.LightningModule, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Runs a training step; FSDP2 drops gathered weights after it, and what was written into them."""
+    gathered = [weight for weight in module.parameters() if not isinstance(weight, DTensor)]
+    before = [weight.detach().double().abs().sum().nan_to_num() for weight in gathered]
+    output = step(*args, **kwargs)
+    after = [weight.detach().double().abs().sum().nan_to_num() for weight in gathered]
+    if any(then != now for then, now in zip(before, after, strict=True)):
+        raise UserError(
+            "training_step writes into weights, which strategy=fsdp drops after the step: write into them in "
+            "on_train_batch_end, as for the average of a teacher."
+        )
+    return output
 
 
 class FullyShardedStrategy(DealingStrategy, _RoutedSteps):
@@ -128,6 +150,11 @@ class FullyShardedStrategy(DealingStrategy, _RoutedSteps):
                     "let a module within it hold the parameter."
                 )
             children = [part for part in module.children() if not isinstance(part, Metric) and _num_weights(part)]
+            if any(_shares_weights(child, module) for child in children):
+                raise UserError(
+                    f"strategy=fsdp cannot shard {type(module).__name__} under manual optimisation, because two of its "
+                    "networks share weights: let one module hold both."
+                )
             roots = [child for child in children if child not in parts]
         try:
             for part in (*parts, *roots):
@@ -146,6 +173,25 @@ class FullyShardedStrategy(DealingStrategy, _RoutedSteps):
             # In the place of `forward`, so that names stay, and weights are gathered before.
             object.__setattr__(part, "forward", partial(checkpoint, part.forward, use_reentrant=False))
         self.checkpointed = parts
+
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        """Sharding replaces the parameters: those that a module has kept in a list of its own would not be trained."""
+        super().setup_optimizers(trainer)
+        assert self.lightning_module is not None
+        own = {id(weight) for weight in self.lightning_module.parameters()}
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        if any(id(weight) not in own for group in groups for weight in group["params"]):
+            raise UserError(
+                "configure_optimizers names parameters that the module no longer has, because strategy=fsdp has "
+                "sharded them: take them from self.parameters() or self.named_parameters() in that method."
+            )
+
+    def on_validation_end(self) -> None:
+        """Drops what an evaluation has gathered: a hook that writes into weights must meet the shards."""
+        super().on_validation_end()
+        for part in self.lightning_module.modules() if self.lightning_module is not None else ():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
     def model_to_device(self) -> None:
         """Moves everything but shards that stay in the memory of the host."""

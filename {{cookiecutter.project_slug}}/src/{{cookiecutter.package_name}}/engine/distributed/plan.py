@@ -142,6 +142,8 @@ def option_conflicts(config: Config, devices: Devices) -> Iterator[str]:
         yield "data.micro_batch_size=auto cannot try a network whose ranks wait for each other: give a number."
     if strategy.get("static_graph") and micro_batch_size is not None:
         yield "strategy.static_graph=true cannot go with data.micro_batch_size: torch would stop averaging gradients."
+    if config.get("ema_decay") is not None and precision in ("16-true", "bf16-true"):
+        yield f"ema_decay changes weights by less than trainer.precision={precision} can hold: take bf16-mixed."
     if name == "fsdp" and in_16_bits:
         yield f"trainer.precision={precision} scales gradients, which strategy=fsdp cannot: take bf16-mixed."
     if strategy.get("compression") == "powersgd" and in_16_bits:

@@ -227,6 +227,8 @@ class DealingStrategy(Strategy):
             places = [part.places if is_training else tuple(part.indices) for part in parts]
             self.randomness.step(trainer, args[0], places, self.is_split)
         is_watched = self.is_split and (self.sample_dropout or not is_training)
+        if is_training and trainer.fit_loop.epoch_loop.batch_idx % trainer.accumulate_grad_batches == 0:
+            self.normalizers.clear()
         with (
             normalized_by(_Normalizer(self, parts)) if is_training else nullcontext(),
             nullcontext() if self.weight else isolate_rng(),
@@ -285,9 +287,9 @@ class _Normalizer:
         number, self.num_calls = self.num_calls, self.num_calls + 1
         place = trainer.fit_loop.epoch_loop.batch_idx % trainer.accumulate_grad_batches
         if place == 0:
-            del strategy.normalizers[number:]
             own = count(batch) if strategy.weight else 0
-            total = torch.as_tensor(own, dtype=torch.float64, device=strategy.root_device).detach().clone()
+            dtype = torch.float32 if strategy.root_device.type == "mps" else torch.float64  # which mps does not have
+            total = torch.as_tensor(own, dtype=dtype, device=strategy.root_device).detach().clone()
             if trainer.accumulate_grad_batches > 1:
                 total += sum(float(count(rest)) for rest in self._rest())
             strategy.normalizers.append(strategy.reduce(total, reduce_op="sum"))

@@ -113,7 +113,7 @@ def write_report(run_dir: Path, metrics: Mapping[str, float], checkpoint: Path |
         commit=run_record.commit_words(record.get("git")),
         versions=record.get("versions", {}),
         options=run_record.typed_options(run_dir),
-        epoch=record.get("epoch"),
+        samples=record.get("samples"),
         splits=splits,
         figures={name: [of.get(split) for split in splits] for name, of in figures.items() if of.keys() & {*splits}},
         pictures=[(path.name, caption(path)) for path in pictures],

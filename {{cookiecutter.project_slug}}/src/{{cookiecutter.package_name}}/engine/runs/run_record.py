@@ -44,27 +44,19 @@ def write(run_dir: Path, **changed: Any) -> None:
 
 
 def write_start(
-    run_dir: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], trackers: Mapping[str, str]
+    run_dir: Path, options: list[str] | None, provenance: Mapping[str, Any], trackers: Mapping[str, str]
 ) -> None:
-    """Called before the first step; a run that goes on keeps the time when it was started.
-
-    Hydra has written the options of a new run, and those of a run that goes on are written here.
-    """
-    options, started = config.get("options"), read(run_dir).get("started", now())
-    begun = f"{now()}, process {os.getpid()}"
-    write(
-        run_dir, state="running", steps=False, started=started, begun=begun, options=options, **provenance,
-        trackers={**trackers},
-    )  # fmt: skip
-    if config.get("resume") and options is not None:
-        OmegaConf.save(options, run_dir / OVERRIDES)
-        in_effect = {name: value for name, value in config.items() if name not in ("options", "restarts")}
-        OmegaConf.save(in_effect, run_dir / CONFIG)
+    """Called before the first step, with the typed options; a run that goes on keeps the time when it was started."""
+    before, begun = read(run_dir), f"{now()}, process {os.getpid()}"
+    steps = rendezvous.is_restart() and before.get("steps", False)
+    changed = {"started": before.get("started", now()), "begun": begun, "options": options, **provenance}
+    earlier = before.get("options", options) if before.get("steps", True) else before.get("earlier_options")
+    write(run_dir, state="running", steps=steps, **changed, earlier_options=earlier, trackers={**trackers})
 
 
-def write_first_step(run_dir: Path, epoch: str) -> None:
-    """Called when nothing can be refused any more; `epoch` describes the samples of an epoch."""
-    write(run_dir, steps=True, epoch=epoch)
+def write_first_step(run_dir: Path, samples: str) -> None:
+    """Called when nothing can be refused any more; `samples` describes those of an epoch."""
+    write(run_dir, steps=True, samples=samples)
 
 
 @contextmanager
@@ -97,7 +89,7 @@ def locked_run(run_dir: Path) -> Iterator[None]:
         state, reason = "failed", " ".join(str(error).split()) or type(error).__name__
         raise
     finally:
-        if before and state == "failed" and not read(run_dir).get("steps", True):
+        if before and state != "finished" and not read(run_dir).get("steps", True):
             for path, content in contents.items():
                 path.write_bytes(content)
         elif read(run_dir) != before:  # else this start was refused, and the record is that of an earlier one
@@ -129,8 +121,12 @@ def run_dirs(log_dir: Path) -> list[Path]:
 
 
 def typed_options(run_dir: Path) -> list[str]:
-    """Returns the options that were typed; all others are those of the option files."""
-    options = read(run_dir).get("options")
+    """Returns the options that were typed; all others are those of the option files.
+
+    Those of a start that was killed before its first step do not count.
+    """
+    record = read(run_dir)
+    options = record.get("options" if record.get("steps", True) else "earlier_options")
     if options is None:  # the run did not come to its first step
         file = run_dir / OVERRIDES
         options = list(OmegaConf.load(file)) if file.is_file() else []

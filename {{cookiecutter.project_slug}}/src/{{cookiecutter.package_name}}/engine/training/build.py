@@ -114,9 +114,10 @@ def build_trainer(
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     strategy = build_strategy(plan.strategy, plan.devices, bool(model and not model.automatic_optimization))
     options, precision = dict(plan.trainer), []
-    if isinstance(strategy, ModelParallelStrategy) and options.get("precision") == "64-true":
-        # Lightning refuses the words, and takes the plugin that they stand for.
-        options["precision"], precision = None, [DoublePrecision()]
+    if isinstance(strategy, ModelParallelStrategy):
+        options.setdefault("inference_mode", False)  # FSDP2 would train with what a first validation has gathered
+        if options.get("precision") == "64-true":  # Lightning refuses the words, and takes what they stand for
+            options["precision"], precision = None, [DoublePrecision()]
     trainer: pl.Trainer = build(
         options,
         "trainer",

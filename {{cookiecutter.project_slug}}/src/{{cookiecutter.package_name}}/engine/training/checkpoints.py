@@ -54,7 +54,7 @@ class Checkpoint:
     monitor: str | None  # the figure by which the best checkpoint is chosen
     options: TrainOptions
     callbacks: Config  # the section of the options
-    max_epochs: int  # of the Trainer; -1 for no limit
+    limits: tuple[int, int]  # the Trainer's `max_epochs` and `max_steps`; -1 for none
 
     def datamodule(self, overrides: Mapping[str, Any]) -> pl.LightningDataModule:
         """Builds the data that the model was trained on; `overrides` are options of `data.` that replace its own.
@@ -121,7 +121,7 @@ def self_description(
         "config": {"data": {**data, **absolute}, "model": config["model"], "seed": options.seed},
         "options": asdict(options),
         "callbacks": config.get("callbacks") or {},
-        "max_epochs": config["trainer"].get("max_epochs") or -1,
+        "limits": [config["trainer"].get(name) or -1 for name in ("max_epochs", "max_steps")],
         "spec": plain_spec(spec),
         "pretrained_names": sorted(pretrained_names),
     }
@@ -177,7 +177,7 @@ def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Check
         monitor=contents["monitor"],
         options=TrainOptions(**project["options"]),
         callbacks=project["callbacks"],
-        max_epochs=project["max_epochs"],
+        limits=tuple(project["limits"]),
     )
 
 

@@ -58,7 +58,8 @@ def with_starting_point(config: Config) -> Config:
 
 def _refuse_finished_run(config: Config, checkpoint: Checkpoint) -> None:
     """Continued without an epoch left to train, it would lose the metrics of its training."""
-    num_epochs, max_epochs = checkpoint.epoch + 1, config["trainer"].get("max_epochs") or 0
+    progress = checkpoint.contents["loops"]["fit_loop"]["epoch_progress"]["current"]
+    num_epochs, max_epochs = progress["processed"], config["trainer"].get("max_epochs") or 0
     has_finished = run_record.read_state(Path(config["paths"]["output_dir"])) == "finished"
     if config.get("resume") and has_finished and 0 < max_epochs <= num_epochs:
         raise UserError(

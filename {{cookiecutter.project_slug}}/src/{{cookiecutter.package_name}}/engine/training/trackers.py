@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
+from omegaconf import OmegaConf
 
 from ..config.command_line import Config
 from ..console import shown
@@ -120,7 +121,10 @@ def tracked(loggers: list[Logger], config: Config, run_dir: Path) -> Iterator[No
 
 @rank_zero_only
 def _begin(loggers: list[Logger], config: Config, run_dir: Path) -> None:
-    """Logs the resolved configuration, the commit and the versions, unless the tracker continues a run."""
+    """Logs the resolved configuration, the commit and the versions, unless the tracker continues a run.
+
+    The options of a run that goes on replace those that Hydra wrote at its start.
+    """
     provenance = {"git": run_record.git_state(), "versions": run_record.versions()}
     ids: dict[str, str] = dict(run_record.read(run_dir).get("trackers", {}))
     for logger in loggers:
@@ -128,4 +132,8 @@ def _begin(loggers: list[Logger], config: Config, run_dir: Path) -> None:
             logger.log_hyperparams({**config, **provenance})
             if logger.name in RUN_ID_OPTIONS and (run_id := logger.version) is not None:
                 ids[logger.name] = str(run_id)
-    run_record.write_start(run_dir, config, provenance, ids)
+    run_record.write_start(run_dir, config.get("options"), provenance, ids)
+    if config.get("resume"):
+        OmegaConf.save(config["options"], run_dir / run_record.OVERRIDES)
+        in_effect = {name: value for name, value in config.items() if name not in ("options", "restarts")}
+        OmegaConf.save(in_effect, run_dir / run_record.CONFIG)  # Hydra has written that of a new run

@@ -74,8 +74,8 @@ class Training:
         optimization = Optimization(options, pretrained, options.lr_factor(plan.split.batch_size))
         engine: list[Callback] = [
             CheckpointContents(self_description(config, options, spec, pretrained)),
-            optimization,
             *([ResumedOptions(resumed_from, config, options, optimization)] if resumed_from else []),
+            optimization,
             EpochValues(resumed_from.followed if resumed_from else {}),
             MetricPlots(),
             EMA(options.ema_decay),

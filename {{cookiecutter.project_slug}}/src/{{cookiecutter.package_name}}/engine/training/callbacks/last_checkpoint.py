@@ -74,30 +74,40 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.should_stop = False
             return
         trainer.should_stop = self.is_stopping
-        if not trainer.is_last_batch and _is_ending(trainer):
-            self._save(trainer)
-            self.ends_within_epoch = True
-            return
         self.is_due |= trainer.global_step % self.every_n_steps == 0
         # If validation comes next, Lightning would continue after it.
-        if trainer.is_last_batch or num_batches % (trainer.val_check_batch or float("inf")) == 0:
+        is_validated_next = _is_validated_after(trainer, num_batches)
+        if not trainer.is_last_batch and _is_ending(trainer):
+            self.ends_within_epoch, self.is_due = True, True
+            if not is_validated_next:
+                self._save(trainer)
+            return
+        if trainer.is_last_batch or is_validated_next:
             return
         if self.is_due or self.agreed_signal:
             self._save(trainer)
         self._end_if_agreed(trainer)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self.ends_within_epoch and self.is_due:
+            self._save(trainer)
+
     def on_validation_batch_end(self, *args: Any) -> None:
         self.signals.last_batch_at = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.ends_within_epoch:  # Lightning ends the epoch all the same, and steps schedules for instance
+        if (
+            not self.ends_within_epoch or self.is_due
+        ):  # Lightning ends the epoch all the same, and steps schedules for instance
             super().on_train_epoch_end(trainer, pl_module)
         self.is_due, self.saved_at = False, time.monotonic()
         self.agreed_signal = self.consensus.now(self.signals.number)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         best: Any = trainer.checkpoint_callback
-        if best is not self and best.save_top_k and self._path.exists() and not best.best_model_path:
+        is_own = best.best_model_path and Path(best.best_model_path).parent == Path(str(best.dirpath))
+        if best is not self and best.save_top_k and self._path.exists() and not is_own:
             best.best_model_path = str(Path(str(best.dirpath)) / best.format_checkpoint_name({}))
             trainer.save_checkpoint(best.best_model_path)
             log.info("best        nothing was validated, so %s is the last one", shown(Path(best.best_model_path)))
@@ -127,9 +137,18 @@ class LastCheckpoint(ModelCheckpoint):
         return Path(str(self.dirpath)) / LAST
 
 
+def _is_validated_after(trainer: pl.Trainer, num_batches: int) -> bool:
+    """Whether a validation comes after so many batches of an epoch that has more."""
+    every = trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every):
+        return False
+    number = num_batches if every is not None else trainer.fit_loop.total_batch_idx + 1
+    return number % (trainer.val_check_batch or float("inf")) == 0
+
+
 def _is_ending(trainer: pl.Trainer) -> bool:
     """Whether the training ends after this step, and not with the epoch."""
-    if trainer.global_step == trainer.max_steps:
+    if 0 <= trainer.max_steps <= trainer.global_step:
         return True
     has_enough = trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
     return trainer.should_stop and has_enough

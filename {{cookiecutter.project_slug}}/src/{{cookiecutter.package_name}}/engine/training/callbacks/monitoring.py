@@ -76,13 +76,13 @@ class EpochSamples(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        loader, sentence = trainer.train_dataloader, "as many samples as its loaders give"
+        loader, sentence = trainer.train_dataloader, "as many as the loaders give"
         if isinstance(loader, DealtLoader):
             num_steps = trainer.accumulate_grad_batches
             sizes = loader.batches.sizes(-(-int(trainer.num_training_batches) // num_steps))
             num_drawn = len(getattr(loader.batches.source, "sampler", ()))
             sentence = epoch_sentence(sizes, num_drawn, replace(self.split, num_steps=num_steps, is_auto=False))
-        log.info("epoch       %s", sentence)
+        log.info("samples     %s", sentence)
         run_record.write_first_step(Path(trainer.default_root_dir), sentence)
 
 
@@ -95,7 +95,7 @@ def epoch_sentence(sizes: list[int], num_drawn: int, split: BatchSplit) -> str:
     else:
         batches = f"{len(sizes)} batches of {min(sizes)} to {max(sizes)}"
     left_out = f"; {num_drawn - num_samples:,} are left out" if num_drawn > num_samples else ""
-    return f"{num_samples:,} {'sample' if num_samples == 1 else 'samples'} in {batches}{left_out}"
+    return f"{num_samples:,} an epoch, in {batches}{left_out}"
 
 
 def _parts(size: int, split: BatchSplit) -> str:

@@ -1,5 +1,6 @@
 """Options that differ from those of the checkpoint from which a training goes on: applied, or refused by name."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,13 @@ import torch
 from hydra.utils import get_object
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, PolynomialLR
 
 from ...config.command_line import Config
+from ...distributed.plan import BatchSplit
 from ...errors import UserError
 from ..build import build_model
 from ..checkpoints import SPLIT_OPTIONS, Checkpoint
@@ -20,12 +24,14 @@ from ..options import TrainOptions
 from .optimization import Optimization
 
 RATES = ("lr", "_last_lr")  # which move while a model trains
-# What ends a schedule, and what comes after its end.
+# What ends a schedule, and what its rate would do after the end.
 ENDS: dict[type, tuple[str, str]] = {
     OneCycleLR: ("total_steps", "has no rate"),
-    CosineAnnealingLR: ("T_max", "would rise again"),
-    PolynomialLR: ("total_iters", "would stay at 0"),
+    CosineAnnealingLR: ("T_max", "rises again"),
+    PolynomialLR: ("total_iters", "stays at 0"),
 }
+# Of a ModelCheckpoint, whose best figure Lightning forgets where one of them changes.
+OF_BEST = ("mode", "every_n_epochs", "every_n_train_steps", "train_time_interval")
 ANOTHER_RUN = "or start another run with weights=<checkpoint>"
 
 
@@ -52,7 +58,8 @@ class ResumedOptions(Callback):
 
     To see what an option changes, `configure_optimizers` is called for the options of the checkpoint and for those of
     this run. What is the same throughout a training, such as a weight decay, is set; learning rates are multiplied by
-    the ratio of the new and the old one, so that they go on in their schedule.
+    the ratio of the new and the old one, so that they go on in their schedule. Where its end has moved, they are those
+    of a schedule that had this end from its start.
     """
 
     def __init__(self, before: Checkpoint, config: Config, options: TrainOptions, optimization: Optimization) -> None:
@@ -60,9 +67,10 @@ class ResumedOptions(Callback):
         self.changed = [
             f"{section}.{name}"
             for section, then in (("model", before.config["model"]), ("callbacks", before.callbacks))
-            for name in differences(then, config[section] or {})
+            for name in differences(then, config.get(section) or {})
         ]
         self.as_built: list[tuple[Callback, str, Any]] = []  # changed options of callbacks, before states are loaded
+        self.with_other_end: list[int] = []  # schedules
         self.old: Configured | None = None
         self.new: Configured | None = None
         _refuse(before, config, options, self.changed)
@@ -75,34 +83,42 @@ class ResumedOptions(Callback):
 
     @property
     def _old_factor(self) -> float:
-        return self.before.options.lr_factor(self.before.config["data"].get("batch_size"))
+        return self.before.options.lr_factor(BatchSplit.of(self.before.config["data"], 1).batch_size)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Before Lightning loads the states of callbacks and optimizers."""
+        """Before Lightning loads the states of callbacks and optimizers, and before a warm-up lowers the rates."""
         for path in _names("callbacks.", self.changed):
             _, name, option, *_ = [*path.split("."), ""]
-            section = (self.config["callbacks"] or {}).get(name) or {}
+            section = (self.config.get("callbacks") or {}).get(name) or {}
             for callback in trainer.callbacks if option in section else ():  # type: ignore[attr-defined]
-                if type(callback) is get_object(section["_target_"]) and hasattr(callback, option):
+                if type(callback) is get_object(section["_target_"]) and option in vars(callback):
                     self.as_built.append((callback, option, getattr(callback, option)))
         if not self.changes_optimizers:
             return
         self.new = Configured.of(trainer.optimizers, [config.scheduler for config in trainer.lr_scheduler_configs])
-        with torch.device("meta"):  # for its optimizers alone: it takes no memory
-            module = build_model(self.before.config["model"], self.before.spec)
+        with isolate_rng():
+            module = self._module_before()
         module.trainer = trainer
         then = Optimization(self.before.options, self.before.pretrained_names, self._old_factor)
         then.wrap(module)
         optimizers, configs = _init_optimizers_and_lr_schedulers(module)  # private in Lightning 2.6
         self.old = Configured.of(optimizers, [config.scheduler for config in configs])
-        in_optimizers = [name for name in _names("model.", self.changed) if _is_of_optimizer(name, self.config)]
-        num_warmups = bool(self.options.warmup_steps)  # which Lightning has not seen
-        kinds = self.new.kinds[: len(self.new.kinds) - num_warmups] if num_warmups else self.new.kinds
-        if in_optimizers and (self.old.kinds != kinds or self.old == self.new):
+        of_model = _names("model.", self.changed)
+        without_effect = [name for name in of_model if self.old == self.new and _is_of_optimizer(name, self.config)]
+        if self.old.kinds != self.new.kinds or without_effect:
             raise UserError(
-                f"{in_optimizers[0]} cannot change in a training that goes on with {', '.join(self.old.kinds)}: leave "
-                f"it as it was, {ANOTHER_RUN}."
+                f"{[*without_effect, *of_model][0]} cannot change in a training that goes on with "
+                f"{', '.join(self.old.kinds)}: leave it as it was, {ANOTHER_RUN}."
             )
+
+    def _module_before(self) -> pl.LightningModule:
+        """The module as the options of the checkpoint describe it, for its optimizers alone."""
+        section, spec = self.before.config["model"], self.before.spec
+        try:
+            with torch.device("meta"):  # which takes no memory
+                return build_model(section, spec)
+        except (UserError, NotImplementedError, RuntimeError):  # a constructor that reads values of its tensors
+            return build_model(section, spec)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -114,28 +130,72 @@ class ResumedOptions(Callback):
         for state, old, new in zip(checkpoint["optimizer_states"], self.old.groups, self.new.groups, strict=False):
             for saved, then, now in zip(state["param_groups"], old, new, strict=False):
                 bring_in(saved, then, now, name[0])
-        for saved, then, now in zip(checkpoint["lr_schedulers"], self.old.schedules, self.new.schedules, strict=False):
+        schedules = zip(checkpoint["lr_schedulers"], self.old.schedules, self.new.schedules, strict=False)
+        for number, (saved, then, now) in enumerate(schedules):
             bring_in(saved, then, now, name[0])
+            if any(then.get(end) != now.get(end) for end, _ in ENDS.values()):
+                self.with_other_end.append(number)
         self.old = self.new = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets what the state of a callback has brought back, and refuses a training beyond the end of a schedule."""
         for callback, option, value in self.as_built:
             setattr(callback, option, value)
-        then, now = self.before.max_epochs, trainer.max_epochs or -1
+        for number in self.with_other_end:
+            follow_closed_form(trainer, trainer.lr_scheduler_configs[number])
         for config in trainer.lr_scheduler_configs:
-            end, after = next((found for kind, found in ENDS.items() if isinstance(config.scheduler, kind)), ("", ""))
-            if not end:
-                continue
-            num_steps = int(getattr(config.scheduler, end))
-            num_epochs = num_steps * config.frequency
-            if config.interval == "step":
-                num_epochs //= max(1, int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
-            if 0 < then <= num_epochs < now:
-                raise UserError(
-                    f"trainer.max_epochs={now} goes beyond {type(config.scheduler).__name__}, which {after} after its "
-                    f"{num_steps} steps in {num_epochs} epochs: give another model.scheduler.{end} too."
-                )
+            for scheduler in _with_inner(config.scheduler):
+                self._refuse_beyond_end(trainer, config, scheduler)
+
+    def _refuse_beyond_end(self, trainer: pl.Trainer, config: LRSchedulerConfig, scheduler: Any) -> None:
+        end, after = next((found for kind, found in ENDS.items() if isinstance(scheduler, kind)), ("", ""))
+        if not end:
+            return
+        last, limits = int(getattr(scheduler, end)), (trainer.max_epochs or -1, trainer.max_steps)
+        before, now = (num_steps(trainer, config, *each) for each in (self.before.limits, limits))
+        if before <= last < now:
+            name = "max_epochs" if limits[0] != self.before.limits[0] else "max_steps"
+            raise UserError(
+                f"trainer.{name}={getattr(trainer, name)} goes beyond {type(scheduler).__name__}, whose rate {after} "
+                f"after {last} steps: give another model.scheduler.{end} too."
+            )
+
+
+def num_steps(trainer: pl.Trainer, config: LRSchedulerConfig, max_epochs: int, max_steps: int) -> float:
+    """How often a schedule is stepped in a training with these limits, of which -1 is none."""
+    per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+    epochs = max_epochs if max_epochs >= 0 else math.inf
+    steps = min(max_steps if max_steps >= 0 else math.inf, epochs * per_epoch)
+    return (steps if config.interval == "step" else min(epochs, steps / per_epoch)) / config.frequency
+
+
+def follow_closed_form(trainer: pl.Trainer, config: LRSchedulerConfig) -> None:
+    """Sets the rates of a schedule by its number of steps alone: torch computes each from the one before.
+
+    The factor of a warm-up stays. Refuses an optimizer with other schedules, whose factors nobody knows apart.
+    """
+    scheduler: Any = config.scheduler
+    others: list[Any] = [
+        each for each in trainer.lr_scheduler_configs if each.scheduler.optimizer is scheduler.optimizer
+    ]
+    if any(each is not config and each.name != "warmup" for each in others):
+        raise UserError("model.scheduler cannot end at another step beside a second schedule of the same optimizer.")
+    if not hasattr(scheduler, "_get_closed_form_lr"):  # OneCycleLR computes each rate anew
+        return
+    factor = math.prod(
+        each.scheduler._get_closed_form_lr()[0] / each.scheduler.base_lrs[0] for each in others if each is not config
+    )
+    rates = [rate * factor for rate in scheduler._get_closed_form_lr()]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
+
+
+def _with_inner(scheduler: Any) -> Iterator[Any]:
+    """A schedule and those that it is made of, as of a SequentialLR."""
+    yield scheduler
+    for inner in getattr(scheduler, "_schedulers", ()):
+        yield from _with_inner(inner)
 
 
 def _refuse(before: Checkpoint, config: Config, options: TrainOptions, changed: list[str]) -> None:
@@ -154,7 +214,9 @@ def _refuse(before: Checkpoint, config: Config, options: TrainOptions, changed: 
             f"{then}, {ANOTHER_RUN}."
         )
     for path in changed:
-        if path.startswith("callbacks.") and path.endswith(".mode"):
+        _, name, option = [*path.split("."), "", ""][:3]
+        section = (config.get("callbacks") or {}).get(name) or {}
+        if path.startswith("callbacks.") and option in section and option in OF_BEST:
             raise UserError(
                 f"{path} cannot change in a training that goes on, whose best figure is known: {ANOTHER_RUN}."
             )
