@@ -140,19 +140,20 @@ def test_checkpoints_every_so_many_minutes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_run_that_is_killed_at_twenty_moments_comes_to_the_same_end(
+def test_run_that_is_killed_at_many_moments_comes_to_the_same_end(
     strategy: str, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Five runs of four kills each: in steps, in validation and in saving."""
+    """Five runs of four kills each, two under fsdp, which starts slowly: in steps, in validation and in saving."""
     at: Counter[str] = Counter()
-    for seed in range(10, 15):
+    num_runs = 2 if strategy == "fsdp" else 5
+    for seed in range(10, 10 + num_runs):
         folder = tmp_path / str(seed)
         folder.mkdir()
         run_dir, moments = killed_and_gone_on(strategy, 4, seed, undisturbed(strategy), folder)
         assert_same_end(run_dir, undisturbed(strategy))
         at += moments
     print(f"{strategy}: killed at {dict(at)}")
-    assert at.total() == 20
+    assert at.total() == 4 * num_runs
 
 
 @pytest.mark.parametrize(
