@@ -19,9 +19,9 @@ HOME = TEMPLATE / "build/tests"
 MAKER_PACKAGES = ("pytest-xdist==3.8.0", "selenium==4.51.0", "pyarrow==26.0.1", "torchdata==0.11.0")
 
 # End-to-end tests that take minutes, and those that `make test` runs.
-LONG_E2E = ("benchmark", "formats", "search")
+LONG_E2E = ("benchmark", "dp", "formats", "search")
 SHORT_E2E = (
-    *("broken", "commands", "dp", "endings", "killed", "matrix", "own_modules", "own_pictures"),
+    *("broken", "commands", "endings", "killed", "matrix", "own_modules", "own_pictures"),
     *("any_signature", "predict", "refusals", "resumed_options", "runs", "serve", "serving"),
 )
 SKIPS = {
@@ -120,7 +120,7 @@ def test_engine_of_other_answers_passes_the_tests_that_differ(python: str, other
 @pytest.mark.story
 def test_engine_passes_its_long_tests(python: str, engine_project: Path) -> None:
     run_suite(python, engine_project, *e2e(*LONG_E2E, "edge", "export", "faults", "fine_tuning", "ranks", "slow"))
-    run_suite(python, engine_project, f"{INSTALLED}/integration", f"{INSTALLED}/e2e", "-m", "slow")
+    run_suite(python, engine_project, *(f"{INSTALLED}/{kind}" for kind in ("unit", "integration", "e2e")), "-m", "slow")
 
 
 @pytest.mark.story

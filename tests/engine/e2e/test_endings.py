@@ -67,6 +67,7 @@ def test_run_that_ended_within_an_epoch_goes_on_to_the_same_end(ended: Path) -> 
     assert difference(ended / "later", ended / "at_once") < 1e-10
 
 
+@pytest.mark.slow
 def test_best_checkpoint_of_a_run_that_was_not_validated_can_be_used(ended: Path, tmp_path: Path) -> None:
     best = ended / "max_steps/checkpoints/best.ckpt"
     run_command("evaluate", f"ckpt_path={best}", "trainer=cpu", cwd=tmp_path)

@@ -37,7 +37,7 @@ from {{ cookiecutter.package_name }}.engine.inference.signature import Signature
 
 PROJECT = Path(package.__file__).parents[2]
 STORIES = sorted((Path(__file__).parents[1] / "stories").glob("*.md"))
-FIRST = ("text", "two-networks")  # what the others have not: parts of different length, manual optimisation
+FIRST = ("text",)  # what the others have not: parts of different length
 MAX_LINES = 120  # of Python
 BORING = "lightning.pytorch.demos.boring_classes"
 EXACT = ("trainer=cpu", "trainer.precision=64-true", "trainer.max_epochs=2", "callbacks.early_stopping=null")
@@ -262,7 +262,8 @@ def boring(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
-@pytest.mark.parametrize("model", [pytest.param("boring", marks=pytest.mark.slow), "manual"])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["boring", "manual"])
 def test_boring_classes_train_test_and_resume(
     model: str, boring: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def trained(num_processes: int) -> list[dict[str, list[float]]]:
     return found
 
 
+@pytest.mark.slow
 def test_random_layers_and_synchronised_statistics_give_the_same_weights_on_one_two_and_three_processes() -> None:
     alone = trained(1)
     assert_equal(alone[1], alone[0])
