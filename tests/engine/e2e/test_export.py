@@ -22,6 +22,7 @@ import onnx
 import pytest
 import torch
 from conftest import run_command, started, trained, wait_for
+from e2e.test_commands import SPOILED_EXPORT
 from sources import source_of
 from torch import nn
 
@@ -461,30 +462,10 @@ def test_file_that_changes_the_metrics_of_the_test_loop_is_refused(
             gate.judge(parity, tmp_path)
 
 
-SPOILED_WEIGHT = """
-import math
-import onnx
-import digit_classifier.engine.export.onnx as exporter
-from digit_classifier.export import main
-
-original = exporter.export
-
-def spoiled(source):
-    model = onnx.load_from_string(original(source))
-    tensor = max(model.graph.initializer, key=lambda tensor: math.prod(tensor.dims))
-    values = onnx.numpy_helper.to_array(tensor).copy()
-    values.flat[:90] += 0.01
-    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    return model.SerializeToString()
-
-exporter.export = spoiled
-main()
-"""
-
-
 def test_tolerance_of_the_outputs_does_not_loosen_the_metrics(best_checkpoint: Path, tmp_path: Path) -> None:
     options = [f"ckpt_path={best_checkpoint}", "formats=[onnx]", "export.tolerance=1000"]
-    command = [sys.executable, "-c", SPOILED_WEIGHT, *options]
+    code = SPOILED_EXPORT.replace("PACKAGE", "digit_classifier").replace("[:9]", "[:90]")
+    command = [sys.executable, "-c", code, *options]
     refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert refused.returncode == 1, refused.stdout
     assert re.search(r"error: model.onnx has test/\w+ [\d.]+ on the test split, the trained model", refused.stderr)

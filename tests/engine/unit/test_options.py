@@ -227,8 +227,10 @@ def test_parts_that_fsdp_shards_on_their_own_can_be_called_and_share_no_weights(
     assert parts_to_shard(module, 1000, None) == [first, second, module.wide]
     assert parts_to_shard(module, 10**6, None) == []
     assert parts_to_shard(module, 1, ["TransformerEncoderLayer", "Linear"])[-1] is module.wide[1]
-    with pytest.raises(UserError, match=r"names Liner, and the model has none; did you mean 'Linear'"):
+    with pytest.raises(UserError, match=r"names Liner, and the model has none that can be .*; did you mean 'Linear'"):
         parts_to_shard(module, 1, ["Liner"])
+    with pytest.raises(UserError, match=r"names MultiheadAttention, and the model has none that can be sharded on its"):
+        parts_to_shard(module, 1, ["MultiheadAttention"])
 
 
 @pytest.mark.parametrize(

@@ -282,10 +282,12 @@ def parts_to_shard(
         found = list(_large_parts(module, min_num_weights))
     else:
         found = [part for part in _inner_first(module) if type(part).__name__ in layer_classes and part is not module]
-        kinds = {type(part).__name__ for part in module.modules() if _num_weights(part)}
+        parts = (part for part in module.modules() if _num_weights(part) and not isinstance(part, NEVER_ALONE))
+        kinds = {type(part).__name__ for part in parts}
         for name in layer_classes:
             if name not in kinds:
-                raise UserError(f"strategy.layer_classes names {name}, and the model has none; {nearest(name, kinds)}")
+                known = f"the model has none that can be sharded on its own; {nearest(name, kinds)}"
+                raise UserError(f"strategy.layer_classes names {name}, and {known}")
     return [part for part in found if not _shares_weights(part, module)]
 
 
@@ -298,14 +300,12 @@ def _inner_first(part: nn.Module) -> Iterator[nn.Module]:
 def _large_parts(module: nn.Module, min_num_weights: int) -> Iterator[nn.Module]:
     """As torch's `size_based_auto_wrap_policy`: the weights of a part that is yielded no longer count around it."""
     rest: dict[nn.Module, int] = {}
-    opaque = {inner for part in module.modules() if isinstance(part, OPAQUE) for inner in part.modules()} - {
-        part for part in module.modules() if isinstance(part, OPAQUE)
-    }
+    opaque = (part for part in module.modules() if isinstance(part, OPAQUE))
+    used_within = {inner for part in opaque for inner in part.modules() if inner is not part}
     for part in _inner_first(module):
-        children = [] if isinstance(part, Metric) else list(part.children())
-        rest[part] = sum(weight.numel() for weight in part.parameters(recurse=False))
-        rest[part] += sum(rest.get(child, 0) for child in children)
-        is_whole = not isinstance(part, (*NEVER_ALONE, Metric)) and part not in opaque and part is not module
+        own = sum(weight.numel() for weight in part.parameters(recurse=False))
+        rest[part] = own + sum(rest.get(child, 0) for child in part.children())
+        is_whole = not isinstance(part, (*NEVER_ALONE, Metric)) and part not in used_within and part is not module
         if is_whole and rest[part] >= min_num_weights:
             rest[part] = 0
             yield part
@@ -316,7 +316,6 @@ def _num_weights(part: nn.Module) -> int:
 
 
 def _shares_weights(part: nn.Module, module: nn.Module) -> bool:
-    inner = set(part.modules())
-    own = {id(weight) for weight in part.parameters()}
+    inner, own = set(part.modules()), {id(weight) for weight in part.parameters()}
     outside = (other for other in module.modules() if other not in inner)
     return any(id(weight) in own for other in outside for weight in other.parameters(recurse=False))

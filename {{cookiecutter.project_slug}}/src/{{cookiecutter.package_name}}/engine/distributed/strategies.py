@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -461,6 +461,11 @@ def has_changing_buffers(model: nn.Module) -> bool:
         for part in model.modules()
         for _ in part.buffers(recurse=False)
     )
+
+
+def local_shards(tensors: Iterable[Any]) -> list[Tensor]:
+    """The tensors, and of those that are sharded the part of this rank."""
+    return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
 
 def leave_signals_alone(trainer: pl.Trainer) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ...distributed.strategies import DealingStrategy
+from ...distributed.strategies import DealingStrategy, local_shards
 
 TRAINED = "trained_weights"  # in a checkpoint, whose `state_dict` holds the averages
 
@@ -26,7 +26,8 @@ class EMA(Callback):
     def __init__(self, decay: float | None) -> None:
         self.decay, self.last_step = decay, 0
         self.held: dict[str, Tensor] = {}  # what the module does not hold: the averages, or in a validation the weights
-        self.names: dict[str, str] = {}  # of all tensors of a checkpoint, by that of the same tensor in `held`
+        self.names: dict[str, str] = {}  # for each tensor of a checkpoint, under which name `held` has it
+        self.weights: list[Tensor] = []  # of the module, in the order of `held`
         self.is_swapped = False
         self.restored: dict[str, Any] | None = None  # of a checkpoint: the weights, to which the training returns
         if decay is None:  # Lightning does not call an attribute that is None
@@ -52,6 +53,7 @@ class EMA(Callback):
         first = {id(tensor): name for name, tensor in reversed(tensors.items())}  # layers may share a weight
         self.names = {name: first[id(tensor)] for name, tensor in tensors.items()}
         self.held = {name: tensors[name].detach().clone() for name in first.values()}
+        self.weights = [tensors[name] for name in self.held]
         self.update = get_ema_multi_avg_fn(self.decay)
 
     @torch.no_grad()
@@ -59,8 +61,7 @@ class EMA(Callback):
         if trainer.global_step == self.last_step:
             return
         self.last_step = trainer.global_step
-        now = _strategy(trainer).averaged_tensors()
-        self.update(_local(self.held.values()), _local(now[name] for name in self.held), None)
+        self.update(local_shards(self.held.values()), local_shards(self.weights), None)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.held:
@@ -75,11 +76,12 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _swap(self, trainer: pl.Trainer) -> None:
-        now = _strategy(trainer).averaged_tensors()
-        for held, tensor in zip(_local(self.held.values()), _local(now[name] for name in self.held), strict=True):
+        now = _strategy(trainer).averaged_tensors()  # of the shards under fsdp, whatever was gathered
+        tensors = local_shards(now[name] for name in self.held)
+        for average, tensor in zip(local_shards(self.held.values()), tensors, strict=True):
             before = tensor.clone()
-            tensor.copy_(held)
-            held.copy_(before)
+            tensor.copy_(average)
+            average.copy_(before)
         self.is_swapped = not self.is_swapped
 
     def on_save_checkpoint(
@@ -89,15 +91,10 @@ class EMA(Callback):
             return
         in_module, held = checkpoint["state_dict"], _strategy(trainer).gathered(self.held)
         averages, weights = (in_module, held) if self.is_swapped else (held, in_module)
-        checkpoint["state_dict"] = {**in_module, **{name: averages[held] for name, held in self.names.items()}}
+        checkpoint["state_dict"] = in_module | {name: averages[held] for name, held in self.names.items()}
         checkpoint[TRAINED] = {name: weights[held] for name, held in self.names.items()}
 
 
 def _strategy(trainer: pl.Trainer) -> DealingStrategy:
     assert isinstance(trainer.strategy, DealingStrategy)
     return trainer.strategy
-
-
-def _local(tensors: Any) -> list[Tensor]:
-    """This rank's shards of tensors that are sharded."""
-    return [getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for tensor in tensors]

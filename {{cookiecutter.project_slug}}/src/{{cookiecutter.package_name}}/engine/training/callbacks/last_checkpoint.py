@@ -97,9 +97,8 @@ class LastCheckpoint(ModelCheckpoint):
         self.signals.last_batch_at = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if (
-            not self.ends_within_epoch or self.is_due
-        ):  # Lightning ends the epoch all the same, and steps schedules for instance
+        # Lightning ends an epoch that was cut short like any other, and steps its schedules: the earlier state counts.
+        if self.is_due or not self.ends_within_epoch:
             super().on_train_epoch_end(trainer, pl_module)
         self.is_due, self.saved_at = False, time.monotonic()
         self.agreed_signal = self.consensus.now(self.signals.number)

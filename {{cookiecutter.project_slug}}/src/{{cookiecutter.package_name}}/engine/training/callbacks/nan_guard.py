@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ...console import shown, write_json
 from ...distributed.dealing import DealtLoader
-from ...distributed.strategies import DealingStrategy
+from ...distributed.strategies import DealingStrategy, local_shards
 from ...errors import Fault
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ class NanGuard(Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
         weights = [weight for weight in pl_module.parameters() if weight.grad is not None]
-        own = [getattr(weight.grad, "to_local", lambda grad=weight.grad: grad)() for weight in weights]  # fsdp: a shard
-        total = torch.stack([gradient.sum(dtype=torch.float32) for gradient in own]).sum()
+        gradients = local_shards(weight.grad for weight in weights)
+        total = torch.stack([gradient.sum(dtype=torch.float32) for gradient in gradients]).sum()
         is_bad = (~torch.isfinite(total)).long()
         if not trainer.strategy.reduce(is_bad, reduce_op="max"):
             self.num_consecutive = 0
