@@ -20,6 +20,7 @@ UNWANTED = {
         "src/*/models/regressor.py",
         "src/*/models/tabular.py",
         "src/*/engine/serving/form.html",
+        "src/*/engine/inference/numbers.py",
         "src/*/engine/inference/tables.py",
     ],
     ("data_kind", "tables"): [

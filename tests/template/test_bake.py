@@ -248,7 +248,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 12333, "engine's lines without serving and search": 10521, "files": 210}
+EXCEEDED = {"engine's lines": 12559, "engine's lines without serving and search": 10736, "files": 211}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import EXACT, TWO_PROCESSES, assert_same_result, run_command, trained
 from pyarrow import parquet
@@ -143,3 +144,43 @@ def test_network_goes_on_to_another_target_of_the_same_columns(of_own_table: Pat
     assert "was trained on other columns or categories" in refused.stderr
     printed = run_command("train", *data, weights, "data.drop=[id]", "trainer.max_epochs=1", cwd=tmp_path).stdout
     assert "starts from" in printed
+
+
+def test_table_in_other_spellings_gets_the_same_predictions(tmp_path: Path) -> None:
+    """Seconds since 1970, truths, categories that are numbers: trained from CSV, asked in Parquet and other CSVs."""
+    draw, rows = random.Random(2), []
+    for _ in range(300):
+        member, kind, when = draw.random() < 0.5, draw.randint(1, 3), 1_764_288_000 + draw.randint(0, 117)
+        label = "late" if when % 118 > 60 else "early"
+        rows.append({"member": member, "kind": kind, "when": when, "delay": when - 288_000, "label": label})
+    written = {
+        "trained.csv": [{**row, "kind": f"{row['kind']}.0", "label": f"{row['label']} "} for row in rows],
+        "other.csv": [{**row, "member": int(row["member"]), "when": f"{row['when']}.0"} for row in rows],
+    }
+    for name, contents in written.items():
+        with (tmp_path / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(contents[0]))
+            writer.writeheader()
+            writer.writerows(contents)
+    table = pa.Table.from_pylist([{**row, "kind": float(row["kind"])} for row in rows])
+    parquet.write_table(table, tmp_path / "other.parquet")
+    options = ("data.path=trained.csv", "data.categorical=[kind]", "trainer=cpu", "trainer.max_epochs=30")
+    trained(tmp_path, *options, "data.target=label", "data.drop=[delay]")
+    for name in ("other.csv", "other.parquet"):
+        printed = run_command("evaluate", "trainer=cpu", f"data.path={name}", cwd=tmp_path).stdout
+        assert float(re.search(r"test/acc +([0-9.]+)", printed)[1]) > 0.95  # type: ignore[index]
+    run_command("export", cwd=tmp_path)
+    answers = []
+    for name in ("trained.csv", "other.csv", "other.parquet"):
+        printed = run_command("predict", f"input={name}", "bundle=latest", "output=found.csv", cwd=tmp_path)
+        assert "never seen" not in printed.stdout + printed.stderr
+        answers.append((tmp_path / "found.csv").read_text(encoding="utf-8").replace(name, ""))
+    assert answers[0] == answers[1] == answers[2]
+    run_command("train", *options, "data.target=delay", "data.drop=[label]", "task=regression", cwd=tmp_path)
+    run_command("export", cwd=tmp_path)
+    for model in ("bundle=latest", "ckpt_path=latest"):
+        run_command("predict", "input=other.parquet", model, "output=found.csv", cwd=tmp_path)
+        with (tmp_path / "found.csv").open(encoding="utf-8", newline="") as file:
+            found = [float(row["prediction"]) for row in csv.DictReader(file)]
+        errors = [value - row["delay"] for value, row in zip(found, rows, strict=True)]
+        assert sum(error**2 for error in errors) / len(errors) < 15**2, "float32 would give one value for all of them"

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from kornia.augmentation import ColorJitter, RandomAffine, RandomHorizontalFlip
@@ -102,6 +103,43 @@ def test_picture_that_cannot_be_read_is_named_and_left_out(tmp_path: Path, caplo
     datamodule = data(root, tmp_path)
     assert sum(len(samples) for samples in datamodule.samples.values()) == 18
     assert "2 of 20 pictures that cannot be read: a/0.png (it is no picture, or damaged); b/0.png" in caplog.text
+
+
+def test_bits_that_the_set_uses_are_found_by_the_scan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root, shades = tmp_path / "root", np.arange(64, dtype=np.uint16).reshape(8, 8) * 64
+    for label in ("a", "b"):
+        (root / label).mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(shades).save(root / label / f"{number}.tif", tiffinfo={262: int(label == "a")})
+    datamodule = data(root, tmp_path, size=[8, 8])
+    assert datamodule.spec.bit_depth == datamodule.spec.as_input().bit_depth == 12
+    assert datamodule.spec.mean[0] == pytest.approx(127.5, abs=1)
+    assert datamodule.samples["train"].__getitems__([0])[0].max() == 252
+    assert "of more than 8 bits use 12: 4,095 is white" in caplog.text
+    assert "6 pictures: its value 0 is white: b/0.tif" in caplog.text
+    assert data(root, tmp_path, size=[8, 8]).spec == datamodule.spec, "from the cache"
+
+
+def test_pictures_are_found_by_their_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root, elsewhere = write_pictures(tmp_path / "root", a=6), write_pictures(tmp_path / "elsewhere", b=3, more=3)
+    (root / "b").symlink_to(elsewhere / "b", target_is_directory=True)
+    (elsewhere / "b/more").symlink_to(elsewhere / "more", target_is_directory=True)
+    (elsewhere / "b/again").symlink_to(elsewhere / "b", target_is_directory=True)
+    (root / "a/0.png").rename(root / "a/0")
+    (root / "a/1.png").rename(root / "a/1.jfif")
+    Image.new("L", (8, 8)).save(root / "a/6.avif")
+    (root / "a/.hidden").write_text("")
+    for number in range(7):
+        (root / f"a/{number}.txt").write_text("no picture")
+    assert [picture.label for picture in list_pictures(root)] == ["a"] * 7 + ["b"] * 6
+    assert "passed over 7 files: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, ..." in caplog.text
+
+
+def test_labels_of_a_list_have_one_form(tmp_path: Path) -> None:
+    write_pictures(tmp_path, a=6)
+    lines = [f"a/{number}.png,{label}" for number, label in enumerate(["1", "1.0", " 2", "2 ", "1", "2.0"])]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
+    assert [picture.label for picture in list_pictures(tmp_path / "list.csv")] == ["1", "1", "2", "2", "1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin, TiffTags
 
 from {{ cookiecutter.package_name }}.engine.inference import images as pictures
 from {{ cookiecutter.package_name }}.engine.inference.images import read_picture
@@ -29,14 +29,45 @@ def saved(picture: Image.Image, suffix: str = "png", **options: object) -> io.By
 
 
 def test_grey_picture_is_unchanged() -> None:
-    np.testing.assert_array_equal(read_picture(saved(Image.fromarray(RAMP)), (1, 8, 8))[0], RAMP)
+    np.testing.assert_array_equal(read_picture(saved(Image.fromarray(RAMP)), (1, 8, 8)).pixels[0], RAMP)
 
 
 def test_sixteen_bits_become_the_upper_eight() -> None:
     deep = Image.fromarray(RAMP.astype(np.uint16) * 256 + 255)
     assert deep.mode == "I;16"
     for suffix in ("png", "tiff"):
-        np.testing.assert_array_equal(read_picture(saved(deep, suffix), (1, 8, 8))[0], RAMP)
+        np.testing.assert_array_equal(read_picture(saved(deep, suffix), (1, 8, 8)).pixels[0], RAMP)
+
+
+def test_bits_that_a_set_uses_become_eight_and_zero_may_be_white() -> None:
+    twelve = Image.fromarray(RAMP.astype(np.uint16) * 16 + 15)
+    picture = read_picture(saved(twelve, "tiff"), (1, 8, 8), bit_depth=12)
+    np.testing.assert_array_equal(picture.pixels[0], RAMP)
+    assert (picture.peak, picture.remark) == (252 * 16 + 15, "")
+    inverted = read_picture(saved(twelve, "tiff", tiffinfo={262: 0}), (1, 8, 8), bit_depth=12)
+    np.testing.assert_array_equal(inverted.pixels[0], 255 - RAMP)
+    assert inverted.remark == "its value 0 is white"
+    beyond = Image.fromarray(np.full((8, 8), 60_000, np.uint16))
+    assert (read_picture(saved(beyond, "tiff"), (1, 8, 8), bit_depth=12).pixels == 255).all()
+    assert read_picture(saved(Image.fromarray(RAMP)), (1, 8, 8)).peak == 0
+
+
+@pytest.mark.parametrize("block", ["exif", "xmp"])
+def test_damaged_block_leaves_the_picture_in(block: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    whole = exif.tobytes()
+    if block == "exif":
+        file = saved(Image.fromarray(RAMP), "png", exif=whole[:8] + b"\xff" * 8 + whole[16:])
+    else:
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags.tagtype[700] = TiffTags.SHORT  # a number in the place of XMP's text
+        tags[700], tags[0x0112] = 5, 3
+        file = saved(Image.fromarray(RAMP), "tiff", tiffinfo=tags)
+    (tmp_path / "a.png").write_bytes(file.getvalue())
+    (sample,) = read_samples(tmp_path / "a.png", taking("uint8", (1, 8, 8), (0.0, 255.0)))
+    assert isinstance(sample, Sample)
+    assert "it is not rotated, because its EXIF or XMP data is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
@@ -49,7 +80,7 @@ def test_picture_is_rotated_by_its_exif_data() -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     turned = read_picture(saved(Image.fromarray(RAMP), exif=exif), (1, 8, 8))
-    np.testing.assert_array_equal(turned[0], RAMP[::-1, ::-1])
+    np.testing.assert_array_equal(turned.pixels[0], RAMP[::-1, ::-1])
 
 
 def test_large_photograph_is_as_if_decoded_at_full_size() -> None:
@@ -58,14 +89,14 @@ def test_large_photograph_is_as_if_decoded_at_full_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter to the right
     expected = np.asarray(photograph.rotate(-90, expand=True).resize((20, 30), Image.Resampling.BILINEAR), dtype=int)
-    found = read_picture(saved(photograph, "jpeg", quality=95, exif=exif), (3, 30, 20))
+    found = read_picture(saved(photograph, "jpeg", quality=95, exif=exif), (3, 30, 20)).pixels
     assert np.abs(found.transpose(1, 2, 0) - expected).max() <= 3
 
 
 def test_transparency_lies_on_black() -> None:
     clear = np.full((8, 8, 4), 255, np.uint8)
     clear[:4, :, 3] = 0
-    colours = read_picture(saved(Image.fromarray(clear)), (3, 8, 8))
+    colours = read_picture(saved(Image.fromarray(clear)), (3, 8, 8)).pixels
     assert (colours[:, :4] == 0).all()
     assert (colours[:, 4:] == 255).all()
 
@@ -73,12 +104,12 @@ def test_transparency_lies_on_black() -> None:
 def test_colours_and_sizes_become_those_of_the_network() -> None:
     red = np.zeros((16, 24, 3), np.uint8)
     red[..., 0] = 200
-    assert read_picture(saved(Image.fromarray(red)), (3, 8, 8)).shape == (3, 8, 8)
-    grey = read_picture(saved(Image.fromarray(red)), (1, 8, 8))
+    assert read_picture(saved(Image.fromarray(red)), (3, 8, 8)).pixels.shape == (3, 8, 8)
+    grey = read_picture(saved(Image.fromarray(red)), (1, 8, 8)).pixels
     assert (grey == round(0.299 * 200)).all()
     frames = [Image.fromarray(np.full((8, 8), shade, np.uint8)) for shade in (10, 200)]
     animation = saved(frames[0], "gif", save_all=True, append_images=frames[1:])
-    assert (read_picture(animation, (1, 8, 8)) == 10).all()
+    assert (read_picture(animation, (1, 8, 8)).pixels == 10).all()
 
 
 def test_file_that_claims_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +138,7 @@ def test_truncated_picture_is_refused_or_complete() -> None:
             picture = read_picture(io.BytesIO(complete[:length]), (1, 8, 8))
         except (OSError, ValueError):
             continue
-        np.testing.assert_array_equal(picture[0], RAMP)
+        np.testing.assert_array_equal(picture.pixels[0], RAMP)
 
 
 FLOATS = taking("float32", (1, 8, 8), (-1.0, 1.0))

@@ -59,14 +59,15 @@ def written(separator: str, **changed: str) -> bytes:
     ],
 )
 def test_csv_of_any_dialect_is_read(contents: bytes) -> None:
-    values, reasons = encode(parse_csv(contents), COLUMNS)
-    np.testing.assert_array_equal(values, CODED)
-    assert reasons == {}
+    encoded = encode(parse_csv(contents), COLUMNS)
+    np.testing.assert_array_equal(encoded.values, CODED)
+    assert encoded.reasons == {}
+    assert encoded.never_seen == {"city": ["Rom"]}
 
 
 @pytest.mark.parametrize("word", ["", "NA", "n/a", "NaN", "null", "?"])
 def test_word_for_a_missing_number_is_a_gap_and_no_category(word: str) -> None:
-    values, _ = encode(parse_csv(f"age,city\n{word},Bonn".encode()), COLUMNS)
+    values = encode(parse_csv(f"age,city\n{word},Bonn".encode()), COLUMNS).values
     assert np.isnan(values[0, 0])
     assert values[0, 1] == 1
 
@@ -78,7 +79,7 @@ def test_word_for_a_missing_number_is_a_gap_and_no_category(word: str) -> None:
         (b"age,city\n1,Bonn\n2\n", "line 3 has 1 cells, but the first line 2"),
         (b'age,city\n1,"Bonn\n2,x', "line 3 is no CSV: unexpected end of data"),
         (b"age,age\n1,2\n", "its first line has 2 columns that are named 'age'"),
-        (b"age,\n1,2\n", "its first line has 1 columns that are named ''"),
+        (b"age,,column_2\n1,2,3\n", "its first line names 'column_2', and column 2 has no name: name it"),
         (b"age,city\n\xff,Bonn\n", "it is no CSV in UTF-8 (invalid start byte at byte 9)"),
         (b"PK\x03\x04\0\0", "it is no CSV: it holds a byte 0"),
     ],
@@ -95,7 +96,7 @@ def test_parquet_gives_what_its_csv_gives(tmp_path: Path) -> None:
     table = pa.table({"city": [city or None for _, city in ROWS], "age": ages, "count": [1, 2, None, 4, 5]})
     parquet.write_table(table, tmp_path / "a.parquet")
     read = read_table(tmp_path / "a.parquet")
-    np.testing.assert_array_equal(encode(read, COLUMNS)[0], CODED)
+    np.testing.assert_array_equal(encode(read, COLUMNS).values, CODED)
     assert read.words("count") == ["1", "2", "", "4", "5"]
     (tmp_path / "b.parquet").write_bytes(written(","))
     (skipped,) = read_samples(tmp_path / "b.parquet", SIGNATURE)
@@ -114,10 +115,12 @@ def test_row_that_cannot_be_used_is_named_by_its_line(tmp_path: Path) -> None:
 
 def test_object_of_json_is_a_row() -> None:
     for row in ({"age": 41, "city": "Bonn", "more": []}, {"age": "41.0", "city": "Bonn"}):
-        np.testing.assert_array_equal(read_object(row, ROW), CODED[:1])
-    np.testing.assert_array_equal(read_object({"age": None, "city": None}, ROW), [[np.nan, 0]])
+        np.testing.assert_array_equal(read_object(row, ROW).values, CODED[:1])
+    np.testing.assert_array_equal(read_object({"age": None, "city": None}, ROW).values, [[np.nan, 0]])
     member = TensorSignature("x", "float32", ("batch", 1), (0, 9), (Column("member", ("false", "true")),))
-    assert read_object({"member": True}, member) == 2
+    for value in (True, "true", "TRUE", 1, 1.0, "1"):
+        assert read_object({"member": value}, member).values == 2
+    assert read_object({"age": 1, "city": "Rom"}, ROW).never_seen == {"city": "Rom"}
     for wrong, sentence in (({"age": 1}, "'city' is missing"), ({"age": [], "city": ""}, "'age' is neither")):
         with pytest.raises(ValueError, match=sentence):
             read_object(wrong, ROW)
@@ -204,7 +207,7 @@ def test_another_file_is_read_as_the_one_of_the_training(tmp_path: Path) -> None
 
 def test_labels_are_in_one_order_whatever_they_are() -> None:
     numbers = list(map(str, range(50)))
-    assert known_labels(reversed([*numbers, "1.0"]), several=False) == [*numbers[:2], "1.0", *numbers[2:]]
+    assert known_labels(reversed([*numbers, "1.5"]), several=False) == [*numbers[:2], "1.5", *numbers[2:]]
     for other in ("nan", "inf", "old"):
         assert known_labels([*numbers, other], several=False) == sorted([*numbers, other])
 

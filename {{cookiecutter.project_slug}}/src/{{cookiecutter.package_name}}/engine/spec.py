@@ -28,8 +28,11 @@ class DataSpec:
     label_counts: tuple[int, ...] = ()  # training samples of each label; empty if unknown
     fingerprint: str = ""  # of the files that the splits were made of; empty if they were not made of files
     columns: tuple[dict[str, Any], ...] = ()  # the columns of a table, each from `Column.to_dict`
-    # For a regression: the name of the target, and its mean and deviation in the training split.
+    bit_depth: int = 0  # bits that pictures of more than 8 bits use, if not 16
+    # For a regression: the name of the target; what the DataModule subtracts from it, because float32 would make large
+    # numbers near to each other equal; and the mean and deviation of the rest in the training split.
     target: str = ""
+    target_offset: int | float = 0
     target_mean: float = 0.0
     target_std: float = 1.0
 
@@ -44,7 +47,9 @@ class DataSpec:
 
     def as_input(self) -> "Input":
         """What is known of the input, for the module's `deployed()`."""
-        return Input(range=self.input_range, columns=self.columns, mean=self.mean, std=self.std)
+        return Input(
+            range=self.input_range, columns=self.columns, bit_depth=self.bit_depth, mean=self.mean, std=self.std
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers only: a checkpoint that holds them loads with `weights_only=True`."""
@@ -69,13 +74,15 @@ def read_spec(entry: Mapping[str, Any]) -> Any:
 class Input:
     """What is known of an input of `forward`: the range of its values, its free axes by name, the columns of a table.
 
-    `axes` maps the place of an axis, counted from 0, to a name; axes of one name have one size. `mean` and `std` of the
-    training split, one figure for each place along the second axis, are what a server compares requests with.
+    `bit_depth` is the number of bits that picture files of more than 8 bits use, if it is not 16. `axes` maps the place
+    of an axis, counted from 0, to a name; axes of one name have one size. `mean` and `std` of the training split, one
+    figure for each place along the second axis, are what a server compares requests with.
     """
 
     range: tuple[float, float] | None = None
     axes: Mapping[int, str] = field(default_factory=dict)
     columns: tuple[dict[str, Any], ...] = ()
+    bit_depth: int = 0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
@@ -85,7 +92,8 @@ class Output:
     """What is known of an output. `labels` stand for the places along its second axis, or for its whole numbers.
 
     With labels, floats are probabilities; with `multiple`, any number of labels applies, those above 0.5. `mean` and
-    `std` are those of a target in the training split, `label_counts` the samples of each label.
+    `std` are those of a target in the training split, `label_counts` the samples of each label. Floats of any kind are
+    exported as float32, and with `double` as float64, for numbers of more than 7 digits.
     """
 
     labels: tuple[str, ...] = ()
@@ -93,6 +101,7 @@ class Output:
     label_counts: tuple[int, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    double: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,22 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1"
 
 
 class InUnits(nn.Module):
-    """Raw input to predictions `(B, 1)` in the units of the target, which `net` gives in deviations from its mean."""
+    """Raw input to predictions `(B, 1)` in the units of the target, which `net` gives in deviations from its mean.
 
-    def __init__(self, net: nn.Module, mean: float, std: float) -> None:
+    They are of float64 if the target has an offset: float32 holds 7 digits.
+    """
+
+    def __init__(self, net: nn.Module, spec: DataSpec) -> None:
         super().__init__()
-        self.net, self.mean, self.std = net, mean, std
+        self.net, self.mean, self.std, self.offset = net, spec.target_mean, spec.target_std, spec.target_offset
 
     def forward(self, x: Tensor) -> Tensor:
         predicted: Tensor = self.net(x) * self.std + self.mean
-        return predicted
+        return predicted.double() + self.offset if self.offset else predicted
 
 
 class Regressor(pl.LightningModule):
-    """Trains `net(spec)` to outputs `(B, 1)`, standardised, from targets `(B,)` in their own units.
+    """Trains `net(spec)` to outputs `(B, 1)`, standardised, from targets `(B,)` in their own units, less an offset.
 
     Logs `rmse` and `mae` in the units of the target, and `r2`; the loss is computed from the standardised target.
     """
@@ -88,11 +91,12 @@ class Regressor(pl.LightningModule):
 
     def deployed(self) -> Deployed:
         """What is exported: the prediction in the units of the target."""
-        spec, mean, std = self.spec, self.spec.target_mean, self.spec.target_std
+        spec, std = self.spec, self.spec.target_std
+        mean = spec.target_offset + spec.target_mean
         return Deployed(
-            network=InUnits(self.net, mean, std),
+            network=InUnits(self.net, spec),
             inputs={"x": spec.as_input()},
-            outputs={"prediction": Output(mean=(mean,), std=(std,))},
+            outputs={"prediction": Output(mean=(mean,), std=(std,), double=bool(spec.target_offset))},
             result=lambda outputs: (outputs["prediction"] - mean) / std,
             metric="test/r2",
             example={"x": torch.zeros(2, *spec.input_shape, dtype=getattr(torch, spec.input_dtype))},

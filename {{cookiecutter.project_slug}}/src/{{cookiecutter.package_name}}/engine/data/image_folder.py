@@ -8,7 +8,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..inference.images import SUFFIXES, read_picture
-from ..inference.inputs import files_within
+from ..inference.images import BIT_DEPTH, SUFFIXES, is_readable, read_picture
+from ..inference.inputs import files_within, report_passed_over
 from ..spec import DataSpec
 from .augmentation import augmentation
 from .data_module import SamplesDataModule
-from .labels import SEPARATOR, count_labels, known_labels, label_numbers, rarest_labels
-from .pixel_statistics import Sums, scan_pictures, statistics_of_sums
+from .labels import SEPARATOR, canonical_labels, count_labels, known_labels, label_numbers, rarest_labels
+from .pixel_statistics import Scan, scan_pictures, statistics_of_sums
 from .samples import Batch, Samples
 from .splits import MIN_SAMPLES, SPLIT_NAMES, SPLITS
 
@@ -35,13 +35,14 @@ NUM_NAMED = 5  # of the files that cannot be read
 class PicturesOnDisk(Samples):
     """Pictures `(B, *shape)`, uint8, decoded as they are fetched, by the function that the server reads them with."""
 
-    def __init__(self, files: list[Path], labels: Tensor, shape: tuple[int, int, int]) -> None:
+    def __init__(self, files: list[Path], labels: Tensor, shape: tuple[int, int, int], bit_depth: int) -> None:
         self.files = np.array([os.fsencode(path) for path in files])  # one array: worker processes share it
         self.labels = labels
-        self.shape = shape
+        self.shape, self.bit_depth = shape, bit_depth
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        pictures = [read_picture(Path(os.fsdecode(self.files[index])), self.shape) for index in indices]
+        files = [Path(os.fsdecode(self.files[index])) for index in indices]
+        pictures = [read_picture(file, self.shape, self.bit_depth).pixels for file in files]
         inputs = np.stack(pictures) if pictures else np.empty((0, *self.shape), dtype=np.uint8)
         return torch.from_numpy(inputs), self.labels[torch.tensor(indices, dtype=torch.long)]
 
@@ -89,7 +90,7 @@ class ImageFolderDataModule(SamplesDataModule):
         self.augment = augmentation(augment)
         shape = (int(channels), size[0], size[1])
         several = task == "multilabel"
-        pictures, sums, squares = _readable(list_pictures(Path(root), several), several, shape, Path(cache_dir))
+        pictures, scan = _readable(list_pictures(Path(root), several), several, shape, Path(cache_dir))
         words = [picture.label for picture in pictures]
         groups = rarest_labels(words, MIN_SAMPLES) if several else words
         rows = split_pictures(pictures, groups, val_fraction, test_fraction, split_seed)
@@ -99,8 +100,8 @@ class ImageFolderDataModule(SamplesDataModule):
             truth, unknown = label_numbers([words[row] for row in members], labels, several)
             if unknown is not None:
                 raise UserError(f"label '{words[members[unknown]]}' is in {name}, but no training picture shows it.")
-            self.samples[name] = PicturesOnDisk([pictures[row].path for row in members], truth, shape)
-        mean, std = statistics_of_sums(sums[rows["train"]], squares[rows["train"]], size[0] * size[1])
+            self.samples[name] = PicturesOnDisk([pictures[row].path for row in members], truth, shape, scan.bit_depth)
+        mean, std = statistics_of_sums(scan.sums[rows["train"]], scan.squares[rows["train"]], size[0] * size[1])
         is_split_given = {picture.split for picture in pictures} == set(SPLITS)
         names = [pictures[row].name for row in rows["train"]]
         self.spec = DataSpec(
@@ -112,6 +113,7 @@ class ImageFolderDataModule(SamplesDataModule):
             labels=labels,
             mean=mean,
             std=std,
+            bit_depth=0 if scan.bit_depth == BIT_DEPTH else scan.bit_depth,
             label_counts=count_labels(self.samples["train"].labels, len(labels)),
             description=f"{len(pictures):,} pictures of {len(labels)} labels, resized to {size[0]} x {size[1]} pixels.",
             fingerprint="" if is_split_given else hashlib.sha256("\n".join(names).encode()).hexdigest(),
@@ -120,18 +122,28 @@ class ImageFolderDataModule(SamplesDataModule):
 
 def _readable(
     pictures: list[Picture], several: bool, shape: tuple[int, int, int], cache_dir: Path
-) -> tuple[list[Picture], Sums, Sums]:
+) -> tuple[list[Picture], Scan]:
+    """Returns the pictures that can be read and what the scan found of them; says which were read in another way."""
     scan = scan_pictures([picture.path for picture in pictures], shape, cache_dir)
     broken, rows = np.flatnonzero(scan.reasons != ""), np.flatnonzero(scan.reasons == "")
     if len(broken):
-        named = "; ".join(f"{pictures[row].name} ({scan.reasons[row]})" for row in broken[:NUM_NAMED])
-        more = "" if len(broken) <= NUM_NAMED else "; ..."
-        log.warning("left out    %d of %d pictures that cannot be read: %s%s", len(broken), len(pictures), named, more)
+        named = _listed([f"{pictures[row].name} ({scan.reasons[row]})" for row in broken])
+        log.warning("left out    %d of %d pictures that cannot be read: %s", len(broken), len(pictures), named)
+    for remark in sorted(set(scan.remarks.tolist()) - {""}):
+        said = np.flatnonzero(scan.remarks == remark)
+        log.warning("look at     %d pictures: %s: %s", len(said), remark, _listed([pictures[row].name for row in said]))
+    if scan.bit_depth < BIT_DEPTH:
+        white = (1 << scan.bit_depth) - 1
+        log.warning("pictures    of more than 8 bits use %d: %s is white", scan.bit_depth, f"{white:,}")
     readable = [pictures[row] for row in rows]
     there, left = (known_labels((picture.label for picture in part), several) for part in (pictures, readable))
     for label in sorted(set(there) - set(left)):
         raise UserError(f"no picture of the label '{label}' can be read: leave the label out, or mend its files.")
-    return readable, scan.sums[rows], scan.squares[rows]
+    return readable, scan._replace(sums=scan.sums[rows], squares=scan.squares[rows])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "; ".join(names[:NUM_NAMED]) + ("" if len(names) <= NUM_NAMED else "; ...")
 
 
 def split_pictures(
@@ -172,7 +184,10 @@ def list_pictures(root: Path, several: bool = False) -> list[Picture]:
         raise UserError(
             f"data.root={root} is a folder: several labels of a picture stand in a CSV, as red{SEPARATOR}round."
         )
-    found = _list_folder(root) if root.is_dir() else _list_csv(root, several)
+    found = list(_list_folder(root) if root.is_dir() else _list_csv(root, several))
+    if not root.is_dir():
+        labels = canonical_labels([picture.label for picture in found], several)
+        found = [picture._replace(label=label) for picture, label in zip(found, labels, strict=True)]
     pictures = sorted(found, key=lambda picture: picture.name)
     labels = known_labels((picture.label for picture in pictures), several)
     if len(labels) < 2:
@@ -182,24 +197,27 @@ def list_pictures(root: Path, several: bool = False) -> list[Picture]:
 
 
 def _list_folder(root: Path) -> Iterator[Picture]:
+    passed_over: list[Path] = []
     folders = _visible_folders(root)
     splits = {folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_NAMES}
     if "train" not in splits.values():
-        yield from _list_labels(root, folders, None)
-        return
-    for folder in folders:
-        if folder not in splits:
-            raise UserError(f"{folder} lies beside the folders of the splits: move it into them, or away.")
-        yield from _list_labels(root, _visible_folders(folder), splits[folder])
+        yield from _list_labels(root, folders, None, passed_over)
+    else:
+        for folder in folders:
+            if folder not in splits:
+                raise UserError(f"{folder} lies beside the folders of the splits: move it into them, or away.")
+            yield from _list_labels(root, _visible_folders(folder), splits[folder], passed_over)
+    report_passed_over(passed_over)
 
 
 def _visible_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _list_labels(root: Path, folders: list[Path], split: str | None) -> Iterator[Picture]:
+def _list_labels(root: Path, folders: list[Path], split: str | None, passed_over: list[Path]) -> Iterator[Picture]:
     for folder in folders:
-        files = files_within(folder, SUFFIXES)
+        files, others = files_within(folder, SUFFIXES, is_readable)
+        passed_over += others
         if not files:
             raise UserError(f"{folder} holds no picture ({' '.join(SUFFIXES)}): put some in, or remove it.")
         for path in files:

@@ -1,6 +1,5 @@
 """Labels as words to numbers: one a sample, or any number of them, written as `red|round`."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..inference.cells import Vocabulary, canonical, value_of
 
 SEPARATOR = "|"  # between several labels of a sample
 
@@ -16,14 +16,18 @@ def parse_labels(word: str, several: bool) -> list[str]:
     return [label.strip() for label in word.split(SEPARATOR) if label.strip()] if several else [word]
 
 
+def canonical_labels(words: Sequence[str], several: bool) -> list[str]:
+    """Writes each label in one form, so that `1` and `1.0` are one label where all are numbers."""
+    parts = [parse_labels(word, several) for word in words]
+    forms = canonical(label for labels in parts for label in labels)
+    return [SEPARATOR.join(forms.get(label, label) for label in labels) for labels in parts]
+
+
 def known_labels(words: Iterable[str], several: bool) -> list[str]:
     """Each label once, in numerical order if all are numbers, else in alphabetical order."""
     labels = sorted({label for word in words for label in parse_labels(word, several)})
-    try:
-        numbers = [float(label) for label in labels]
-    except ValueError:
-        return labels
-    return sorted(labels, key=float) if all(map(math.isfinite, numbers)) else labels
+    values = {label: value_of(label) for label in labels}
+    return labels if None in values.values() else sorted(labels, key=lambda label: values[label] or 0)
 
 
 def rarest_labels(words: Sequence[str], least: int) -> list[str]:
@@ -47,8 +51,9 @@ def rarest_labels(words: Sequence[str], least: int) -> list[str]:
 
 def label_numbers(words: Sequence[str], labels: Sequence[str], several: bool) -> tuple[Tensor, int | None]:
     """The labels as numbers `(N,)`, or several ones as `(N, K)` of 0 or 1; and the first row with an unknown label."""
-    numbers = {label: number for number, label in enumerate(labels)}
-    rows = [[numbers.get(label, -1) for label in parse_labels(word, several)] for word in words]
+    vocabulary = Vocabulary(labels)
+    numbers = {label: vocabulary.find(label) for word in set(words) for label in parse_labels(word, several)}
+    rows = [[-1 if (n := numbers[label]) is None else n for label in parse_labels(word, several)] for word in words]
     unknown = next((row for row, found in enumerate(rows) if -1 in found), None)
     if not several:
         return torch.tensor([number for (number,) in rows]), unknown

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..atomic import atomic_write
 from ..console import bar
-from ..inference.images import read_picture
+from ..inference.images import BIT_DEPTH, read_picture
 from ..inference.inputs import reason_of
 from .samples import num_cores
 
@@ -24,16 +24,22 @@ log = logging.getLogger(__name__)
 
 Sums = npt.NDArray[np.int64]
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 NUM_ANNOUNCED = 1000  # pictures; a scan of fewer takes no time that needs a word
 
 
 class Scan(NamedTuple):
-    """Of N pictures: sums of the pixels and of their squares, `(N, C)`, and why one cannot be read ("" if it can)."""
+    """Of N pictures: sums of the pixels and of their squares, `(N, C)`, and why one cannot be read ("" if it can).
+
+    `remarks` say what is unusual about a picture that can be read. `bit_depth` is the number of bits that the pictures
+    of more than 8 bits use together, or 16.
+    """
 
     sums: Sums
     squares: Sums
     reasons: npt.NDArray[np.str_]
+    remarks: npt.NDArray[np.str_]
+    bit_depth: int
 
 
 def pixel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -67,7 +73,8 @@ def scan_pictures(files: list[Path], shape: tuple[int, int, int], cache_dir: Pat
             with atomic_write(cached) as file:
                 np.savez(file, **_decoded(files, shape)._asdict())
         with np.load(cached) as contents:
-            return Scan(**contents)
+            scan = Scan(**contents)
+            return scan._replace(bit_depth=int(scan.bit_depth))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -79,19 +86,30 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _decoded(files: list[Path], shape: tuple[int, int, int]) -> Scan:
+    """Decodes the files, and once more if those of 16 bits use fewer of them, as cameras and scanners with 12 do."""
     if len(files) >= NUM_ANNOUNCED:
         log.info("looking at  %s pictures, once", f"{len(files):,}")
+    scan, peak = _decoded_by(files, shape, BIT_DEPTH)
+    if peak and peak.bit_length() < BIT_DEPTH:
+        scan, _ = _decoded_by(files, shape, max(8, peak.bit_length()))
+    return scan
+
+
+def _decoded_by(files: list[Path], shape: tuple[int, int, int], bit_depth: int) -> tuple[Scan, int]:
+    """Returns the largest value of the pictures of more than 8 bits as well."""
     with ThreadPool(num_cores()) as pool:  # Pillow decodes outside of Python's lock
-        found = pool.imap(partial(_scan_picture, shape=shape), files, chunksize=16)
+        found = pool.imap(partial(_scan_picture, shape=shape, bit_depth=bit_depth), files, chunksize=16)
         rows = [next(found) for _ in bar(files, "looking at pictures")]
-    sums, squares, reasons = zip(*rows, strict=True)
-    return Scan(np.stack(sums), np.stack(squares), np.array(reasons, dtype=np.str_))
+    sums, squares, reasons, remarks, peaks = zip(*rows, strict=True)
+    words = np.array(reasons, dtype=np.str_), np.array(remarks, dtype=np.str_)
+    return Scan(np.stack(sums), np.stack(squares), *words, bit_depth), max(peaks)
 
 
-def _scan_picture(path: Path, shape: tuple[int, int, int]) -> tuple[Sums, Sums, str]:
+def _scan_picture(path: Path, shape: tuple[int, int, int], bit_depth: int) -> tuple[Sums, Sums, str, str, int]:
     try:
-        pixels = read_picture(path, shape).reshape(shape[0], -1).astype(np.int64)
+        picture = read_picture(path, shape, bit_depth)
     except (OSError, ValueError) as error:
         zeros = np.zeros(shape[0], dtype=np.int64)
-        return zeros, zeros, reason_of(error)
-    return pixels.sum(axis=1), np.square(pixels).sum(axis=1), ""
+        return zeros, zeros, reason_of(error), "", 0
+    pixels = picture.pixels.reshape(shape[0], -1).astype(np.int64)
+    return pixels.sum(axis=1), np.square(pixels).sum(axis=1), "", picture.remark, picture.peak

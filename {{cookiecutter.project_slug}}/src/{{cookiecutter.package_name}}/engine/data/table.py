@@ -2,7 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,11 +17,13 @@ from sklearn import datasets
 from torch import Tensor
 
 from ..errors import UserError, nearest
+from ..inference.cells import TRUTHS, canonical, is_true_or_false
+from ..inference.numbers import DECIMALS, GAPS, Number
 from ..inference.signature import Column
-from ..inference.tables import MOST, Table, encode, read_table
+from ..inference.tables import MOST, Table, encode, read_table, report_never_seen
 from ..spec import DataSpec
 from .data_module import InMemoryDataModule
-from .labels import count_labels, known_labels, label_numbers, rarest_labels
+from .labels import canonical_labels, count_labels, known_labels, label_numbers, rarest_labels
 from .samples import SamplesInMemory
 from .splits import MIN_SAMPLES, SPLIT_NAMES, SPLITS, Rows, shuffled, stratified
 
@@ -36,12 +41,16 @@ BUNDLED = {
 BUNDLED_TARGET = "target"  # the name of their target column
 NUM_NAMED = 5  # of the rows that are left out
 MANY_CATEGORIES = 20  # up to this number, a column's categories are not compared with its number of rows
+COLLAPSED = 0.01  # the share of distinct values that float32 may make equal before they are centred
+# A number, a date or a measure: what holds hardly any letters.
+DIGITS = re.compile(r"\W*[0-9][0-9\W]*[^\W\d_]{0,4}\W*")
 
 
 class TableDataModule(InMemoryDataModule):
     """Rows `(N, C)`, float32, with NaN for a gap and codes of categories; and the target of `task`.
 
-    The target is labels `(N,)`, int64, or several labels `(N, K)` of 0 or 1, or numbers `(N,)` in their own units.
+    The target is labels `(N,)`, int64, or several labels `(N, K)` of 0 or 1, or numbers `(N,)` in their own units, less
+    `spec.target_offset`. `read_as` tells how each column was read.
 
     Categories and statistics of the columns come from the training split alone, or from `trained`, the DataSpec of a
     checkpoint. If `trained` is given, all rows of another file than that of the training belong to the test split.
@@ -55,6 +64,7 @@ class TableDataModule(InMemoryDataModule):
         drop: list[str] | None = None,
         categorical: list[str] | None = None,
         split: str | None = None,
+        decimal: str | None = None,
         batch_size: int = 64,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
@@ -64,35 +74,69 @@ class TableDataModule(InMemoryDataModule):
         pin_memory: bool | None = None,
         trained: DataSpec | None = None,
     ) -> None:
-        given = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-        super().__init__(batch_size, seed, num_workers, pin_memory, **given)
+        fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        super().__init__(batch_size, seed, num_workers, pin_memory, **fractions)
+        if decimal not in (None, *DECIMALS):
+            raise UserError(f"data.decimal={decimal} is no decimal sign: give . or , or null.")
+        self.read_as: dict[str, str] = {}
         table, target, fingerprint = _read(path, target)
-        table = _without_gaps(table, target, task)
-        fractions = val_fraction, test_fraction, split_seed
-        if split is not None:  # independent of the rest of the file, so no fingerprint is needed
-            needed = SPLITS if trained is None else ("test",)
-            rows, fingerprint = _given_split(table, _checked_column(table, split, "split", path), needed), ""
-        elif trained is not None and trained.fingerprint != fingerprint:
-            rows = {name: np.arange(len(table.places) if name == "test" else 0) for name in SPLITS}
-        elif task == "regression":
-            rows = shuffled(len(table.places), *fractions)
-        else:
-            words = _checked_labels(table, target, task)
-            rows = stratified(rarest_labels(words, MIN_SAMPLES) if task == "multilabel" else words, *fractions)
-        if trained is None:
-            excluded = [target, *([] if split is None else [split]), *(drop or [])]
-            columns = _choose_columns(table, excluded, categorical or [], rows["train"])
-        else:
-            columns = [Column.from_dict(column) for column in trained.columns]
-        inputs = _encoded(table, columns, path)
-        if trained is None:
-            trained = _describe(table, target, task, columns, rows["train"], inputs[rows["train"]])
-        self.spec = replace(trained, name=Path(path).stem, fingerprint=fingerprint)
-        truth = _truth(table, target, self.spec)
+        table = replace(table, decimal=decimal or "")
+        with _named(path):
+            table = _without_gaps(table, target, task)
+            rows, words = self._rows(table, target, task, split, trained, fingerprint, path, split_seed, **fractions)
+            if trained is None:
+                excluded = [target, *([] if split is None else [split]), *(drop or [])]
+                columns, self.read_as = _choose_columns(table, excluded, categorical or [], rows["train"])
+            else:
+                columns = [Column.from_dict(column) for column in trained.columns]
+            inputs = _encoded(table, columns, path)
+            if trained is None:
+                training = rows["train"]
+                trained = _describe(table, target, task, columns, training, inputs[training], words)
+            fingerprint = "" if split is not None else fingerprint  # such a split is independent of the other rows
+            self.spec = replace(trained, name=Path(path).stem, fingerprint=fingerprint)
+            truth = _truth(table, target, self.spec, words)
         self.samples = {
             name: SamplesInMemory(torch.from_numpy(inputs[part]), truth[torch.from_numpy(part)])
             for name, part in rows.items()
         }
+
+    @staticmethod
+    def _rows(
+        table: Table,
+        target: str,
+        task: Task,
+        split: str | None,
+        trained: DataSpec | None,
+        fingerprint: str,
+        path: str,
+        split_seed: int,
+        val_fraction: float,
+        test_fraction: float,
+    ) -> tuple[Rows, list[str]]:
+        """Returns the rows of each split, and the labels of all rows in one form; none for a regression."""
+        words: list[str] = []
+        if task != "regression":
+            words = table.words(target) if trained is not None else _checked_labels(table, target, task)
+        fractions = val_fraction, test_fraction, split_seed
+        if split is not None:
+            needed = SPLITS if trained is None else ("test",)
+            return _given_split(table, _checked_column(table, split, "split", path), needed), words
+        if trained is not None and trained.fingerprint != fingerprint:
+            return {name: np.arange(len(table.places) if name == "test" else 0) for name in SPLITS}, words
+        if task == "regression":
+            return shuffled(len(table.places), *fractions), words
+        words = canonical_labels(words, task == "multilabel")
+        return stratified(rarest_labels(words, MIN_SAMPLES) if task == "multilabel" else words, *fractions), words
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Raises what a file is refused for as a sentence with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"data.path={path} cannot be used: {error}.") from error
 
 
 def _read(path: str, target: str | None) -> tuple[Table, str, str]:
@@ -135,7 +179,7 @@ def _without_gaps(table: Table, target: str, task: str) -> Table:
     words = table.words(target)
     missing = [row for row, word in enumerate(words) if not word]
     if task == "regression":
-        values, bad = table.numbers(target)
+        values, bad = table.numbers(target, boolean=is_true_or_false(words))
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             raise UserError(
@@ -152,7 +196,7 @@ def _without_gaps(table: Table, target: str, task: str) -> Table:
 
 def _checked_labels(table: Table, target: str, task: str) -> list[str]:
     """The target as words; refuses one label for all rows, or a different one in almost each."""
-    words = table.words(target)
+    words = canonical_labels(table.words(target), task == "multilabel")
     labels = known_labels(words, task == "multilabel")
     if len(labels) < 2:
         found = f"one label, '{labels[0]}'" if labels else "no row"
@@ -179,50 +223,132 @@ def _given_split(table: Table, split: str, needed: Sequence[str]) -> Rows:
 
 def _choose_columns(
     table: Table, excluded: Sequence[str], categorical: Sequence[str], training: npt.NDArray[np.int64]
-) -> list[Column]:
-    """All columns but the `excluded` ones; categories and gaps are those of the rows `training` alone.
+) -> tuple[list[Column], dict[str, str]]:
+    """All columns but the `excluded` ones and indexes, and how each was read.
 
-    A column is numeric if every cell that is not empty holds a number, unless `categorical` names it.
+    Categories, gaps and offsets are those of the rows `training` alone. A column is numeric if every cell that is not
+    empty holds a number, or true or false, unless `categorical` names it.
     """
     for option, names in (("drop", excluded), ("categorical", categorical)):
         for name in names:
             if name not in table.cells:
                 raise UserError(f"data.{option}=[{name}] is no column of the table; {nearest(name, table.cells)}")
-    columns, too_many = [], []
+    columns: list[Column] = []
+    read_as = dict.fromkeys(table.cells, "left out")
     for name in table.cells:
         if name in excluded:
             continue
-        if name not in categorical and _holds_numbers(table, name):
-            values = table.numbers(name)[0][training]
-            if not np.isnan(values).all():
-                columns.append(Column(name, gaps=bool(np.isnan(values).any())))
-            else:
-                log.warning("left out    column '%s': it is empty in the training split", name)
-            continue
-        words = table.words(name)
-        known = [words[row] for row in training if words[row]]
-        categories = known_labels(known, several=False)
-        if name not in categorical and len(categories) > max(MANY_CATEGORIES, len(known) / 2):
-            too_many.append(name)
-        columns.append(Column(name, tuple(categories), gaps=len(known) < len(training)))
+        words, is_numeric = table.words(name), name not in categorical and _holds_numbers(table, name)
+        gaps = GAPS if is_numeric else {""}
+        known = [words[row] for row in training if words[row].lower() not in gaps]
+        if name in table.indexes and name not in categorical:
+            log.warning("left out    column '%s': it is the index of the table, and no feature", name)
+            read_as[name] = "left out: the index of the table"
+        elif not known:
+            log.warning("left out    column '%s': it is empty in the training split", name)
+            read_as[name] = "left out: empty"
+        elif name in table.nameless:
+            raise UserError(
+                f"column {name.removeprefix('column_')} of the table has no name: name it, or leave it out as "
+                f"data.drop=[{','.join(table.nameless)}]."
+            )
+        elif is_numeric:
+            column = _numeric_column(table, name, training)
+            columns.append(column)
+            read_as[name] = _described(column)
+        else:
+            column = _category_column(name, known, len(known) < len(training))
+            columns.append(column)
+            read_as[name] = f"{len(column.categories or ())} categories"
+    _check_categories(table, columns, categorical, training)
+    if not columns:
+        raise UserError("no column is left to learn from: name fewer in data.drop.")
+    return columns, read_as
+
+
+def _described(column: Column) -> str:
+    parts = ["true or false" if column.boolean else "numbers"]
+    parts += [f"decimal sign {column.decimal}"] if column.decimal else []
+    parts += [f"less {column.offset:,}"] if column.offset else []
+    return ", ".join(parts)
+
+
+def _numeric_column(table: Table, name: str, training: npt.NDArray[np.int64]) -> Column:
+    is_boolean = set(canonical(table.words(name)).values()) <= {"0", "1", *TRUTHS}
+    decimal = "" if is_boolean else table.decimal_of(name)
+    numbers = table.exact(name, decimal, boolean=is_boolean)
+    if len(set(numbers)) == len(numbers) and all(isinstance(number, int) for number in numbers):
+        log.warning(
+            "look at     column '%s': its whole numbers differ in every row; data.drop=[%s] leaves them out if they "
+            "number the rows", name, name,
+        )  # fmt: skip
+    known = [number for row in training if (number := numbers[row]) is not None and number == number]
+    offset = _offset(f"column '{name}'", known)
+    return Column(name, None, len(known) < len(training), offset, decimal, is_boolean)
+
+
+def _offset(name: str, numbers: Sequence[Number]) -> Number:
+    """Returns 0, or the number near to the middle without which float32 tells more of the numbers apart.
+
+    Says so if some that differ become equal.
+    """
+    distinct = sorted(set(numbers))
+
+    def num_distinct(offset: Number) -> int:
+        return len({np.float32(number - offset) for number in distinct})
+
+    offset: Number = 0
+    num_left = num_distinct(offset)
+    if num_left < (1 - COLLAPSED) * len(distinct):
+        middle = statistics.median_low(distinct)
+        if num_distinct(middle) > num_left:
+            offset, num_left = middle, num_distinct(middle)
+    if num_left < len(distinct):
+        log.warning("look at     %s: of %d different numbers float32 tells %d apart", name, len(distinct), num_left)
+    return offset
+
+
+def _category_column(name: str, known: Sequence[str], has_gaps: bool) -> Column:
+    forms = canonical(known)
+    if merged := sorted(spelling for spelling, form in forms.items() if spelling != form and form in forms):
+        log.warning("look at     column '%s': '%s' and '%s' are one category", name, merged[0], forms[merged[0]])
+    return Column(name, tuple(known_labels(forms.values(), several=False)), has_gaps)
+
+
+def _check_categories(
+    table: Table, columns: Sequence[Column], categorical: Sequence[str], training: npt.NDArray[np.int64]
+) -> None:
+    """Refuses text that differs in most of the rows, from which nothing can be learned."""
+    too_many = []
+    for column in columns:
+        words = [word for row in training if (word := table.words(column.name)[row])]
+        is_checked = column.categories is not None and column.name not in categorical
+        if is_checked and len(column.categories or ()) > max(MANY_CATEGORIES, len(words) / 2):
+            unread = [word for word in words if DIGITS.fullmatch(word)]
+            if len(unread) > len(words) / 2:
+                raise UserError(
+                    f"'{unread[0]}' in the column '{column.name}' is no number that can be read: write it with digits "
+                    f"and a decimal point alone, or say data.categorical=[{column.name}] if it is a name."
+                )
+            too_many.append(column.name)
     if too_many:
         raise UserError(
             f"hardly any two rows have the same text in {', '.join(too_many)}, so there is nothing to learn from it: "
             f"leave it out as data.drop=[{','.join(too_many)}], or say data.categorical=[{','.join(too_many)}]."
         )
-    if not columns:
-        raise UserError("no column is left to learn from: name fewer in data.drop.")
-    return columns
 
 
 def _holds_numbers(table: Table, name: str) -> bool:
     """Refuses a column in which most cells are numbers, but not all: that is more often a mistake than a choice."""
+    words = table.words(name)
+    if is_true_or_false(words):
+        return True
     values, bad = table.numbers(name)
     num_known, num_bad = int(np.count_nonzero(~np.isnan(values))), int(np.count_nonzero(bad))
     if num_bad and num_known > num_bad:
         row = int(np.flatnonzero(bad)[0])
         raise UserError(
-            f"{table.places[row]} of the table: {name}='{table.words(name)[row]}' is no number, unlike {num_known} "
+            f"{table.places[row]} of the table: {name}='{words[row]}' is no number, unlike {num_known} "
             f"others: mend it, empty it, or say data.categorical=[{name}]."
         )
     return num_bad == 0
@@ -249,8 +375,9 @@ def _describe(
     columns: list[Column],
     training: npt.NDArray[np.int64],
     inputs: npt.NDArray[np.float32],
+    words: Sequence[str],
 ) -> DataSpec:
-    """Builds the DataSpec from the rows `training`, whose values are `inputs`."""
+    """Builds the DataSpec from the rows `training`, whose values are `inputs`; `words` are the labels of all rows."""
     mean, std = _column_statistics(inputs, columns)
     spec = DataSpec(
         name="",
@@ -266,13 +393,15 @@ def _describe(
     )
     described = f"{len(table.places):,} rows of {len(columns)} columns, and in '{target}' "
     if task == "regression":
-        numbers = table.numbers(target)[0][training]
-        spread = float(numbers.std())
+        exact = table.exact(target, boolean=is_true_or_false(table.words(target)))
+        offset = _offset(f"data.target={target}", [number for row in training if (number := exact[row]) is not None])
+        spec = replace(spec, target_offset=offset)
+        numbers = _truth(table, target, spec, ())[torch.from_numpy(training)].double()
+        spread = float(numbers.std(correction=0))
         if not spread:
             raise UserError(f"data.target={target} is the same in all training rows: there is nothing to predict.")
         return replace(spec, target_mean=float(numbers.mean()), target_std=spread, description=f"{described}a number.")
     several = task == "multilabel"
-    words = table.words(target)
     words = [words[row] for row in training]
     labels = tuple(known_labels(words, several))
     counts = count_labels(label_numbers(words, labels, several)[0], len(labels))
@@ -281,19 +410,19 @@ def _describe(
 
 
 def _encoded(table: Table, columns: list[Column], path: str) -> npt.NDArray[np.float32]:
-    try:
-        values, reasons = encode(table, columns)
-    except ValueError as error:
-        raise UserError(f"data.path={path} cannot be used: {error}.") from error
-    if reasons:
-        raise UserError(f"data.path={path} cannot be used, {next(iter(reasons.values()))}: mend it, or empty it.")
-    return values
+    encoded = encode(table, columns)
+    if encoded.reasons:
+        reason = next(iter(encoded.reasons.values()))
+        raise UserError(f"data.path={path} cannot be used, {reason}: mend it, or empty it.")
+    report_never_seen(encoded, Path(path).name)
+    return encoded.values
 
 
-def _truth(table: Table, target: str, spec: DataSpec) -> Tensor:
+def _truth(table: Table, target: str, spec: DataSpec, words: Sequence[str]) -> Tensor:
     if spec.task == "regression":
-        return torch.from_numpy(table.numbers(target)[0].astype(np.float32))
-    words = table.words(target)
+        is_boolean = is_true_or_false(table.words(target))
+        numbers, _ = table.numbers(target, offset=spec.target_offset, boolean=is_boolean)
+        return torch.from_numpy(numbers.astype(np.float32))
     truth, unknown = label_numbers(words, spec.labels, spec.task == "multilabel")
     if unknown is not None:
         place, word = table.places[unknown], words[unknown]

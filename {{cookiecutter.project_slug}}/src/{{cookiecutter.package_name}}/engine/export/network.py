@@ -76,7 +76,7 @@ class Call:
 
 
 class DeployedNetwork(nn.Module):
-    """Maps tensors, in the order of `call.inputs`, to a tuple of tensors, float32 where they are floats of any kind."""
+    """Maps tensors, in the order of `call.inputs`, to a tuple of tensors, of float32 or float64 if they are floats."""
 
     def __init__(self, module: nn.Module, described: Deployed, call: Call) -> None:
         super().__init__()
@@ -94,7 +94,9 @@ class DeployedNetwork(nn.Module):
         else:
             found = self.network(*tensors)
         outputs = flattened(found, place_of(self.network), list(self.described.outputs))
-        return {name: _as_float32(output) for name, output in outputs.items()}
+        double = {name for name, about in self.described.outputs.items() if about.double}
+        types = {name: torch.float64 if name in double else torch.float32 for name in outputs}
+        return {name: _as_type(output, types[name]) for name, output in outputs.items()}
 
 
 def deployed(module: pl.LightningModule, call: Call) -> DeployedNetwork:
@@ -240,5 +242,5 @@ def eager_latency_ms(network: DeployedNetwork, inputs: Arrays) -> float:
         torch.set_num_threads(threads)
 
 
-def _as_float32(output: Tensor) -> Tensor:
-    return output.float() if output.is_floating_point() and output.dtype != torch.float32 else output
+def _as_type(output: Tensor, dtype: torch.dtype) -> Tensor:
+    return output.to(dtype) if output.is_floating_point() and output.dtype != dtype else output

@@ -131,7 +131,8 @@ def _about_input(about: Input | None) -> dict[str, Any]:
     if about is None:
         return {}
     columns = tuple(map(Column.from_dict, about.columns))
-    return {"range": about.range, "columns": columns, "mean": about.mean, "std": about.std}
+    known = {"range": about.range, "columns": columns, "bit_depth": about.bit_depth}
+    return {**known, "mean": about.mean, "std": about.std}
 
 
 def _about(name: str, array: Array, described: Deployed) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def _about(name: str, array: Array, described: Deployed) -> dict[str, Any]:
         return {}
     if about.labels and array.dtype.kind == "f" and (array.ndim < 2 or array.shape[1] != len(about.labels)):
         raise GateFailure(f"deployed() gives '{name}' {len(about.labels)} labels, but it has the shape {array.shape}.")
-    return vars(about)
+    return {field: value for field, value in vars(about).items() if field != "double"}
 
 
 def _dtype(name: str, array: Array) -> str:

@@ -55,8 +55,9 @@ def predicted(tensor: TensorSignature, values: Array) -> Array:
 
 
 def figure(value: Any) -> float:
-    """Rounds to as many digits as float32 has."""
-    return float(f"{value:.7g}")
+    """Rounds to as many digits as float32 has, or float64 if the value is of that type."""
+    digits = 15 if isinstance(value, np.float64) else 7
+    return float(f"{value:.{digits}g}")
 
 
 def _is_integer(tensor: TensorSignature) -> bool:
@@ -67,7 +68,9 @@ def _describe(tensor: TensorSignature, values: Array, every: bool) -> Any:
     labels = tensor.labels
     if is_mask(tensor):
         counts = np.bincount(mask_of(tensor, values).ravel(), minlength=len(labels))
-        shares = {label: figure(count / counts.sum()) for label, count in zip(labels, counts.tolist(), strict=False)}
+        shares = {
+            label: figure(float(count / counts.sum())) for label, count in zip(labels, counts.tolist(), strict=False)
+        }
         if not every or find_spec("PIL") is None:
             return {"shares": shares}
         colours = {label: "#" + bytes(_palette()[3 * k : 3 * k + 3]).hex() for k, label in enumerate(labels)}

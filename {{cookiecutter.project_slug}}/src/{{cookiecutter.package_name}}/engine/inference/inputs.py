@@ -1,9 +1,10 @@
 """Reads files into raw inputs of a network: pictures or tables, and arrays as `.npy` and `.npz`."""
 
 import glob
+import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import numpy as np
 
 from ..errors import UserError
 from .signature import ARRAY_SUFFIXES, BATCH, Array, Signature, reader_of
+
+log = logging.getLogger(__name__)
+
+NUM_NAMED = 5  # of the files that are not used
 
 
 @dataclass(frozen=True)
@@ -34,33 +39,61 @@ class SkippedSample:
         return f"{self.file}{'' if self.index is None else f' [{self.index}]'}: {self.reason}"
 
 
-def find_files(given: Iterable[str], suffixes: Sequence[str]) -> list[Path]:
+def find_files(given: Iterable[str], signature: Signature) -> list[Path]:
     """Returns each file once that `given` names: itself, by a folder that it lies in, or by a pattern.
 
-    Of a folder only files that end in one of the suffixes are taken, and no hidden ones.
+    Of a folder only files that the model can take are returned, and no hidden ones; the others are reported.
     """
     found: dict[Path, None] = {}
+    passed_over: list[Path] = []
+    suffixes, tensor = signature.suffixes, signature.person_input
+    is_readable = (lambda path: False) if tensor is None else reader_of(tensor).is_readable
     for name in given:
         path = Path(name).expanduser()
         matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         if not matches:
             remedy = f"give a file, a folder, a list as [a,b], or a pattern as 'data/*{suffixes[0]}'"
             raise UserError(f"input={name} does not exist: {remedy}.")
-        files = [file for match in matches for file in (files_within(match, suffixes) if match.is_dir() else [match])]
+        files: list[Path] = []
+        for match in matches:
+            taken, others = files_within(match, suffixes, is_readable) if match.is_dir() else ([match], [])
+            files, passed_over = files + taken, passed_over + others
         if not files:
             raise UserError(f"input={name} holds no file to read: the model takes {' '.join(suffixes)}.")
         found |= dict.fromkeys(files)
+    report_passed_over(passed_over)
     return list(found)
 
 
-def files_within(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Returns the files in the folder and below that end in one of the suffixes, sorted, without hidden ones."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names = [name for name in files if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")]
-        found += [Path(parent) / name for name in names]
-    return sorted(found)
+def files_within(
+    folder: Path, suffixes: Sequence[str], is_readable: Callable[[Path], bool]
+) -> tuple[list[Path], list[Path]]:
+    """Returns the files in the folder and below that can be read, and the others, sorted, without hidden ones.
+
+    A file is read if it ends in one of the suffixes, or if `is_readable` finds it so. Links to folders are followed,
+    to each folder once.
+    """
+    found: list[Path] = []
+    others: list[Path] = []
+    visited: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in visited:
+            folders.clear()
+            continue
+        visited.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(parent) / name for name in files if not name.startswith(".")):
+            is_taken = path.name.lower().endswith(tuple(suffixes)) or is_readable(path)
+            (found if is_taken else others).append(path)
+    return sorted(found), sorted(others)
+
+
+def report_passed_over(files: Sequence[Path]) -> None:
+    """Logs which files of folders are not used, in one line."""
+    if files:
+        named = ", ".join(path.name for path in files[:NUM_NAMED]) + (", ..." if len(files) > NUM_NAMED else "")
+        log.warning("passed over %d files: %s", len(files), named)
 
 
 def read_samples(path: Path, signature: Signature) -> Iterator[Sample | SkippedSample]:
@@ -94,7 +127,7 @@ def _read(path: Path, signature: Signature) -> Iterator[dict[str, Array] | str]:
         raise ValueError("it is no plain file")
     if suffix in ARRAY_SUFFIXES:
         yield from _read_arrays(path, signature)
-    elif tensor is not None and suffix in reader_of(tensor).SUFFIXES:
+    elif tensor is not None and (suffix in reader_of(tensor).SUFFIXES or reader_of(tensor).is_readable(path)):
         for values in reader_of(tensor).read(path, tensor):
             yield values if isinstance(values, str) else {tensor.name: values}
     else:

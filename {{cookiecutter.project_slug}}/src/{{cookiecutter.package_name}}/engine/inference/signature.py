@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,28 +33,45 @@ TYPES = {
 class Column:
     """A column of a table; `gaps` tells whether a value was missing in the training split.
 
-    `categories` stand in the order of their codes, which begin at 1; None for a column of numbers.
+    `categories` stand in the order of their codes, which begin at 1; None for a column of numbers. A number is taken
+    less `offset`, because float32 would make numbers near to each other equal if they are large. `decimal` is the
+    decimal sign of training, which decides how text is read that allows two readings. In a `boolean` column, whose
+    numbers are 0 and 1, `true` and `false` stand for them.
     """
 
     name: str
     categories: tuple[str, ...] | None = None
     gaps: bool = False
+    offset: int | float = 0
+    decimal: str = ""
+    boolean: bool = False
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "Column":
         """Reads an entry of a manifest or a DataSpec."""
         categories = entry["categories"]
-        return cls(entry["name"], None if categories is None else tuple(categories), entry["gaps"])
+        return cls(**{**entry, "categories": None if categories is None else tuple(categories)})
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"categories": None if self.categories is None else list(self.categories)}
+        """Returns the entry, without what is not needed to read the column."""
+        always = {"name": self.name, "categories": None if self.categories is None else list(self.categories)}
+        return (
+            always
+            | {"gaps": self.gaps}
+            | {
+                name: value
+                for name, value in asdict(self).items()
+                if name in ("offset", "decimal", "boolean") and value
+            }
+        )
 
 
 @dataclass(frozen=True)
 class TensorSignature:
     """A tensor. `shape` has a number for each fixed axis and a name for each free one; one name stands for one size.
 
-    `range` bounds the values of an input; `columns` are those of a table, in whose rows NaN is a missing value.
+    `range` bounds the values of an input; `columns` are those of a table, in whose rows NaN is a missing value;
+    `bit_depth` is the number of bits that pictures of more than 8 bits use, if it is not 16.
     `labels` stand for the places along the second axis of an output, or for its whole numbers if it has an integer
     type; with `multiple` a sample may have any number of them. `mean` and `std` (one figure for each place along the
     second axis) and `label_counts` are those of the training split.
@@ -65,6 +82,7 @@ class TensorSignature:
     shape: tuple[int | str, ...]
     range: tuple[float, float] | None = None
     columns: tuple[Column, ...] = ()
+    bit_depth: int = 0
     labels: tuple[str, ...] = ()
     multiple: bool = False
     mean: tuple[float, ...] = ()
@@ -202,15 +220,23 @@ def kind_of(tensor: TensorSignature) -> str | None:
     return "images" if is_picture and all(isinstance(side, int) for side in tensor.sample_shape) else None
 
 
+class OneSample(NamedTuple):
+    """A batch of one, and by the names of their columns the values that training did not see."""
+
+    values: Array
+    never_seen: Mapping[str, str]
+
+
 class Reader(Protocol):
     """The module `images` or `tables`; its functions raise `OSError` or `ValueError` for input that cannot be used."""
 
     SUFFIXES: Sequence[str]
     PAGE: str  # the server's page for people
 
+    def is_readable(self, path: Path) -> bool: ...
     def read(self, path: Path, tensor: TensorSignature) -> Iterable[Array | str]: ...
-    def read_body(self, body: bytes, tensor: TensorSignature) -> Array: ...
-    def read_object(self, row: Mapping[str, Any], tensor: TensorSignature) -> Array: ...
+    def read_body(self, body: bytes, tensor: TensorSignature) -> OneSample: ...
+    def read_object(self, row: Mapping[str, Any], tensor: TensorSignature) -> OneSample: ...
 
 
 def reader_of(tensor: TensorSignature) -> Reader:

@@ -2,35 +2,53 @@
 
 import csv
 import io
+import json
+import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .signature import Column, TensorSignature
+from .cells import TRUTHS, Vocabulary, as_word
+from .numbers import GAPS, Number, decimal_of, read_number
+from .signature import Array, Column, OneSample, TensorSignature
 
-Cells = npt.NDArray[Any]  # (N,) float64 with NaN for a gap, or text as objects with "" for a gap
+log = logging.getLogger(__name__)
+
+Cells = npt.NDArray[Any]  # (N,) numbers of any kind, or objects: text, numbers, truths, None
 
 SUFFIXES = (".csv", ".parquet", ".tsv")
 PAGE = "form.html"
+MAGIC = b"PAR1"  # the first bytes of a Parquet file
 SEPARATORS = ",;\t|"
-# Words for a missing number, in small letters; in a column of text only an empty cell is a gap.
-GAPS = {"", "na", "n/a", "nan", "null", "none", "?"}
 MOST = float(np.finfo(np.float32).max)
+NUM_NAMED = 5  # categories in a sentence
+# The names that pandas gives to an index which was saved with its table.
+INDEX = re.compile(r"Unnamed: 0(\.[0-9]+)*|__index_level_[0-9]+__")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by the names of their columns; `places` tells where each row stands in its file, as `line 3`."""
+    """Cells by the names of their columns; `places` tells where each row stands in its file, as `line 3`.
+
+    A column without a name is called by its position, as `column_3`. `indexes` are columns that hold the names or
+    numbers of the rows; `decimal` is the decimal sign of numbers that can be read in two ways, if it is known.
+    """
 
     cells: Mapping[str, Cells]
     places: Sequence[str]
-    comma: bool = False  # numbers may have a decimal comma
+    separator: str = ""
+    indexes: Sequence[str] = ()
+    nameless: Sequence[str] = ()
+    decimal: str = ""
+    _words: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
     def column(self, name: str) -> Cells:
         if name not in self.cells:
@@ -40,45 +58,105 @@ class Table:
     def without(self, rows: Sequence[int]) -> "Table":
         remaining = sorted(set(range(len(self.places))) - set(rows))
         cells = {name: cells[remaining] for name, cells in self.cells.items()}
-        return Table(cells, [self.places[row] for row in remaining], self.comma)
+        places = [self.places[row] for row in remaining]
+        return Table(cells, places, self.separator, self.indexes, self.nameless, self.decimal)
 
-    def numbers(self, name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Returns a column's values `(N,)`, NaN for gaps, and a mask of cells that are no number within float32."""
+    def words(self, name: str) -> list[str]:
+        """Returns a column's cells as text, each value in one form; "" for a gap."""
+        if name not in self._words:
+            self._words[name] = [as_word(cell) for cell in self.column(name)]
+        return self._words[name]
+
+    def decimal_of(self, name: str, preferred: str = "") -> str:
+        """Returns the decimal sign of a column that holds text; raises `ValueError` if it can be read in two ways."""
+        if self.column(name).dtype.kind != "O":
+            return ""
+        try:
+            return decimal_of(self._text(name), self.separator, self.decimal or preferred)
+        except ValueError:
+            try:
+                return decimal_of(self._text(name), self.separator, others=self._decimals)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+
+    def exact(self, name: str, decimal: str = "", *, boolean: bool = False) -> list[Number | None]:
+        """Returns a column's numbers; NaN for a gap, None for a cell that is no number, `decimal` where two fit.
+
+        In a `boolean` column `true` and `false` are 1 and 0, in other columns they are no number.
+        """
         cells = self.column(name)
-        values = cells if cells.dtype.kind == "f" else np.array([_number(word, self.comma) for word in cells])
+        if cells.dtype.kind in "iuf":
+            return list(cells.tolist())
+        sign = self.decimal_of(name, decimal) or "."
+        known: dict[str, Number | None] = dict.fromkeys(GAPS, math.nan)
+        if boolean:
+            known |= {word: int(value) for word, value in TRUTHS.items()}
+        numbers: list[Number | None] = []
+        for cell in cells:
+            if isinstance(cell, int | float) and not isinstance(cell, bool):
+                numbers.append(cell)
+                continue
+            word = as_word(cell)
+            if word not in known:
+                lower = word.lower()
+                known[word] = known[lower] if lower in known else read_number(word, sign)
+            numbers.append(known[word])
+        return numbers
+
+    def numbers(
+        self, name: str, decimal: str = "", *, offset: Number = 0, boolean: bool = False
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Returns a column's values `(N,)` less `offset`, NaN for gaps, and a mask of cells that are no such number.
+
+        Whole numbers are subtracted exactly. A number that float32 does not hold is none.
+        """
+        cells = self.column(name)
+        if cells.dtype.kind == "f":
+            values = cells.astype(np.float64) - offset
+        else:
+            exact = self.exact(name, decimal, boolean=boolean)
+            values = np.array([_less(number, offset) for number in exact], dtype=np.float64)
         bad = np.isinf(values) | (np.abs(values) > MOST)
         return np.where(bad, np.nan, values), bad
 
-    def words(self, name: str) -> list[str]:
-        """Returns a column's cells as text: integers without a point, "" for a gap."""
-        return [word if isinstance(word, str) else as_word(word) for word in self.column(name).tolist()]
+    def _text(self, name: str) -> list[str]:
+        return [word for word, cell in zip(self.words(name), self.column(name), strict=True) if isinstance(cell, str)]
+
+    @cached_property
+    def _decimals(self) -> set[str]:
+        """The decimal signs of the columns that allow one reading only."""
+        found = set()
+        for name, cells in self.cells.items():
+            if cells.dtype.kind == "O":
+                text = self._text(name)
+                try:
+                    sign = decimal_of(text, self.separator)
+                except ValueError:
+                    continue
+                found |= {sign} if all(read_number(word, sign) is not None for word in text if word) else set()
+        return found - {""}
 
 
-def _number(word: str, comma: bool) -> float:
-    """Parses a cell; NaN for a gap, infinity for text that is no number."""
-    word = word.strip()
-    if word.lower() in GAPS:
-        return math.nan
-    if comma and word.count(",") == 1 and "." not in word:
-        word = word.replace(",", ".")
+def _less(number: Number | None, offset: Number) -> float:
     try:
-        return math.inf if "_" in word else float(word)
-    except ValueError:
+        return math.inf if number is None else float(number - offset)
+    except OverflowError:
         return math.inf
-
-
-def as_word(value: Any) -> str:
-    """Writes a cell as text, so that a category is the same from CSV, Parquet and JSON."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def read_table(file: Path) -> Table:
     """Raises `OSError` or `ValueError` for a file that is no table, damaged, or has rows of different lengths."""
-    if file.suffix.lower() == ".parquet":
+    if file.suffix.lower() == ".parquet" or is_readable(file):
         return _parquet(file)
     return parse_csv(file.read_bytes())
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file of any other name is a table: Parquet shows it, and a CSV does not."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def parse_csv(contents: bytes) -> Table:
@@ -90,37 +168,65 @@ def parse_csv(contents: bytes) -> Table:
     if "\0" in text:
         raise ValueError("it is no CSV: it holds a byte 0")
     separator = _separator(text)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a cell may be as long as the file
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        names = [name.strip() for name in next(reader, [])]
-        _check_names(names)
+        names = next(reader, [])
+        first_line = reader.line_num + 1
         rows, places = [], []
         for row in reader:
             if len(row) not in (0, len(names)):
-                raise ValueError(f"line {reader.line_num} has {len(row)} cells, but the first line {len(names)}")
+                raise ValueError(f"line {first_line} has {len(row)} cells, but the first line {len(names)}")
             if row:  # no empty line
                 rows.append(row)
-                places.append(f"line {reader.line_num}")
+                places.append(f"line {first_line}")
+            first_line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num} is no CSV: {error}") from error
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
-    cells = {name: np.array(column, dtype=object) for name, column in zip(names, columns, strict=True)}
-    return Table(cells, places, comma=separator == ";")
+    cells = [np.array([as_word(cell) for cell in column], dtype=object) for column in columns]
+    return _named(names, cells, places, separator)
 
 
 def _separator(text: str) -> str:
-    """Returns the separator that the first line holds most often outside of quotes."""
-    unquoted = "".join(text.partition("\n")[0].split('"')[::2])
+    """Returns the separator that the line of the names holds most often outside of quotes."""
+    end, is_quoted = len(text), False
+    for place, character in enumerate(text):
+        if character == '"':
+            is_quoted = not is_quoted
+        elif character in "\r\n" and not is_quoted:
+            end = place
+            break
+    unquoted = "".join(text[:end].split('"')[::2])
     counts = Counter(character for character in unquoted if character in SEPARATORS)
     return counts.most_common(1)[0][0] if counts else ","
 
 
-def _check_names(names: Sequence[str]) -> None:
+def _named(
+    given: Sequence[str],
+    cells: Sequence[Cells],
+    places: Sequence[str],
+    separator: str = "",
+    indexes: Sequence[str] = (),
+) -> Table:
+    """Makes a table whose columns are named; the first column is an index if it has no name, or that of pandas."""
+    names = [" ".join(name.split()) for name in given]
     if not any(names):
         raise ValueError("its first line names no columns")
-    for name, count in Counter(names).items():
-        if count > 1 or not name:
+    for name, count in Counter(filter(None, names)).items():
+        if count > 1:
             raise ValueError(f"its first line has {count} columns that are named '{name}'")
+    found = [name for name in names if INDEX.fullmatch(name)] + list(indexes)
+    nameless = []
+    for place, name in enumerate(names):
+        if not name:
+            names[place] = f"column_{place + 1}"
+            if names.count(names[place]) > 1:
+                raise ValueError(f"its first line names '{names[place]}', and column {place + 1} has no name: name it")
+            nameless.append(names[place])
+    if nameless[:1] == ["column_1"]:
+        found.append(nameless.pop(0))
+    return Table(dict(zip(names, cells, strict=True)), places, separator, list(dict.fromkeys(found)), nameless)
 
 
 def _parquet(file: Path) -> Table:
@@ -131,51 +237,98 @@ def _parquet(file: Path) -> Table:
         table = parquet.read_table(file)
     except pa.ArrowException as error:
         raise ValueError(f"it is no Parquet file, or damaged ({str(error).splitlines()[0]})") from error
-    _check_names(table.column_names)
-    cells = {}
+    cells = []
     for name, column in zip(table.column_names, table.columns, strict=True):
-        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
-            values = column.cast(pa.float64(), safe=False).to_numpy()
-            cells[name] = np.asarray(values, dtype=np.float64)
-        else:
-            cells[name] = np.array([as_word(value) for value in column.to_pylist()], dtype=object)
-    return Table(cells, [f"row {number}" for number in range(1, table.num_rows + 1)])
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        is_integer, is_floating = pa.types.is_integer(column.type), pa.types.is_floating(column.type)
+        if is_floating or (is_integer and not column.null_count):
+            cells.append(np.asarray(column.to_numpy()))
+            continue
+        try:
+            values = [cell.strip() if isinstance(cell, str) else cell for cell in map(_plain, column.to_pylist())]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"'{name}' holds bytes that are no text in UTF-8") from error
+        array = np.empty(len(values), dtype=object)
+        array[:] = values
+        cells.append(array)
+    places = [f"row {number}" for number in range(1, table.num_rows + 1)]
+    about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    indexes = [name for name in about.get("index_columns", ()) if isinstance(name, str)]
+    return _named(table.column_names, cells, places, indexes=indexes)
 
 
-def encode(table: Table, columns: Sequence[Column]) -> tuple[npt.NDArray[np.float32], dict[int, str]]:
-    """Returns `(N, C)`: numbers, NaN for a gap; codes of categories from 1 on, 0 for a category that is not known.
+def _plain(cell: Any) -> Any:
+    """Returns numbers, truths and None as they are, and anything else as text."""
+    return cell if cell is None or isinstance(cell, bool | int | float) else as_word(cell)
 
-    The second value tells why a row cannot be used, by its number. Raises `ValueError` for a missing column.
+
+class Encoded(NamedTuple):
+    """Rows `(N, C)`, why a row cannot be used, by its number, and the unknown values of each column, in their order."""
+
+    values: npt.NDArray[np.float32]
+    reasons: dict[int, str]
+    never_seen: dict[str, list[str]]
+
+
+def encode(table: Table, columns: Sequence[Column]) -> Encoded:
+    """Returns numbers less their offset, NaN for a gap; codes of categories from 1 on, 0 for one that is not known.
+
+    Raises `ValueError` for a missing column, or one of several values of which training saw none.
     """
     values = np.zeros((len(table.places), len(columns)), dtype=np.float32)
     reasons: dict[int, str] = {}
+    never_seen: dict[str, list[str]] = {}
     for position, column in enumerate(columns):
         if column.categories is not None:
-            codes = {category: code for code, category in enumerate(column.categories, start=1)}
-            values[:, position] = [codes.get(word, 0) for word in table.words(column.name)]
+            words, vocabulary = table.words(column.name), Vocabulary(column.categories)
+            codes = {word: vocabulary.find(word) for word in set(words) - {""}}
+            values[:, position] = [0 if (code := codes.get(word)) is None else code + 1 for word in words]
+            if unknown := [word for word in words if word and codes[word] is None]:
+                never_seen[column.name] = unknown
+                if len(unknown) == sum(map(bool, words)) > 1:
+                    raise ValueError(_nothing_known(column, unknown))
             continue
-        values[:, position], bad = table.numbers(column.name)
+        numbers = table.numbers(column.name, column.decimal, offset=column.offset, boolean=column.boolean)
+        values[:, position], bad = numbers
         words = table.words(column.name) if bad.any() else []
         for row in np.flatnonzero(bad).tolist():
             reasons.setdefault(row, f"{table.places[row]}: {column.name}='{words[row]}' is no number")
-    return values, reasons
+    return Encoded(values, reasons, never_seen)
 
 
-def read(path: Path, tensor: TensorSignature) -> Iterator[npt.NDArray[Any] | str]:
+def _nothing_known(column: Column, unknown: Sequence[str]) -> str:
+    categories = column.categories or ()
+    more = ", ..." if len(categories) > NUM_NAMED else ""
+    return (
+        f"training saw none of the {len(unknown)} values of '{column.name}', such as '{unknown[0]}', but "
+        f"{', '.join(categories[:NUM_NAMED])}{more}"
+    )
+
+
+def report_never_seen(encoded: Encoded, place: str) -> None:
+    """Logs how many values of each column training did not see; they count as missing."""
+    for name, words in encoded.never_seen.items():
+        total = len(encoded.values)
+        log.warning("never seen  %d of %d values of '%s' in %s, such as '%s'", len(words), total, name, place, words[0])
+
+
+def read(path: Path, tensor: TensorSignature) -> Iterator[Array | str]:
     """Yields each row as `(C,)`, or the reason why it cannot be used."""
-    values, reasons = encode(read_table(path), tensor.columns)
-    if not len(values):
+    encoded = encode(read_table(path), tensor.columns)
+    if not len(encoded.values):
         raise ValueError("it holds no row")
-    for row, sample in enumerate(values):
-        yield reasons.get(row, sample)
+    report_never_seen(encoded, path.name)
+    for row, sample in enumerate(encoded.values):
+        yield encoded.reasons.get(row, sample)
 
 
-def read_body(body: bytes, tensor: TensorSignature) -> npt.NDArray[Any]:
+def read_body(body: bytes, tensor: TensorSignature) -> OneSample:
     """Returns a CSV with a line of names and one row as `(1, C)`."""
     return _only_row(parse_csv(body), tensor)
 
 
-def read_object(row: Mapping[str, Any], tensor: TensorSignature) -> npt.NDArray[Any]:
+def read_object(row: Mapping[str, Any], tensor: TensorSignature) -> OneSample:
     """Returns values by the names of the columns, null for a gap, as `(1, C)`."""
     cells = {}
     for column in tensor.columns:
@@ -184,18 +337,14 @@ def read_object(row: Mapping[str, Any], tensor: TensorSignature) -> npt.NDArray[
         value = row[column.name]
         if not isinstance(value, str | int | float | None):
             raise ValueError(f"'{column.name}' is neither a number nor text")
-        words = [as_word(value)]
-        if isinstance(value, bool):  # a CSV may have any of True, true and TRUE
-            words += [words[0].lower(), words[0].upper()]
-        known = [word for word in words if word in (column.categories or ())]
-        cells[column.name] = np.array([*known, *words][:1], dtype=object)
+        cells[column.name] = np.array([as_word(value) if isinstance(value, str) else value], dtype=object)
     return _only_row(Table(cells, ["the row"]), tensor)
 
 
-def _only_row(table: Table, tensor: TensorSignature) -> npt.NDArray[Any]:
-    values, reasons = encode(table, tensor.columns)
-    if len(values) != 1:
-        raise ValueError(f"it holds {len(values)} rows: send one")
-    if reasons:
-        raise ValueError(reasons[0])
-    return values
+def _only_row(table: Table, tensor: TensorSignature) -> OneSample:
+    encoded = encode(table, tensor.columns)
+    if len(encoded.values) != 1:
+        raise ValueError(f"it holds {len(encoded.values)} rows: send one")
+    if encoded.reasons:
+        raise ValueError(encoded.reasons[0])
+    return OneSample(encoded.values, {name: words[0] for name, words in encoded.never_seen.items()})

@@ -111,9 +111,13 @@ class Endpoints:
         signature = model.bundle.signature
         if not signature.max_batch_size:
             raise RequestError("this model takes no batches: ask it by the Open Inference Protocol.", 404)
-        outputs = await self._compute(model, await asyncio.to_thread(read, body, signature))
+        sample = await asyncio.to_thread(read, body, signature)
+        outputs = await self._compute(model, sample.arrays)
         row = {name: output[0] for name, output in outputs.items()}
-        return json_response(await asyncio.to_thread(describe, signature, row, every=True))
+        answer = await asyncio.to_thread(describe, signature, row, every=True)
+        for column in sample.never_seen:
+            self._metrics.never_seen.labels(column).inc()
+        return json_response({**answer, **({"never_seen": sample.never_seen} if sample.never_seen else {})})
 
     async def description(self, request: Request) -> Response:
         return json_response(self._versions.current.describe())

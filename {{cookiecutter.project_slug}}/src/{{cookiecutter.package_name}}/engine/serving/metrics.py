@@ -33,6 +33,8 @@ class Metrics:
         queue_length.set_function(lambda: self.queue_length)
         text = "Requests that were not answered, by reason"
         self.rejected = Counter("serving_rejected", text, ["reason"], registry=registry)
+        text = "Values that training did not see, and that counted as missing, by column"
+        self.never_seen = Counter("serving_never_seen", text, ["column"], registry=registry)
         text = "Versions that failed their checks"
         self.failed_reloads = Counter("serving_failed_reloads", text, registry=registry)
         labels = ["name", "version", "sha256"]

@@ -2,14 +2,14 @@
 
 import math
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from ..inference.inputs import reason_of
-from ..inference.signature import STRING, TYPES, Array, Signature, TensorSignature, reader_of
+from ..inference.signature import STRING, TYPES, Array, OneSample, Signature, TensorSignature, reader_of
 
 # Kinds of JSON values by the kind of the tensor; whole numbers above those of int64 are Python's objects.
 JSON_KINDS = {"b": "b", "u": "iuO", "i": "iu", "f": "iuf", "O": "U"}
@@ -110,27 +110,34 @@ def check_range(array: Array, tensor: TensorSignature, where: str) -> None:
         raise RequestError(f"{where} holds values that are not within {low:g} to {high:g}.")
 
 
-def sample_from_file(body: bytes, signature: Signature) -> dict[str, Array]:
-    """Reads the contents of a file with one sample, as a batch of one."""
+class Sample(NamedTuple):
+    """The arrays of one sample by name, each as a batch of one; and by column the values that training did not see."""
+
+    arrays: dict[str, Array]
+    never_seen: Mapping[str, str]
+
+
+def sample_from_file(body: bytes, signature: Signature) -> Sample:
+    """Reads the contents of a file with one sample."""
     if (tensor := signature.person_input) is None:
         names = ", ".join(f'"{tensor.name}"' for tensor in signature.inputs)
         raise RequestError(f"the body is no JSON: send an object with the arrays of one sample by name, {names}.")
-    return {tensor.name: _read(body, tensor, reader_of(tensor).read_body)}
+    return _read(body, tensor, reader_of(tensor).read_body)
 
 
-def sample_from_json(body: bytes, signature: Signature) -> dict[str, Array]:
-    """Reads an object with arrays by name, a list of numbers, or an object with a row of a table, as a batch of one."""
+def sample_from_json(body: bytes, signature: Signature) -> Sample:
+    """Reads an object with arrays by name, a list of numbers, or an object with a row of a table."""
     data, tensor = parse_json(body, len(body), signature.max_elements), signature.inputs[0]
     if isinstance(data, list) and len(signature.inputs) == 1:
         return _sample({tensor.name: data}, signature, "the body")
     if not isinstance(data, dict):
         raise RequestError("the body is no list and no object: send one sample, flat or nested, or arrays by name.")
     if tensor.columns and data.keys() != {tensor.name}:
-        return {tensor.name: _read(data, tensor, reader_of(tensor).read_object)}
+        return _read(data, tensor, reader_of(tensor).read_object)
     return _sample(data, signature, None)
 
 
-def _sample(data: dict[str, Any], signature: Signature, where: str | None) -> dict[str, Array]:
+def _sample(data: dict[str, Any], signature: Signature, where: str | None) -> Sample:
     arrays: dict[str, Array] = {}
     for tensor in signature.inputs:
         if tensor.name in data:
@@ -144,7 +151,7 @@ def _sample(data: dict[str, Any], signature: Signature, where: str | None) -> di
         signature.bind({**arrays, **{name: np.empty(0) for name in data.keys() - arrays.keys()}})
     except ValueError as error:
         raise RequestError(f"{error}.") from error
-    return arrays
+    return Sample(arrays, {})
 
 
 def excerpt(value: Any) -> str:
@@ -153,8 +160,9 @@ def excerpt(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _read(given: Any, tensor: TensorSignature, read: Callable[[Any, TensorSignature], Array]) -> Array:
+def _read(given: Any, tensor: TensorSignature, read: Callable[[Any, TensorSignature], OneSample]) -> Sample:
     try:
-        return read(given, tensor)
+        values, never_seen = read(given, tensor)
+        return Sample({tensor.name: values}, never_seen)
     except (OSError, ValueError) as error:
         raise RequestError(f"the body cannot be used: {reason_of(error)}.") from error

@@ -63,7 +63,7 @@ def predict_files(config: Config) -> None:
     check_output(output)
     model = _from_bundle(options, config) if options.bundle is not None else _from_checkpoint(options, config)
     given = [options.input] if isinstance(options.input, str) else options.input
-    files = find_files(given, model.signature.suffixes)
+    files = find_files(given, model.signature)
     with prediction_writer(output, model.signature, options.probabilities) as write:
         num_predicted, left_out = predict(model, files, write)
         for unused in left_out:
