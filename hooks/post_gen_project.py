@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TRACKER = {name: [f"src/*/configs/logger/{name}.yaml"] for name in ("tensorboard", "wandb", "mlflow")}
+MESSAGE = "Start from the template"
 
 # (question, answer) -> patterns of what the project does not need then.
 UNWANTED = {
@@ -55,10 +55,6 @@ UNWANTED = {
         "deploy/requirements.txt",
         "docs/serving.md",
     ],
-    ("tracking", "csv"): [*TRACKER["tensorboard"], *TRACKER["wandb"], *TRACKER["mlflow"]],
-    ("tracking", "tensorboard"): [*TRACKER["wandb"], *TRACKER["mlflow"]],
-    ("tracking", "wandb"): [*TRACKER["tensorboard"], *TRACKER["mlflow"]],
-    ("tracking", "mlflow"): [*TRACKER["tensorboard"], *TRACKER["wandb"]],
     ("ci", "none"): [".github"],
     ("cluster", "none"): ["deploy/kubernetes", "deploy/slurm.sh", "deploy/trainjob.yaml"],
     ("cluster", "slurm"): ["deploy/kubernetes", "deploy/trainjob.yaml"],
@@ -127,6 +123,17 @@ def init_repository() -> None:
         if subprocess.run(command, check=False).returncode != 0:
             print(f"note: '{' '.join(command)}' failed; the project is complete without it.", file=sys.stderr)
             return
+    commit_all()
+
+
+def commit_all() -> None:
+    """Makes the first commit where git knows who its author is, so that the first runs know their commit."""
+    if git_says(Path(), "-c", "user.useConfigOnly=true", "var", "GIT_AUTHOR_IDENT") is None:
+        print("note: git knows no user.name and user.email, so the project is not committed yet.", file=sys.stderr)
+        return
+    git_says(Path(), "add", "--all")
+    if git_says(Path(), "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "-m", MESSAGE) is None:
+        print("note: 'git commit' failed; the project is complete without it.", file=sys.stderr)
 
 
 def main(answers: dict) -> None:

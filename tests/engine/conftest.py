@@ -28,6 +28,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 # In double precision the strategies agree but for the last digits.
 EXACT = ("trainer=cpu", "trainer.precision=64-true", "trainer.max_epochs=3")
 TWO_PROCESSES = ("strategy=ddp", "trainer.devices=2")
+HANGS = 600  # seconds after which a command is taken to hang; a busy machine takes ten times as long as a quiet one
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,7 +55,7 @@ def run_command(verb: str, *options: str, cwd: Path, check: bool = True) -> subp
     """`python -m <package>.<verb> <options>` in the folder `cwd`, with every warning an error."""
     environment = os.environ | {"PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", package.__name__, verb, *options, *unrehearsed(verb, options)]
-    process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=HANGS)
     if check:
         assert process.returncode == 0, process.stdout + process.stderr
     return process
@@ -144,7 +145,7 @@ def torchrun(folder: Path, *arguments: str) -> str:
     """What its processes printed."""
     command = [sys.executable, "-m", "torch.distributed.run", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
 

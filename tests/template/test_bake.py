@@ -225,7 +225,42 @@ def test_commands_of_the_readme_are_those_of_the_makefile(bake: Bake) -> None:
     assert set(re.findall(r"^\| `make ([a-z]+)` \|", readme, re.MULTILINE)) == make_targets
     recipes = re.sub(r"\$\(BIN\)", ".venv/bin", makefile).replace("$(PACKAGE)", "digit_classifier")
     for plain in re.findall(r"`(\.venv/bin/[^`]*)`", readme):
-        assert plain.replace("--quiet ", "") in recipes.replace("--quiet ", "").replace(" $(ARGS)", ""), plain
+        assert plain.replace("--quiet ", "") in recipes.replace("--quiet ", "").replace(" $(OPTIONS)", "").replace(
+            " $(ARGS)", ""
+        ), plain
+
+
+def test_options_may_follow_a_target_of_make(tmp_path: Path) -> None:
+    project = bake_into(tmp_path)
+    (project / ".venv").mkdir()
+    (project / ".venv/ready").touch()
+    typed = {
+        ("model=mlp", "trainer.max_epochs=3"): "train  trainer.max_epochs=3 model=mlp",
+        ("ARGS=model=mlp seed=3", "tags=[a b]", "PYTHON=python3"): "train model=mlp seed=3 tags=[a\\ b]",
+    }
+    for words, command in typed.items():
+        printed = subprocess.run(
+            ["make", "-n", "train", *words], cwd=project, capture_output=True, text=True, check=True
+        )
+        assert printed.stdout.strip() == f".venv/bin/python -m digit_classifier {command}"
+
+
+@pytest.mark.parametrize("name", ["Ada", None])
+def test_new_project_is_committed_if_git_knows_a_name(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL", "EMAIL"):
+        monkeypatch.delenv(variable, raising=False)
+    settings = tmp_path / "settings"
+    settings.write_text(f"[user]\nname = {name}\nemail = a@example.org\n" if name else "", encoding="utf-8")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    project = bake_into(tmp_path, git_init=True)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=project, capture_output=True, text=True, check=False).stdout
+
+    assert git("log", "--format=%an").split() == ([name] if name else [])
+    assert bool(git("status", "--porcelain")) == (name is None)
 
 
 def test_project_is_usable_without_hooks(tmp_path: Path) -> None:
@@ -248,7 +283,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 12559, "engine's lines without serving and search": 10736, "files": 211}
+EXCEEDED = {"engine's lines": 12668, "engine's lines without serving and search": 10845, "files": 217}
 
 
 @pytest.fixture(scope="module")

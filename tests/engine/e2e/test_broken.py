@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import TWO_PROCESSES, curves, run_command, trained, weights
+from conftest import HANGS, TWO_PROCESSES, curves, run_command, trained, weights
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.training import checkpoints
@@ -112,7 +112,7 @@ def limited(num_blocks: int, verb: str, *options: str, cwd: Path) -> subprocess.
     """No file may grow beyond so many KiB: what a full disk does, without one."""
     command = f'ulimit -f {num_blocks}; exec "{sys.executable}" -m {package.__name__}.{verb} "$@"'
     arguments = ["bash", "-c", command, verb, *options]
-    return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=HANGS, check=False)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import run_command
+from conftest import HANGS, run_command
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.export.torchscript import IGNORED_WARNINGS
@@ -91,7 +91,7 @@ def test_runs_that_start_in_the_same_second_have_their_own_directories(tmp_path:
     options = ["trainer=cpu", "debug=fdr", "hydra.run.dir=$" + "{claim:same}"]
     command = [sys.executable, "-m", package.__name__, "train", *options]
     together = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in together] == [0, 0]
+    assert [process.wait(timeout=HANGS) for process in together] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["same", "same-2"]
 
 

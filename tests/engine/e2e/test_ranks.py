@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import EXACT, TWO_PROCESSES, assert_same_result, curves, trained
+from conftest import EXACT, HANGS, TWO_PROCESSES, assert_same_result, curves, trained
 
 PACKAGE = "digit_classifier"
 
@@ -34,7 +34,7 @@ def together(folder: Path, commands: list[list[str]], environments: list[dict[st
         )
         for command, own in zip(commands, environments, strict=True)
     ]
-    printed = [process.communicate(timeout=120)[0] for process in processes]
+    printed = [process.communicate(timeout=HANGS)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(commands), printed
     return printed
 
@@ -83,7 +83,7 @@ def test_strategy_that_contradicts_torchrun_is_refused_once(tmp_path: Path) -> N
     ]
     options = ["strategy=single", "trainer=cpu"]
     refused = subprocess.run(
-        [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert refused.returncode != 0
     (line,) = (line for line in refused.stderr.splitlines() if line.startswith("error: "))
@@ -134,7 +134,7 @@ def test_error_in_one_rank_of_torchrun_is_told_once(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", PACKAGE, "train"]
     options = ["strategy=ddp", "trainer=cpu", "trainer.max_epochs=3", "+callbacks.bomb._target_=bomb.Bomb"]
-    failed = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    failed = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert failed.returncode == 1
     assert failed.stderr.count("RuntimeError: boom on purpose") == 1
     assert failed.stderr.count("Traceback") == 2, "that of the error, and torchrun's own"
@@ -162,7 +162,7 @@ def test_torchrun_restarts_a_run_that_has_a_name(tmp_path: Path, monkeypatch: py
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     options = ["strategy=ddp", "trainer=cpu", "trainer.max_epochs=4", "+callbacks.dies._target_=dies.Dies"]
     command = [*agent, "-m", PACKAGE, "train", *options]
-    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS, check=False)
     assert "needs TRAIN_RUN_NAME=<name> to find the run again" in refused.stderr
     named = {"TRAIN_RUN_NAME": "mine", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     (printed,) = together(tmp_path, [command], [named])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TWO_PROCESSES, run_command
+from conftest import HANGS, TWO_PROCESSES, run_command
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import commands
@@ -32,6 +32,17 @@ FAST = [
 {% if cookiecutter.search %}
     ("search", ["num_trial=3"], "'num_trial' is no option; did you mean 'num_trials'?"),
 {% endif %}
+    ("train", ["model.net.lr=0.1"], "'model.net.lr' is no option; did you mean 'model.optimizer.lr='?"),
+    ("train", ["lr=0.1"], "'lr' is no option; did you mean 'model.optimizer.lr='?"),
+    ("train", ["+lr=0.1"], "'lr' is no option; did you mean 'model.optimizer.lr='?"),
+    ("train", ["++sed=3"], "'sed' is no option; did you mean 'seed'?"),
+    ("train", ["max_epochs=1"], "'max_epochs' is no option; did you mean 'trainer.max_epochs='?"),
+    ("train", ["gpus=2"], "did you mean 'trainer.devices='?"),
+    ("train", ["--max_epochs", "1"], "options have no dashes: did you mean 'trainer.max_epochs=1'?"),
+    ("train", ["--batch-size=8"], "options have no dashes: did you mean 'data.batch_size=8'?"),
+    ("train", ["--trainer.max_epochs=1"], "options have no dashes: did you mean 'trainer.max_epochs=1'?"),
+    ("train", ["hparams_search=optuna"], "did you mean the command 'python -m {{ cookiecutter.package_name }} search'"),
+    ("train", ["logger={{ 'mlflow' if cookiecutter.tracking == 'wandb' else 'wandb' }}"], "is not installed: run 'pip install -c constraints.txt"),
     ("runs", ["compare=[a]"], "compare=['a'] names 1 runs: give two."),
     ("train", ["resume=nowhere"], "resume=nowhere is no run directory: give one"),
     ("train", ["resume=latest"], "resume=latest finds no run under logs/train"),
@@ -41,6 +52,8 @@ SLOW = [
     ("train", ["strategy=single", "trainer=cpu", "trainer.devices=2"], "strategy=single uses one device"),
     ("train", ["strategy=dp", "trainer=cpu", "trainer.devices=2"], "take strategy=ddp"),
     ("train", ["trainer=gpu", "trainer.devices=512"], "trainer."),
+    ("train", ["trainer=cpu", "trainer.limit_train_batches=0"], "limit_train_batches=0 leaves nothing to train"),
+    ("train", ["trainer=cpu", "trainer.max_epochs=0"], "trainer.max_epochs=0 leaves nothing to train"),
     ("train", ["strategy=ddp", "trainer=cpu", "trainer.num_nodes=2"], "start the command with 'torchrun --nnodes 2'"),
     ("train", ["+trainer.accumulate_grad_batches=2"], "follows from 'data.micro_batch_size': set that one."),
     ("train", ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1"], "needs model.optimizer.fused=false"),
@@ -156,6 +169,14 @@ def test_mistake_gets_one_sentence_and_leaves_nothing(
 ) -> None:
     assert sentence in only_line(run_command(verb, *options, cwd=tmp_path, check=False))
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "export"])
+def test_file_of_a_command_says_how_to_start_it(verb: str) -> None:
+    file = Path(str(package.__file__)).with_name(f"{verb}.py")
+    refused = subprocess.run([sys.executable, file], capture_output=True, text=True, timeout=HANGS, check=False)
+    sentence = f"error: start the module, not its file: python -m {package.__name__} {verb}"
+    assert (refused.returncode, refused.stderr.splitlines()) == (1, [sentence])
 
 
 @pytest.mark.parametrize("option", ["hydra.run.dir=keep", pytest.param("hydra.sweep.dir=keep", marks=pytest.mark.slow)])

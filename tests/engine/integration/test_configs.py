@@ -1,5 +1,6 @@
 """Every option file composes, and what it names can be built."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from omegaconf import OmegaConf
 
 from {{ cookiecutter.package_name }}.engine.config import CONFIG_DIRS
 from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
+from {{ cookiecutter.package_name }}.engine.config.habits import TRACKERS
 {% if cookiecutter.search %}
 from {{ cookiecutter.package_name }}.engine.config.validation import build as built
 {% endif %}
 from {{ cookiecutter.package_name }}.engine.config.validation import read_options
 from {{ cookiecutter.package_name }}.engine.distributed.plan import make_plan
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 {% if cookiecutter.search %}
 from {{ cookiecutter.package_name }}.engine.search.space import distributions, options, samples
 {% endif %}
@@ -62,6 +65,10 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
     read_options(config, TrainOptions)
     datamodule: Any = build.build_datamodule(config["data"], config["seed"])
     model = build.build_model(config["model"], datamodule.spec)
+    if (name := choice.removeprefix("logger=")) in TRACKERS and find_spec(name) is None:
+        with pytest.raises(UserError, match=f"logger={name} is not installed: run 'pip install"):
+            build.build_loggers({name: config["logger"][name]}, tmp_path)
+        return
     loggers = build.build_loggers(config["logger"], tmp_path)
     callbacks = build.build_callbacks(config["callbacks"], loggers, [])
     assert isinstance(build.build_trainer(make_plan(config), callbacks, loggers, tmp_path), pl.Trainer)
@@ -70,9 +77,14 @@ def test_choice_composes_and_builds(choice: str, tmp_path: Path) -> None:
         assert model(inputs).shape == (len(inputs), datamodule.spec.num_outputs)
 
 
+@pytest.mark.parametrize("option", ["logger=[csv,tensorboard]", "logger=tensorboard"])
+def test_trackers_are_combined(option: str, tmp_path: Path) -> None:
+    assert list(composed("train", tmp_path, option)["logger"]) == ["csv", "tensorboard"]
+
+
 def test_no_choice_is_missed() -> None:
-    """The project came with {{ 19 if cookiecutter.data_kind == "tables" else 18 }} of them; your own are tried too."""
-    assert len(CHOICES) >= {{ 19 if cookiecutter.data_kind == "tables" else 18 }}
+    """The project came with {{ 24 if cookiecutter.data_kind == "tables" else 23 }} of them; your own are tried too."""
+    assert len(CHOICES) >= {{ 24 if cookiecutter.data_kind == "tables" else 23 }}
 
 
 def test_first_line_of_an_option_file_says_how_to_select_it() -> None:

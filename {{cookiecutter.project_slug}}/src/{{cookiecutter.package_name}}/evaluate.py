@@ -7,6 +7,11 @@ python -m <package> evaluate trainer=cpu strategy=ddp trainer.devices=2
 
 from __future__ import annotations
 
+from pathlib import Path
+
+if not __package__:
+    raise SystemExit(f"error: start the module, not its file: python -m {Path(__file__).parent.name} evaluate")
+
 from .engine import commands
 
 

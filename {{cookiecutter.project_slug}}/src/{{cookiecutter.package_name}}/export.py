@@ -6,6 +6,11 @@ python -m <package> export formats=[onnx,onnx_int8,onnx_fp16,torchscript,torch_e
 python -m <package> export export.name=digits export.max_batch_size=256
 """
 
+from pathlib import Path
+
+if not __package__:
+    raise SystemExit(f"error: start the module, not its file: python -m {Path(__file__).parent.name} export")
+
 from .engine import commands
 
 

@@ -6,6 +6,11 @@ python -m <package> predict input=samples.npy bundle=latest
 python -m <package> predict input=[a.npy,b.npy] ckpt_path=logs/train/runs/<time>/checkpoints/best.ckpt
 """
 
+from pathlib import Path
+
+if not __package__:
+    raise SystemExit(f"error: start the module, not its file: python -m {Path(__file__).parent.name} predict")
+
 from .engine import commands
 
 

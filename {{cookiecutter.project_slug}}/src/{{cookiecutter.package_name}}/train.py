@@ -10,6 +10,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+if not __package__:
+    raise SystemExit(f"error: start the module, not its file: python -m {Path(__file__).parent.name} train")
+
 from .engine import commands
 
 

@@ -29,6 +29,7 @@ from ..errors import UserError, of_files
 from ..runs.directories import claim, remove_empty_run, share
 from ..warning_filters import IGNORED_WARNINGS, ignore_warnings
 from . import CONFIG_DIRS, ENGINE, PACKAGE
+from .habits import with_habits
 from .hydra_errors import as_user_error
 
 Config = dict[str, Any]
@@ -109,6 +110,7 @@ def _compose_and_run(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_with_hydra()
     try:
+        sys.argv[1:] = with_habits(sys.argv[1:], name)
         if resumes:
             from ..runs.resume import with_resumed  # it needs filelock, which the image of a server does not have
 

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError, nearest
 from . import CONFIG_DIRS
+from .habits import elsewhere
 
 
 def as_user_error(error: Exception) -> UserError | None:
@@ -33,6 +34,8 @@ def as_user_error(error: Exception) -> UserError | None:
     if key and isinstance(parent, DictConfig) and key.rpartition(".")[2] not in parent:
         return _explain_key(key, parent)
     if group := re.match(r"Could not override '([^']+)'\. No match in the defaults list", str(error)):
+        if habit := elsewhere(group[1]):
+            return UserError(f"'{group[1]}' is no option; {habit}")
         return UserError(f"'{group[1]}' is no group of this command: what a checkpoint holds is taken from it.")
     if source := re.match(r"Interpolation key '([^']+)' not found", str(error)):
         return UserError(f"'{key}' takes the value of '{source[1]}', which is no option here: give '{key}' a value.")
@@ -43,6 +46,8 @@ def _explain_key(key: str, parent: DictConfig) -> UserError:
     section, _, word = key.rpartition(".")
     if key == "trainer.accumulate_grad_batches":
         return UserError(f"'{key}' follows from 'data.micro_batch_size': set that one.")
+    if (habit := elsewhere(word)) and section != "trainer":
+        return UserError(f"'{key}' is no option; {habit}")
     if any((folder / word).is_dir() for folder in CONFIG_DIRS) and word not in parent:
         return UserError(f"'{key}' is no option; '{word}' is a group of its own: choose one as '{word}=...'.")
     return UserError(f"'{key}' is no option; {nearest(word, map(str, parent), section)}")
@@ -51,6 +56,6 @@ def _explain_key(key: str, parent: DictConfig) -> UserError:
 def _explain_choice(choice: Path, options: Sequence[str]) -> UserError:
     group, name = choice.parent.as_posix(), choice.stem
     sentence = f"'{group}={name}' is no option; "
-    for elsewhere in sorted(file for folder in CONFIG_DIRS for file in folder.glob(f"*/{name}.yaml")):
-        return UserError(f"{sentence}did you mean '{elsewhere.parent.name}={name}'?")
+    for other in sorted(file for folder in CONFIG_DIRS for file in folder.glob(f"*/{name}.yaml")):
+        return UserError(f"{sentence}did you mean '{other.parent.name}={name}'?")
     return UserError(sentence + nearest(name, options))

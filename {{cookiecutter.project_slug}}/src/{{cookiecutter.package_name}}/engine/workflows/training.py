@@ -17,6 +17,7 @@ from ..config.command_line import Config, given_options_except
 from ..config.validation import read_options
 from ..distributed.launch import launch
 from ..distributed.plan import Plan, make_plan
+from ..errors import UserError
 from ..reporting.run_report import announce, report_training, restore_metrics
 from ..runs.run_record import locked_run
 from ..training.build import build_callbacks, build_datamodule, build_loggers, build_model, build_trainer
@@ -54,6 +55,9 @@ class Training:
         """Runs `run(config, plan)` on every device; what cannot work is refused before any process is started."""
         with locked_run(Path(config["paths"]["output_dir"])):
             read_options(config, TrainOptions)
+            for name in ("limit_train_batches", "max_epochs", "max_steps"):
+                if config["trainer"].get(name) == 0:
+                    raise UserError(f"trainer.{name}=0 leaves nothing to train: leave it out, or give another value.")
             launch(run, {**with_starting_point(config), "options": given_options_except("resume")})
 
     @classmethod
