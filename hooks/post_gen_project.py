@@ -83,8 +83,6 @@ def remove_unwanted(answers: dict) -> None:
 
 def note_template(answers: dict) -> None:
     """As `cruft create` does, so that `cruft update` works in a project that cookiecutter generated."""
-    if "_commit" in answers:  # cruft is at work, and writes it itself
-        return
     folder = Path(os.environ.get("TEMPLATE_FOLDER", ""))
     commit = git_says(folder, "rev-parse", "--verify", "HEAD")
     if commit is None or not (folder / ".git").exists():  # a template without a history
@@ -112,18 +110,17 @@ def git_says(folder: Path, *arguments: str) -> "str | None":
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def init_repository() -> None:
-    if Path(".git").exists():  # generated over a project: its branch stays
-        return
+def init_repository() -> bool:
+    """Says so, and returns false, where git is not there or fails."""
     if shutil.which("git") is None:
         print("note: git is not installed, so the project is no repository yet.", file=sys.stderr)
-        return
+        return False
     # In two steps, because git before 2.28 knows no --initial-branch.
     for command in (["git", "init", "--quiet"], ["git", "symbolic-ref", "HEAD", "refs/heads/main"]):
         if subprocess.run(command, check=False).returncode != 0:
             print(f"note: '{' '.join(command)}' failed; the project is complete without it.", file=sys.stderr)
-            return
-    commit_all()
+            return False
+    return True
 
 
 def commit_all() -> None:
@@ -138,9 +135,13 @@ def commit_all() -> None:
 
 def main(answers: dict) -> None:
     remove_unwanted(answers)
+    is_new = answers["git_init"] and not Path(".git").exists()  # generated over a project: its branch stays
+    has_repository = is_new and init_repository()
+    if "_commit" in answers:  # cruft is at work: it notes the template itself, and compares all files and output
+        return
     note_template(answers)
-    if answers["git_init"]:
-        init_repository()
+    if has_repository:
+        commit_all()
     print(f"next: cd {shlex.quote(str(Path.cwd()))} && make setup && make train")
 
 

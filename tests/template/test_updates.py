@@ -152,6 +152,11 @@ def test_cruft_and_cookiecutter_render_the_same(template: Path, newest: Path, tm
     assert "up to date" in run(CRUFT, "check", cwd=newest)
 
 
+def test_cruft_diff_of_a_new_project_is_empty(template: Path, tmp_path: Path) -> None:
+    run(CRUFT, "create", "--no-input", "--output-dir", str(tmp_path), str(template), cwd=TEMPLATE)
+    assert run(CRUFT, "diff", "--exit-code", cwd=tmp_path / "digit-classifier") == ""
+
+
 def test_what_cruft_leaves_alone_are_files_of_the_project(newest: Path) -> None:
     listed = (newest / "pyproject.toml").read_text(encoding="utf-8").split("skip = [")[1].split("]")[0]
     for pattern in filter(None, (line.strip(' ",') for line in listed.splitlines())):
