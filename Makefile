@@ -46,8 +46,9 @@ test-project: .venv/ready ## a generated project's own tests and those of the en
 
 test-all: NUM_EXAMPLES = 100
 test-all: test-template ## all tests: also every session, each case of strategies, exports and serving, and the README in a fresh clone
-	$(BIN)/python tools/sessions.py vision tensorboard wandb mlflow latest executorch schemathesis
+	$(BIN)/python tools/sessions.py vision tensorboard wandb mlflow latest executorch schemathesis kserve
 	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" \
+	KSERVE_PYTHON="$(CURDIR)/build/kserve/bin/python" \
 	SCHEMATHESIS="$(CURDIR)/build/schemathesis/bin/schemathesis" $(BIN)/python -m pytest tests/test_project.py $(ARGS)
 
 session: .venv/ready ## an environment of its own and the tests that need it: make session NAME=vision (NAME= lists them)

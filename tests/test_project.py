@@ -28,6 +28,7 @@ SKIPS = {
     "there is no GPU here",
     "EXECUTORCH_PYTHON is not set (make session NAME=executorch)",
     "SCHEMATHESIS is not set (make session NAME=schemathesis)",
+    "KSERVE_PYTHON is not set (make session NAME=kserve)",
     "Chromium is not installed (make tools)",
     "nginx is not installed (make tools)",
     "g++ is not installed",

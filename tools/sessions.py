@@ -23,6 +23,7 @@ from engine_suite import INSTALLED, install  # noqa: E402
 PROJECT = str(QUESTIONS["project_name"]).lower().replace(" ", "-")
 EXECUTORCH = ("torch==2.13.0", "torchao==0.18.0", "executorch==1.4.1")
 SCHEMATHESIS = ("schemathesis==4.32.5",)
+KSERVE = ("kserve==0.21.0",)
 PEERS = {"mlserver": "mlserver==1.7.1", "litserve": "litserve==0.2.19"}
 OTHER_TEMPLATE = ("torch==2.14.1", "torchvision==0.29.1", "hydra-colorlog==1.2.0", "rootutils==1.0.7")
 
@@ -79,6 +80,11 @@ def set_up_schemathesis(project: Path) -> None:
     pip_install(BUILD / "schemathesis", *SCHEMATHESIS)
 
 
+def set_up_kserve(project: Path) -> None:
+    """The client of KServe, which needs older packages than a project."""
+    pip_install(BUILD / "kserve", *KSERVE)
+
+
 def set_up_peers(project: Path) -> None:
     """What `benchmarks/serving.py` and `benchmarks/peer.py` measure beside a project."""
     for name, package in PEERS.items():
@@ -108,6 +114,7 @@ SESSIONS = {
     ),
     "executorch": Session(set_up=set_up_executorch),
     "schemathesis": Session(set_up=set_up_schemathesis),
+    "kserve": Session(set_up=set_up_kserve),
     "peers": Session(set_up=set_up_peers),
 }
 

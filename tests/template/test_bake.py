@@ -283,7 +283,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 12668, "engine's lines without serving and search": 10845, "files": 217}
+EXCEEDED = {"engine's lines": 12693, "engine's lines without serving and search": 10845, "files": 217}
 
 
 @pytest.fixture(scope="module")

@@ -227,7 +227,7 @@ HEADER = json.dumps(
         (request(ONE).replace(b"0", b"NaN", 1), {}, "the request is no JSON"),
         (request(ONE, data=None), {}, "has no list 'data'"),
         (request(ONE, parameters=[]), {}, "'parameters' of 'x' is no JSON object"),
-        (request(ONE, parameters={"shared_memory_region": "x"}), {}, "shared memory is not offered"),
+        (request(ONE, parameters={"shared_memory_region": "x"}), {}, "'shared_memory_region' of 'x' is not offered"),
         (HEADER, {}, f"binary_data_size={ONE.nbytes} of 'x' does not fit: 0 bytes follow the JSON"),
         (HEADER + bytes(23), {"inference_header_content_length": str(len(HEADER))}, "23 bytes follow the JSON"),
         (request(ONE)[:-2] + b"," + request(ONE)[12:], {}, "'inputs' names 'x' twice"),

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from bundles import write_segmenter
 from PIL import Image
-from server import INFER, NAME, ONE, Server, request, serving
+from server import DATATYPE, INFER, NAME, ONE, Server, request, serving
 
 import digit_classifier as package
 from digit_classifier.engine.inference.runtime import read_golden
@@ -442,3 +442,54 @@ def test_requests_made_from_a_description_get_what_it_promises(bundle: Path, tmp
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert server.ask("POST", INFER, request(ONE))[0] == 200
         assert "Traceback" not in server.output.read_text(encoding="utf-8")
+
+
+ASKED_BY_KSERVE = """
+import asyncio, sys
+import numpy as np
+from kserve import InferInput, InferRequest, InferenceRESTClient, RESTConfig
+from kserve.protocol.infer_type import RequestedOutput
+
+url, name, golden = sys.argv[1], sys.argv[2], np.load(sys.argv[3])
+
+
+async def main():
+    client = InferenceRESTClient(RESTConfig(protocol="v2"))
+    assert await client.is_server_live(url) is True
+    assert await client.is_server_ready(url) is True
+    assert await client.is_model_ready(url, name) is True
+    assert await client.is_model_ready(url, "another") is False
+    x = golden["x"]
+    for binary in (False, True):
+        tensor = InferInput("x", list(x.shape), sys.argv[4])
+        tensor.set_data_from_numpy(x, binary_data=binary)
+        outputs = [RequestedOutput("logits", {"binary_data": binary})]
+        request = InferRequest(name, [tensor], request_id="asked", request_outputs=outputs)
+        answer = await client.infer(url, request, model_name=name)
+        assert answer.id == "asked"
+        (output,) = answer.outputs
+        np.testing.assert_allclose(output.as_numpy(), golden["logits"], atol=1e-5)
+    try:
+        await client.infer(url, {"inputs": []}, model_name=name)
+    except Exception as error:
+        assert "'inputs' must be a list of tensors" in str(error), error
+    else:
+        raise AssertionError("a request without inputs was answered")
+
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_client_of_kserve_is_answered(bundle: Path, tmp_path: Path) -> None:
+    python = os.environ.get("KSERVE_PYTHON")
+    if python is None:
+        pytest.skip("not run: KSERVE_PYTHON is not set (make session NAME=kserve)")
+    (tmp_path / "ask.py").write_text(ASKED_BY_KSERVE, encoding="utf-8")
+    with serving(bundle) as server:
+        arguments = [f"http://127.0.0.1:{server.port}", NAME, str(bundle / "golden.npz"), DATATYPE]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [python, str(tmp_path / "ask.py"), *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

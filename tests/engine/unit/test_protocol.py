@@ -52,6 +52,44 @@ def test_value_out_of_range_is_refused(
         read(dtype, bounds, datatype, data)
 
 
+MODEL = ModelMetadata(
+    {
+        "name": "made", "version": 1, "max_batch_size": 4,
+        "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 1]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 1]}],
+    }
+)  # fmt: skip
+ENTRY = '"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]'
+
+
+def json_of(entry: str = "", rest: str = "") -> bytes:
+    """A request with one input, whose entry holds more names, and so does the request."""
+    return ('{"inputs": [{' + ENTRY + entry + "}]" + rest + "}").encode()
+
+
+@pytest.mark.parametrize(
+    ("entry", "rest", "sentence"),
+    [
+        ("", ', "inputs": []', "an object of the request names 'inputs' twice."),
+        (', "data": [2.0]', "", "an object of the request names 'data' twice."),
+        (', "parameters": {"a": 1, "a": 2}', "", "an object of the request names 'a' twice."),
+        ("", ', "output": []', "'output' of the request is not offered here: leave it out."),
+        ("", ', "parameters": {"sequence_id": 7}', "'sequence_id' of the request is not offered here: leave it out."),
+        (', "parameters": {"content_type": "np"}', "", "'content_type' of 'x' is not offered here"),
+        (', "parameters": {"shared_memory_region": "a"}', "", "'shared_memory_region' of 'x' is not offered here"),
+        ("", ', "outputs": [{"name": "y", "parameters": {"classification": 2}}]', "'classification' of 'y' is not off"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(entry: str, rest: str, sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        protocol.read(json_of(entry, rest), None, MODEL)
+
+
+def test_colons_within_text_are_no_names() -> None:
+    body = json_of(rest=', "id": "a:b: c", "model_name": "made"')
+    assert protocol.read(body, None, MODEL).id == "a:b: c"
+
+
 def test_too_many_numbers_are_refused_before_they_are_parsed() -> None:
     with pytest.raises(RequestError, match="more than the 12 numbers that are taken") as refused:
         read("float32", [-2, 2], "FP32", [0.0] * 5000)

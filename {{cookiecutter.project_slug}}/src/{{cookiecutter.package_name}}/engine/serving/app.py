@@ -131,7 +131,8 @@ class Endpoints:
         return json_response({"name": PACKAGE, "version": version, "extensions": protocol.EXTENSIONS})
 
     async def health(self, request: Request) -> Response:
-        return Response()
+        """KServe's client reads the answer, and Triton's its status alone."""
+        return json_response({request.url.path.rpartition("/")[2]: True})
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")

@@ -1,5 +1,6 @@
 """The data in requests: tensors as JSON or raw bytes, and single samples as files or JSON."""
 
+import json
 import math
 import struct
 from collections.abc import Callable, Mapping
@@ -31,9 +32,32 @@ def parse_json(body: bytes, size: int, max_elements: int | None) -> Any:
     if body.count(b",", 0, size) > most + COMMAS_BESIDE_DATA:
         raise RequestError(f"the request holds more than the {most:,} numbers that are taken.", 413, "too_large")
     try:
-        return orjson.loads(memoryview(body)[:size])
+        parsed = orjson.loads(memoryview(body)[:size])
     except orjson.JSONDecodeError as error:
         raise RequestError(f"the request is no JSON: {error}.") from error
+    if body.count(b":", 0, size) != _num_keys(parsed):  # a name that stands twice, or a colon within text
+        try:
+            json.loads(body[:size], object_pairs_hook=_refuse_twice)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the request is no JSON that can be read: {excerpt(error)}.") from error
+    return parsed
+
+
+def _num_keys(value: Any) -> int:
+    """Counts the names in objects; those within lists of numbers are missed, and make it too small."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_num_keys, value.values()))
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return sum(map(_num_keys, value))
+    return 0
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
+    """Called with the names and values of each object; orjson would take the last of several values."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        name = next(name for place, name in enumerate(names) if name in names[:place])
+        raise RequestError(f"an object of the request names '{excerpt(name)}' twice.")
 
 
 def tensor_from_bytes(raw: memoryview, shape: tuple[int, ...], tensor: TensorSignature) -> Array:

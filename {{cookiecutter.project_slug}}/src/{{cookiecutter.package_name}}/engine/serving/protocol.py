@@ -15,6 +15,11 @@ from .payload import RequestError, bytes_of, check_range, excerpt, parse_json, t
 
 Entry = Mapping[str, Any]
 
+# What a request may hold; KServe's client names the model in it once more.
+REQUEST_KEYS = {"id", "model_name", "model_version", "inputs", "outputs", "parameters"}
+INPUT_KEYS = {"name", "shape", "datatype", "parameters", "data"}
+OUTPUT_KEYS = {"name", "parameters"}
+
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 HEADER_LENGTH = "inference-header-content-length"
 
@@ -89,7 +94,8 @@ def read(body: bytes, header_length: str | None, model: ModelMetadata) -> Infere
     request = parse_json(body, size, model.signature.max_elements)
     if not isinstance(request, dict):
         raise RequestError("the request is no JSON object with 'inputs'.")
-    request_id, parameters = request.get("id"), _parameters(request, "the request")
+    parameters = _parameters(request, "the request", REQUEST_KEYS, "binary_data_output")
+    request_id = request.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise RequestError("'id' is no text.")
     all_binary = parameters.get("binary_data_output", False) is True
@@ -132,9 +138,7 @@ def _inputs(request: Entry, raw: memoryview, model: ModelMetadata) -> dict[str, 
             raise RequestError(f"'inputs' names '{name}' twice.")
         tensor = model.inputs[name]
         shape = _shape(entry, tensor, sizes, model.signature.max_batch_size)
-        parameters = _parameters(entry, f"'{name}'")
-        if "shared_memory_region" in parameters:
-            raise RequestError("shared memory is not offered here: send the data in the request.")
+        parameters = _parameters(entry, f"'{name}'", INPUT_KEYS, "binary_data_size")
         if "binary_data_size" in parameters:
             end = place + _size(parameters["binary_data_size"], len(raw) - place, name)
             arrays[name], place = tensor_from_bytes(raw[place:end], shape, tensor), end
@@ -186,17 +190,18 @@ def _outputs(request: Entry, model: ModelMetadata, all_binary: bool) -> list[Req
         if entry.get("name") not in known:
             name = excerpt(entry.get("name"))
             raise RequestError(f"the output '{name}' is not known: this model gives {', '.join(known)}.")
-        parameters = _parameters(entry, f"'{entry['name']}'")
-        if parameters.keys() & {"classification", "shared_memory_region"}:
-            raise RequestError("'classification' and shared memory are not offered here: take the tensors themselves.")
+        parameters = _parameters(entry, f"'{entry['name']}'", OUTPUT_KEYS, "binary_data")
         found.append(RequestedOutput(entry["name"], parameters.get("binary_data", all_binary) is True))
     if len({output.name for output in found}) != len(found):
         raise RequestError("'outputs' names a tensor twice.")
     return found or [RequestedOutput(name, all_binary) for name in known]
 
 
-def _parameters(entry: Entry, owner: str) -> Entry:
+def _parameters(entry: Entry, owner: str, keys: set[str], parameter: str) -> Entry:
+    """Returns the parameters; refuses what is not one of `keys`, and every parameter but one: they would be ignored."""
     parameters = entry.get("parameters", {})
     if not isinstance(parameters, dict):
         raise RequestError(f"'parameters' of {owner} is no JSON object.")
+    for name in [*(entry.keys() - keys), *(parameters.keys() - {parameter})]:
+        raise RequestError(f"'{excerpt(name)}' of {owner} is not offered here: leave it out.")
     return parameters
