@@ -1,6 +1,7 @@
 """The commands as a user runs them, one after the other."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,9 +52,18 @@ def test_training_prints_plain_lines_in_a_pipe_and_what_to_do_next(tmp_path: Pat
     printed = run_command("train", "trainer=cpu", "trainer.max_epochs=2", cwd=tmp_path).stdout
     assert "batch 64 = 1 device x 64" in printed
     assert epochs(printed) == ["epoch 1/2", "epoch 2/2"]
+    record = json.loads(next(tmp_path.glob("logs/train/runs/*/run.json")).read_text(encoding="utf-8"))
+    counted = record["data"]["splits"]
+    assert re.search(rf"samples +{counted['train']:,} +{counted['val']:,} +{counted['test']:,}", printed)
+    assert re.search(r"epoch 2 +epoch 2 +best, epoch [12]", printed)
+    assert f"| samples | {' | '.join(map(str, counted.values()))} |" in report_of(tmp_path)
     assert "\r" not in printed
     assert "\x1b" not in printed
     assert f"python -m {package.__name__} export ckpt_path=logs/train/runs/" in printed
+
+
+def report_of(folder: Path) -> str:
+    return next(folder.glob("logs/train/runs/*/report.md")).read_text(encoding="utf-8")
 
 
 def test_training_goes_on_from_a_checkpoint(tmp_path: Path, run_dir: Path) -> None:

@@ -31,6 +31,7 @@ from {{ cookiecutter.package_name }}.engine.training.build import STEP_HOOKS, le
 from {{ cookiecutter.package_name }}.engine.training.callbacks.checkpoint_contents import CheckpointContents
 from {{ cookiecutter.package_name }}.engine.training.callbacks.epoch_values import EpochValues
 from {{ cookiecutter.package_name }}.engine.training.callbacks.micro_batch_finder import MicroBatchFinder
+from {{ cookiecutter.package_name }}.engine.training.callbacks.monitoring import EpochLine
 from {{ cookiecutter.package_name }}.engine.training.plots import MetricPlots
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
 
@@ -369,3 +370,33 @@ def test_metric_that_cannot_be_plotted_is_named(tmp_path: Path, caplog: pytest.L
     assert "the metric confusion_matrix cannot be plotted: no axes" in caplog.text
     assert not (tmp_path / "confusion_matrix.png").exists()
     assert (tmp_path / "of_each.0.png").is_file()
+
+
+def test_line_of_an_epoch_has_columns_and_marks_the_best() -> None:
+    line, written = EpochLine(), []
+    line.start()
+    for epoch, figures in enumerate(
+        ({"train/loss": 2.0, "val/acc": 0.5, "val/loss": 1.0}, {"val/loss": 10.0, "lr": 1e-05}, {"val/loss": 0.25})
+    ):
+        callback = SimpleNamespace(monitor="val/loss", mode="min")
+        trainer: Any = SimpleNamespace(
+            callback_metrics=figures, checkpoint_callback=callback, current_epoch=epoch, max_epochs=10
+        )
+        written.append(line.write(trainer))
+    assert [text[:11] for text in written] == ["epoch  1/10", "epoch  2/10", "epoch  3/10"]
+    assert ["best" in text for text in written] == [True, False, True]
+    assert [text.index("val/loss") for text in written] == [written[0].index("val/loss")] * 3
+    assert written[0].split()[-6:] == ["val/loss", "1", "val/acc", "0.5", "train/loss", "2"]
+    assert written[1].endswith("lr 1e-05")
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_figure_that_is_not_a_number_is_never_the_best(mode: str) -> None:
+    line, marks = EpochLine(), []
+    for figure in (float("nan"), 2.0, 2.0, 1.0, 3.0):
+        callback = SimpleNamespace(monitor="val/acc", mode=mode)
+        trainer: Any = SimpleNamespace(
+            callback_metrics={"val/acc": figure}, checkpoint_callback=callback, current_epoch=0, max_epochs=None
+        )
+        marks.append("best" in line.write(trainer))
+    assert marks == [False, True, False, mode == "min", mode == "max"]

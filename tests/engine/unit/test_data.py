@@ -30,6 +30,8 @@ from torch.utils.data import (
 )
 from torchmetrics import MeanMetric, Metric
 
+from {{ cookiecutter.package_name }}.engine.data.description import DataDescription
+from {{ cookiecutter.package_name }}.engine.data.samples import SamplesInMemory
 from {{ cookiecutter.package_name }}.engine.distributed.dealing import (
     Share,
     deal,
@@ -37,6 +39,7 @@ from {{ cookiecutter.package_name }}.engine.distributed.dealing import (
 )
 from {{ cookiecutter.package_name }}.engine.distributed.plan import BatchSplit
 from {{ cookiecutter.package_name }}.engine.errors import UserError, lost_worker
+from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.engine.training.build import build_datamodule
 
 
@@ -793,3 +796,29 @@ def test_prediction_in_several_processes_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pl.Trainer, "world_size", 2)
     with pytest.raises(UserError, match=r"trainer.predict would predict each sample in every process"):
         trainer.predict(Predicting(), loader)
+
+
+class OfLabels:
+    """A DataModule with two labels, of which one is rare."""
+
+    def __init__(self) -> None:
+        self.samples = {
+            "train": SamplesInMemory(torch.zeros(9, 1), torch.tensor([0] * 5 + [1] * 4)),
+            "val": SamplesInMemory(torch.zeros(0, 1), torch.tensor([], dtype=torch.long)),
+        }
+        self.spec = DataSpec("made", "classification", (1,), "float32", (0.0, 1.0), ("a", "b"), (0.0,), (1.0,))
+        self.read_as = {"x": "numbers"}
+
+
+def test_data_is_described_by_its_splits_labels_and_columns() -> None:
+    found = DataDescription.of(OfLabels(), {})
+    assert found.splits == {"train": 9, "val": 0}
+    assert found.labels == {"a": {"train": 5, "val": 0}, "b": {"train": 4, "val": 0}}
+    assert found.columns == {"x": "numbers"}
+    assert found.rare == ["'b' has 4 in train"], "an empty split has no label"
+
+
+def test_data_of_any_kind_is_described_by_its_sizes() -> None:
+    dealt = deal(DataLoader(range(97), batch_size=8), Share(), "train_dataloader")  # type: ignore[arg-type]
+    loaders = {"train": dealt, "val": DataLoader(range(33)), "test": [DataLoader(range(3))]}  # type: ignore[arg-type]
+    assert DataDescription.of(object(), loaders).to_dict() == {"splits": {"train": 97, "val": 33}}

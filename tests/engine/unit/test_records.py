@@ -143,7 +143,7 @@ def begin_and_raise(run_dir: Path, error: BaseException, steps: bool = True) -> 
     with run_record.locked_run(run_dir):
         run_record.write_start(run_dir, [], {}, {})
         if steps:
-            run_record.write_first_step(run_dir, "97 an epoch, in one batch of 97")
+            run_record.write_first_step(run_dir, "97 an epoch, in one batch of 97", {})
         raise error
 
 

@@ -6,18 +6,22 @@ import csv
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from ..config import PACKAGE
-from ..console import duration, python, shown, write_json
+from ..console import duration, python, shown, wide_console, write_json
+from ..data.description import DataDescription
 from ..distributed.batch_norm import depends_on_split
 from ..distributed.plan import Plan
 from ..markdown import render
@@ -83,8 +87,8 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Pat
     write_json(dict(sorted(metrics.items())), run_dir / "metrics.json")
     if (run_dir / "metrics.csv").is_file():
         plot_curves(run_dir / "metrics.csv", run_dir / CURVES)
-    write_report(run_dir, metrics, best if best.is_file() else None)
-    _log_metrics(metrics)
+    write_report(run_dir, metrics, best if best.is_file() else None, trainer.current_epoch, _epoch_of(best))
+    _print_figures(metrics, trainer.current_epoch, _epoch_of(best))
     log.info("run         %s, described in its report.md", shown(run_dir))
     for trace in run_dir.glob("*.pt.trace.json"):  # of debug=profiler
         trace = trace.rename(run_dir / "trace.json")
@@ -95,15 +99,46 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Pat
             log.info("%-12s%s", heading, line)
 
 
-def write_report(run_dir: Path, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-    """Writes `report.md` from the record of the run, its pictures, and `metrics` by their logged names."""
-    record = run_record.read(run_dir)
-    started = record.get("started", run_record.now())
+def _epoch_of(checkpoint: Path) -> int | None:
+    """The number of the epoch that a checkpoint is of, counted from 1; None if there is no such file."""
+    if not checkpoint.is_file():
+        return None
+    return int(torch.load(checkpoint, mmap=True, weights_only=True)["epoch"]) + 1
+
+
+def _by_split(metrics: Mapping[str, float]) -> tuple[list[str], dict[str, list[float | None]]]:
+    """Returns the splits, and the figures of each metric for them; a metric of no split is left out."""
     parts = {name: split_and_metric(name) for name in metrics}
     splits = [split for split in SPLITS if any(split == of for of, _ in parts.values())]
     figures: dict[str, dict[str, float]] = {}
     for name, (split, metric) in sorted(parts.items()):
         figures.setdefault(metric, {})[split] = metrics[name]
+    return splits, {name: [of.get(split) for split in splits] for name, of in figures.items() if of.keys() & {*splits}}
+
+
+def _print_figures(metrics: Mapping[str, float], last_epoch: int, best_epoch: int | None) -> None:
+    """Prints a table of the figures; training and validation are those of the last epoch, the test of the best one."""
+    splits, figures = _by_split(metrics)
+    tested = f"epoch {last_epoch}" if best_epoch is None else f"best, epoch {best_epoch}"
+    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
+    for split in splits:
+        table.add_column(f"{split}\n{tested if split == 'test' else f'epoch {last_epoch}'}", justify="right")
+    for name, values in figures.items():
+        table.add_row(escape(name), *("" if value is None else f"{value:.4g}" for value in values))
+    wide_console().print(table)
+
+
+def write_report(
+    run_dir: Path,
+    metrics: Mapping[str, float],
+    checkpoint: Path | None,
+    last_epoch: int | None = None,
+    best_epoch: int | None = None,
+) -> None:
+    """Writes `report.md` from the record of the run, its pictures, and `metrics` by their logged names."""
+    record = run_record.read(run_dir)
+    started = record.get("started", run_record.now())
+    splits, figures = _by_split(metrics)
     pictures = sorted(run_dir.glob("*.png"), key=lambda path: (path.name != CURVES, path.name))
     text = render(
         Path(__file__).with_name("report.md.jinja"),
@@ -114,8 +149,11 @@ def write_report(run_dir: Path, metrics: Mapping[str, float], checkpoint: Path |
         versions=record.get("versions", {}),
         options=run_record.typed_options(run_dir),
         samples=record.get("samples"),
+        data={**asdict(DataDescription()), **record.get("data", {})},
         splits=splits,
-        figures={name: [of.get(split) for split in splits] for name, of in figures.items() if of.keys() & {*splits}},
+        figures=figures,
+        last_epoch=last_epoch,
+        best_epoch=best_epoch,
         pictures=[(path.name, caption(path)) for path in pictures],
         checkpoint=checkpoint,
         commands=_next_commands(checkpoint) if checkpoint is not None else [],

@@ -54,9 +54,9 @@ def write_start(
     write(run_dir, state="running", steps=steps, **changed, earlier_options=earlier, trackers={**trackers})
 
 
-def write_first_step(run_dir: Path, samples: str) -> None:
-    """Called when nothing can be refused any more; `samples` describes those of an epoch."""
-    write(run_dir, steps=True, samples=samples)
+def write_first_step(run_dir: Path, samples: str, data: Mapping[str, Any]) -> None:
+    """Called when nothing can be refused any more; `samples` describes those of an epoch, `data` the splits."""
+    write(run_dir, steps=True, samples=samples, data=data)
 
 
 @contextmanager

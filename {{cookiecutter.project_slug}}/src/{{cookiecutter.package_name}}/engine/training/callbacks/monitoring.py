@@ -1,6 +1,7 @@
 """Callbacks that watch a run and change nothing: progress, times, memory, equal replicas."""
 
 import logging
+import math
 import sys
 import time
 from collections import Counter
@@ -12,14 +13,22 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
+from rich import box
+from rich.markup import escape
+from rich.table import Column, Table
 from torch import Tensor
 
-from ...console import write_json
+from ...console import wide_console, write_json
+from ...data.description import DataDescription
 from ...distributed.dealing import DealtLoader
 from ...distributed.plan import BatchSplit
 from ...runs import run_record
 
 log = logging.getLogger(__name__)
+
+SPLITS = ("val", "train", "test")  # in the order of their figures in a line
+MOST_ROWS = 20  # of a table on the terminal
+NUM_NAMED = 5
 
 if sys.platform != "win32":
     import resource
@@ -30,10 +39,61 @@ def progress_bar() -> ProgressBar:
     return ThrottledBar(refresh_rate=10) if sys.stdout.isatty() else EpochLines()
 
 
+class EpochLine:
+    """Writes one line an epoch, `epoch  3/30    1.2 s  best  val/loss 0.1234  train/loss 0.2345`.
+
+    Figures of the validation stand first, and each has its column. Epochs are counted from 1. `best` marks an epoch
+    whose monitored figure is better than all before.
+    """
+
+    def __init__(self) -> None:
+        self._start, self._names = 0.0, list[str]()
+        self._best: float | None = None
+
+    def start(self) -> None:
+        self._start = time.perf_counter()
+
+    def write(self, trainer: pl.Trainer) -> str:
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        monitor = getattr(trainer.checkpoint_callback, "monitor", None)
+        new = sorted(figures.keys() - {*self._names}, key=lambda name: (name != monitor, _place(name), name))
+        self._names += new
+        cells = [f"{name} {figures[name]:<9.4g}" if name in figures else " " * (len(name) + 10) for name in self._names]
+        number, last = trainer.current_epoch + 1, max(trainer.max_epochs or 0, 0)
+        counted = f"{number:{len(str(last))}}/{last}" if last else f"{number}"
+        mark = "best" if self._is_best(trainer, figures.get(monitor or "")) else ""
+        seconds = time.perf_counter() - self._start
+        return f"epoch {counted}  {seconds:6.1f} s  {mark:4}  {'  '.join(cells)}".rstrip()
+
+    def _is_best(self, trainer: pl.Trainer, figure: float | None) -> bool:
+        if figure is None or math.isnan(figure):
+            return False
+        sign = -1 if getattr(trainer.checkpoint_callback, "mode", "min") == "max" else 1
+        is_best = self._best is None or sign * figure < sign * self._best
+        self._best = figure if is_best else self._best
+        return is_best
+
+
+def _place(name: str) -> int:
+    split = name.partition("/")[0]
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
+
+
 class ThrottledBar(RichProgressBar):
-    """Updates ten times a second; Lightning's bar does so every step, which takes longer than a small network."""
+    """Updates ten times a second; Lightning's bar does so every step, which takes longer than a small network.
+
+    Above it stays one line for each epoch.
+    """
 
     last = 0.0
+
+    def __init__(self, refresh_rate: int) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self.line = EpochLine()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self.line.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         now = time.perf_counter()
@@ -41,11 +101,23 @@ class ThrottledBar(RichProgressBar):
             self.last = now
             super().on_train_batch_end(trainer, pl_module, *args)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.progress is not None:
+            self.progress.console.print(self.line.write(trainer), highlight=False, soft_wrap=True)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Counts from 1, as the lines do: Lightning counts from 0, and has no public way to change it."""
+        last = max(self.trainer.max_epochs or 0, 0)
+        return f"Epoch {current_epoch + 1}" + (f"/{last}" if last else "") + " "
+
 
 class EpochLines(ProgressBar):
-    """Prints `epoch 3/30  1.2 s  train/loss 0.1234  val/acc 0.9778` at the end of each epoch."""
+    """Prints the line of each epoch, where no bar can stand."""
 
-    start = 0.0
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = EpochLine()
 
     def disable(self) -> None:
         """Does nothing: Lightning calls it on all ranks but the first, which alone prints."""
@@ -53,21 +125,17 @@ class EpochLines(ProgressBar):
     enable = disable
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.start = time.perf_counter()
+        self.line.start()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        seconds = time.perf_counter() - self.start
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(trainer.callback_metrics.items()))
-        last = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
-        print(f"epoch {trainer.current_epoch + 1}{last}  {seconds:.1f} s  {metrics}", flush=True)
+        if trainer.is_global_zero:
+            print(self.line.write(trainer), flush=True)
 
 
 class EpochSamples(Callback):
-    """Says, before the first step, how many samples an epoch has and how each batch is split; notes it in `run.json`.
+    """Says, before the first step, what the data is, how many samples an epoch has and how each batch is split.
 
-    The figures of an epoch are over exactly these samples.
+    Notes it in `run.json`. The figures of an epoch are over exactly these samples.
     """
 
     def __init__(self, split: BatchSplit) -> None:
@@ -77,13 +145,42 @@ class EpochSamples(Callback):
         if not trainer.is_global_zero:
             return
         loader, sentence = trainer.train_dataloader, "as many as the loaders give"
+        loaders = {"train": loader, "val": trainer.val_dataloaders}
+        data = DataDescription.of(getattr(trainer, "datamodule", None), loaders)
+        print_data(data)
         if isinstance(loader, DealtLoader):
             num_steps = trainer.accumulate_grad_batches
             sizes = loader.batches.sizes(-(-int(trainer.num_training_batches) // num_steps))
             num_drawn = len(getattr(loader.batches.source, "sampler", ()))
             sentence = epoch_sentence(sizes, num_drawn, replace(self.split, num_steps=num_steps, is_auto=False))
         log.info("samples     %s", sentence)
-        run_record.write_first_step(Path(trainer.default_root_dir), sentence)
+        run_record.write_first_step(Path(trainer.default_root_dir), sentence, data.to_dict())
+
+
+def print_data(data: DataDescription) -> None:
+    """Prints tables of the labels and of the columns, and warns of labels that are rare in a split."""
+    console = wide_console()
+    if data.labels:
+        table = Table("label", *(Column(split, justify="right") for split in data.splits), box=box.SIMPLE_HEAD)
+        for label, counts in list(data.labels.items())[:MOST_ROWS]:
+            table.add_row(escape(label), *(f"{count:,}" for count in counts.values()))
+        if len(data.labels) > MOST_ROWS:
+            table.add_row(f"and {len(data.labels) - MOST_ROWS:,} more, in run.json")
+        table.add_section()
+        table.add_row("samples", *(f"{count:,}" for count in data.splits.values()))
+        console.print(table)
+    elif data.splits:
+        log.info("data        %s", ", ".join(f"{split} {count:,}" for split, count in data.splits.items()))
+    if data.columns:
+        table = Table("column", "read as", box=box.SIMPLE_HEAD)
+        for name, kind in list(data.columns.items())[:MOST_ROWS]:
+            table.add_row(escape(name), kind)
+        if len(data.columns) > MOST_ROWS:
+            table.add_row(f"and {len(data.columns) - MOST_ROWS:,} more", "in run.json")
+        console.print(table)
+    if rare := data.rare:
+        more = ", ..." if len(rare) > NUM_NAMED else ""
+        log.warning("warning     hardly any samples of a label: %s%s", ", ".join(rare[:NUM_NAMED]), more)
 
 
 def epoch_sentence(sizes: list[int], num_drawn: int, split: BatchSplit) -> str:
