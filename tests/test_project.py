@@ -7,11 +7,13 @@ import os
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import DEFAULTS, LONG, OTHERWISE, SHORT, TEMPLATE, bake_into, files_of, run
+from cookiecutter.main import cookiecutter
 from engine_suite import INSTALLED, install
 
 # Kept between runs: the environment in it takes a minute to make, and `make setup` brings it up to date.
@@ -109,6 +111,26 @@ def test_shipped_tests_pass_in_a_project_of_other_answers(python: str, other_pro
 
 def test_engine_passes_its_tests(python: str, engine_project: Path) -> None:
     run_suite(python, engine_project, f"{INSTALLED}/unit", f"{INSTALLED}/integration", *e2e(*SHORT_E2E))
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (
+            "data=torchvision",
+            "data needs torchvision, which is not installed, because the project was generated",
+        ),
+        ("model=timm", "model needs timm, which is not installed"),
+        ("data=table", "or generate a project with other answers if it is of a kind that this one was not made for."),
+    ],
+)
+def test_project_without_hooks_says_what_it_lacks(python: str, tmp_path: Path, option: str, sentence: str) -> None:
+    cookiecutter(str(TEMPLATE), no_input=True, output_dir=str(tmp_path), accept_hooks=False)
+    command = [python, "-m", "digit_classifier", "train", option]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "digit-classifier/src")}
+    refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert sentence in refused.stderr
 
 
 @pytest.mark.story

@@ -283,7 +283,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 12851, "engine's lines without serving and search": 11003, "files": 218}
+EXCEEDED = {"engine's lines": 12871, "engine's lines without serving and search": 11023, "files": 218}
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,10 @@ def as_user_error(error: Exception) -> UserError | None:
             return UserError(f"'{group[1]}' is no option; {habit}")
         return UserError(f"'{group[1]}' is no group of this command: what a checkpoint holds is taken from it.")
     if source := re.match(r"Interpolation key '([^']+)' not found", str(error)):
-        return UserError(f"'{key}' takes the value of '{source[1]}', which is no option here: give '{key}' a value.")
+        return UserError(
+            f"'{key}' takes the value of '{source[1]}', which is no option here: give '{key}' a value, "
+            "or generate a project with other answers if it is of a kind that this one was not made for."
+        )
     return UserError(" ".join(str(error).split()))
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,11 @@ def refuse_foreign_code(section: Any, source: str) -> None:
         return
     target = section.get("_target_")
     if target is not None and not _is_trusted(str(target)):
+        if (package := _missing_package(str(target))) is not None:
+            raise UserError(
+                f"{source} needs {package}, which is not installed, because the project was generated without it: run "
+                f"'pip install {package}', or choose another."
+            )
         raise UserError(
             f"{source} names _target_={target}, which is no class of {', '.join(trusted_packages())} and could run "
             f"foreign code: name it in a file of configs/, or move it into the package {PACKAGE}."
@@ -224,6 +230,19 @@ def _is_trusted(target: str) -> bool:
     except Exception:
         return False
     return inspect.isclass(found) and found.__module__.split(".")[0] in trusted_packages()
+
+
+def _missing_package(target: str) -> str | None:
+    """Returns the package that a class of this project needs and that is not installed, if that is the reason."""
+    if target.startswith(f"{PACKAGE}."):
+        try:
+            import_module(target.rpartition(".")[0])
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").split(".")[0]
+            return missing if missing and missing != PACKAGE else None
+        except Exception:  # a module may raise anything as it is imported: it is reported as what cannot be used
+            return None
+    return None
 
 
 @cache
