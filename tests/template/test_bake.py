@@ -283,7 +283,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 12871, "engine's lines without serving and search": 11023, "files": 218}
+EXCEEDED = {"engine's lines": 12944, "engine's lines without serving and search": 11096, "files": 219}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ LAYERS = (
     ("workflows",),
 )
 SERVING_IMPORTS = {*LAYERS[0], "config", "inference", "serving"}
-ABOVE_ALL_LAYERS = {"__init__", "commands", "doctor", "update"}
+ABOVE_ALL_LAYERS = {"__init__", "commands", "doctor", "library", "update"}
 MAX_PUBLIC_NAMES, MAX_COMMAND_NAMES = 12, 8
 # Modules that are imported within functions, which are slow to import or optional, and who does without them.
 FUNCTION_LEVEL_IMPORTS = {

@@ -21,6 +21,7 @@ from PIL import Image
 {% endif %}
 
 import {{ cookiecutter.package_name }} as package
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.inference.prediction_files import prediction_writer
 from {{ cookiecutter.package_name }}.engine.inference.runtime import (
     {{ "Bundle,
@@ -28,6 +29,7 @@ from {{ cookiecutter.package_name }}.engine.inference.runtime import (
     read_manifest,
 )
 from {{ cookiecutter.package_name }}.engine.inference.signature import Arrays, Signature, TensorSignature
+from {{ cookiecutter.package_name }}.engine.library import load
 from {{ cookiecutter.package_name }}.engine.workflows.prediction import Model, predict
 
 {% if cookiecutter.data_kind == "images" %}
@@ -89,6 +91,34 @@ def spoil(folder: Path) -> list[str]:
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_model_is_a_library_of_a_program(best_checkpoint: Path, bundle: Path, samples: Path) -> None:
+    inputs, outputs = read_golden(bundle)
+    labels = [read_manifest(bundle)["outputs"][1]["labels"][place] for place in outputs["probabilities"].argmax(axis=1)]
+    for path in (best_checkpoint, str(bundle)):
+        model = load(path, batch_size=3)
+        assert [tensor.name for tensor in model.signature.inputs] == ["x"]
+        for given in (inputs["x"], inputs, samples / "deep/batch.npy"):
+            found = model.predict(given)
+            assert [answer["label"] for answer in found] == labels
+            best = [max(answer["probabilities"].values()) for answer in found]
+            assert best == pytest.approx(outputs["probabilities"].max(axis=1).tolist(), abs=1e-5)
+        assert len(model.predict(samples)) == len(ROWS)
+        assert len(model.predict([samples / FIRST, samples / SECOND])) == 2
+        for wrong, error, sentence in (
+            (inputs["x"].astype(np.float64), ValueError, "'x' is float64, but this model takes"),
+            (inputs["x"][..., :1], ValueError, "'x' has the shape"),
+            ({"y": inputs["x"]}, ValueError, "the input '[xy]' is"),
+            ({"x": inputs["x"], "y": inputs["x"][:1]}, ValueError, "the arrays have 8 and 1 samples"),
+            (samples / "notes.txt", UserError, "it cannot be used"),
+            (samples / "nowhere", UserError, "does not exist"),
+        ):
+            with pytest.raises(error, match=sentence):
+                model.predict(wrong)
+    for nothing in ("nowhere.ckpt", "nowhere"):
+        with pytest.raises(UserError, match=r"nowhere.* does not exist"):
+            load(nothing)
 
 
 def test_checkpoint_predicts_a_folder_and_names_what_is_broken(

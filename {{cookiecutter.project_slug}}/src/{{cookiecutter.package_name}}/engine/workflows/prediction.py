@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from ..console import bar, shown
 from ..errors import UserError
 from ..inference.inputs import Sample, SkippedSample, find_files, read_samples
 from ..inference.prediction_files import WritePrediction, check_output, prediction_writer
-from ..inference.signature import Arrays, Signature
+from ..inference.signature import Array, Arrays, Signature
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,23 @@ class Model:
     batch_size: int
     run: Callable[[Arrays], Arrays]
 
+    def outputs_of(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, dict[str, Array]]]:
+        """Yields each sample and its outputs, in their order.
+
+        Samples that follow each other with the same shapes are computed at once.
+        """
+        for _, alike in itertools.groupby(samples, key=_shapes):
+            while batch := list(itertools.islice(alike, self.batch_size)):
+                outputs = self.run(
+                    {name: np.stack([sample.values[name] for sample in batch]) for name in batch[0].values}
+                )
+                for place, sample in enumerate(batch):
+                    yield sample, {name: output[place] for name, output in outputs.items()}
+
+
+def _shapes(sample: Sample) -> list[tuple[int, ...]]:
+    return [array.shape for array in sample.values.values()]
+
 
 class NothingPredicted(UserError):
     """All inputs were left out."""
@@ -61,7 +79,7 @@ def predict_files(config: Config) -> None:
         raise UserError(f"batch_size={options.batch_size} is too small: give 1 or more.")
     output = Path(options.output or Path(config["paths"]["output_dir"]) / "predictions.csv").expanduser()
     check_output(output)
-    model = _from_bundle(options, config) if options.bundle is not None else _from_checkpoint(options, config)
+    model = _chosen(options, config)
     given = [options.input] if isinstance(options.input, str) else options.input
     files = find_files(given, model.signature)
     with prediction_writer(output, model.signature, options.probabilities) as write:
@@ -75,63 +93,42 @@ def predict_files(config: Config) -> None:
 
 
 def predict(model: Model, files: Sequence[Path], write: WritePrediction) -> tuple[int, list[SkippedSample]]:
-    """Passes each sample and its outputs to `write`, in the order of the files; returns their number, and the rest.
-
-    Samples that follow each other are computed at once while they have the same shapes.
-    """
+    """Passes each sample and its outputs to `write`, in the order of the files; returns their number, and the rest."""
     left_out: list[SkippedSample] = []
-    batch: list[Sample] = []
     num_predicted, log_progress = 0, _progress_logger()
 
-    def flush() -> None:
-        nonlocal num_predicted
-        if batch:
-            outputs = model.run({name: np.stack([sample.values[name] for sample in batch]) for name in batch[0].values})
-            for place, sample in enumerate(batch):
-                write(sample, {name: output[place] for name, output in outputs.items()})
-            num_predicted += len(batch)
-            batch.clear()
-            log_progress(num_predicted)
+    def usable() -> Iterator[Sample]:
+        for path in bar(files, "predicting"):
+            for sample in read_samples(path, model.signature):
+                if isinstance(sample, SkippedSample):
+                    left_out.append(sample)
+                else:
+                    yield sample
 
-    for path in bar(files, "predicting"):
-        for sample in read_samples(path, model.signature):
-            if isinstance(sample, SkippedSample):
-                left_out.append(sample)
-                continue
-            if batch and _shapes(sample) != _shapes(batch[0]):
-                flush()
-            batch.append(sample)
-            if len(batch) == model.batch_size:
-                flush()
-    flush()
+    for sample, outputs in model.outputs_of(usable()):
+        write(sample, outputs)
+        num_predicted += 1
+        log_progress(num_predicted)
     return num_predicted, left_out
 
 
-def _shapes(sample: Sample) -> list[tuple[int, ...]]:
-    return [array.shape for array in sample.values.values()]
-
-
-def _from_bundle(options: Options, config: Config) -> Model:
+def model_of_bundle(folder: Path, batch_size: int, device: str) -> Model:
     """Loads a bundle into ONNX Runtime, without torch."""
     import onnxruntime  # here, as below: `predict` needs either ONNX Runtime or torch, and both take long to import
 
-    from ..inference.runtime import Bundle, find_bundle
+    from ..inference.runtime import Bundle
 
-    if options.ckpt_path != "latest":
-        raise UserError(f"bundle={options.bundle} and ckpt_path={options.ckpt_path} are two models: give one of them.")
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     has_cuda = cuda in onnxruntime.get_available_providers()
-    if options.device == "cuda" and not has_cuda:
+    if device == "cuda" and not has_cuda:
         raise UserError("device=cuda is not available here: install onnxruntime-gpu for it, or take device=cpu.")
-    folder = find_bundle(str(options.bundle), Path(config["paths"]["artifact_dir"]))
-    bundle = Bundle(folder, providers=[cuda, cpu] if has_cuda and options.device != "cpu" else [cpu])
-    log.info("bundle      %s", shown(folder))
+    bundle = Bundle(folder, providers=[cuda, cpu] if has_cuda and device != "cpu" else [cpu])
     if not bundle.signature.max_batch_size:
-        raise UserError(f"bundle={options.bundle} takes no batches: call its file, or serve it.")
-    return Model(bundle.signature, min(options.batch_size, bundle.signature.max_batch_size), bundle)
+        raise UserError(f"{shown(folder)} takes no batches: call its file, or serve it.")
+    return Model(bundle.signature, min(batch_size, bundle.signature.max_batch_size), bundle)
 
 
-def _from_checkpoint(options: Options, config: Config) -> Model:
+def model_of_checkpoint(path: Path, batch_size: int, device: str) -> Model:
     """Loads a checkpoint into the deployed network of torch.
 
     Its inputs are those of the example in `deployed()`, or else what the test loop calls `forward` with.
@@ -144,17 +141,32 @@ def _from_checkpoint(options: Options, config: Config) -> Model:
     from ..training import checkpoints
 
     has_cuda = torch.cuda.is_available()
-    if options.device == "cuda" and not has_cuda:
+    if device == "cuda" and not has_cuda:
         raise UserError("device=cuda is not available here: torch finds no GPU; take device=cpu.")
-    device = "cuda" if has_cuda and options.device != "cpu" else "cpu"
-    checkpoint = checkpoints.load(checkpoints.find(options.ckpt_path, Path(config["paths"]["log_dir"])))
+    place = "cuda" if has_cuda and device != "cpu" else "cpu"
+    checkpoint = checkpoints.load(path)
     module = checkpoint.model()
     recording = from_example(module) or recorded(module, checkpoint.datamodule({}), "test")
     assert recording.call is not None
     module.eval()
-    network, described, place = deployed(module, recording.call), description_of(module), forward_of(module)
-    signature = signature_of(eager(network), recording, described, place, options.batch_size)
-    return Model(signature, options.batch_size, eager(network.to(device), device=device))
+    network, described, owner = deployed(module, recording.call), description_of(module), forward_of(module)
+    signature = signature_of(eager(network), recording, described, owner, batch_size)
+    return Model(signature, batch_size, eager(network.to(place), device=place))
+
+
+def _chosen(options: Options, config: Config) -> Model:
+    if options.bundle is None:
+        from ..training import checkpoints
+
+        path = checkpoints.find(options.ckpt_path, Path(config["paths"]["log_dir"]))
+        return model_of_checkpoint(path, options.batch_size, options.device)
+    from ..inference.runtime import find_bundle
+
+    if options.ckpt_path != "latest":
+        raise UserError(f"bundle={options.bundle} and ckpt_path={options.ckpt_path} are two models: give one of them.")
+    folder = find_bundle(options.bundle, Path(config["paths"]["artifact_dir"]))
+    log.info("bundle      %s", shown(folder))
+    return model_of_bundle(folder, options.batch_size, options.device)
 
 
 def _progress_logger() -> Callable[[int], None]:
