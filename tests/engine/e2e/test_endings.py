@@ -20,7 +20,7 @@ ENDINGS: dict[str, list[str]] = {
     "part_of_an_epoch": ["trainer.limit_train_batches=0.3"],
     "twice_an_epoch": ["+trainer.val_check_interval=0.5"],
     "with_a_validation": ["+trainer.val_check_interval=0.5", "trainer.max_steps=10"],  # of 20 in an epoch
-    "min_epochs": ["trainer.min_epochs=2", "callbacks.early_stopping.patience=1"],
+    "min_epochs": ["+trainer.min_epochs=2", "callbacks.early_stopping.patience=1"],
     "another_figure": ["callbacks.early_stopping.monitor=val/nothing", "trainer.check_val_every_n_epoch=2"],
 }
 

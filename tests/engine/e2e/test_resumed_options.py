@@ -257,7 +257,7 @@ def test_record_of_a_run_says_what_was_in_effect(tmp_path: Path) -> None:
         assert {path.name: path.read_bytes() for path in (run_dir / "run.json", *run_dir.glob(".hydra/*"))} == before
     now = ("trainer.max_epochs=2", "model.optimizer.lr=1e-4", "trainer.limit_predict_batches=3")
     run_command("train", "resume=latest", *now, cwd=tmp_path)
-    expected = ["rehearse_export=false", "model=mlp", "trainer=cpu", *now[:2], f"+{now[2]}"]
+    expected = ["rehearse_export=false", "model=mlp", "trainer=cpu", *now[:2], f"++{now[2]}"]
     assert sorted(json.loads((run_dir / "run.json").read_text())["options"]) == sorted(expected)
     assert sorted(yaml.safe_load((run_dir / ".hydra/overrides.yaml").read_text())) == sorted(expected)
     config = yaml.safe_load((run_dir / ".hydra/config.yaml").read_text())

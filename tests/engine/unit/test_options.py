@@ -11,6 +11,7 @@ from torch import nn
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import rendezvous as ranks
+from {{ cookiecutter.package_name }}.engine.config.habits import with_habits
 from {{ cookiecutter.package_name }}.engine.config.validation import build, check, read_options
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices, resolve_devices
 from {{ cookiecutter.package_name }}.engine.distributed.fully_sharded import FullyShardedStrategy, parts_to_shard
@@ -241,3 +242,9 @@ def test_what_counts_batches_counts_whole_ones(name: str) -> None:
     assert trainer_section(config, Devices("cpu", (0,)), num_steps=4)[name] == 12
     whole = {"trainer": {name: 1.0}, "data": {}}
     assert trainer_section(whole, Devices("cpu", (0,)), num_steps=4)[name] == 1.0
+
+
+def test_every_argument_of_the_trainer_is_an_option_and_a_plus_changes_no_choice() -> None:
+    typed = ["trainer.min_epochs=2", "trainer.max_epochs=3", "trainer.accumulate_grad_batches=2", "trainer.max_epoch=1"]
+    assert with_habits(typed, "train") == ["++trainer.min_epochs=2", *typed[1:]]
+    assert with_habits(["+experiment=example", "+model.x=1"], "train") == ["experiment=example", "+model.x=1"]
