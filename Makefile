@@ -5,6 +5,8 @@ OUT ?= build
 ARGS ?=
 # Answers that are drawn at random, of each kind.
 NUM_EXAMPLES ?= 20
+# What is given to this file is none of the options that the generated Makefile passes on to `train`.
+MAKEOVERRIDES :=
 SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DEFAULT_GOAL := help

@@ -41,7 +41,9 @@ FAST = [
     ("train", ["--max_epochs", "1"], "options have no dashes: did you mean 'trainer.max_epochs=1'?"),
     ("train", ["--batch-size=8"], "options have no dashes: did you mean 'data.batch_size=8'?"),
     ("train", ["--trainer.max_epochs=1"], "options have no dashes: did you mean 'trainer.max_epochs=1'?"),
+{% if cookiecutter.search %}
     ("train", ["hparams_search=optuna"], "did you mean the command 'python -m {{ cookiecutter.package_name }} search'"),
+{% endif %}
     ("train", ["logger={{ 'mlflow' if cookiecutter.tracking == 'wandb' else 'wandb' }}"], "is not installed: run 'pip install -c constraints.txt"),
     ("runs", ["compare=[a]"], "compare=['a'] names 1 runs: give two."),
     ("train", ["resume=nowhere"], "resume=nowhere is no run directory: give one"),

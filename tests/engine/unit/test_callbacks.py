@@ -373,16 +373,16 @@ def test_metric_that_cannot_be_plotted_is_named(tmp_path: Path, caplog: pytest.L
 
 
 def test_line_of_an_epoch_has_columns_and_marks_the_best() -> None:
-    line, written = EpochLine(), []
-    line.start()
+    line, written, callback = EpochLine(), [], SimpleNamespace(monitor="val/loss", mode="min", best_model_score=None)
     for epoch, figures in enumerate(
         ({"train/loss": 2.0, "val/acc": 0.5, "val/loss": 1.0}, {"val/loss": 10.0, "lr": 1e-05}, {"val/loss": 0.25})
     ):
-        callback = SimpleNamespace(monitor="val/loss", mode="min")
         trainer: Any = SimpleNamespace(
             callback_metrics=figures, checkpoint_callback=callback, current_epoch=epoch, max_epochs=10
         )
+        line.start(trainer)
         written.append(line.write(trainer))
+        callback.best_model_score = min(figures["val/loss"], callback.best_model_score or 100)
     assert [text[:11] for text in written] == ["epoch  1/10", "epoch  2/10", "epoch  3/10"]
     assert ["best" in text for text in written] == [True, False, True]
     assert [text.index("val/loss") for text in written] == [written[0].index("val/loss")] * 3
@@ -393,10 +393,11 @@ def test_line_of_an_epoch_has_columns_and_marks_the_best() -> None:
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_figure_that_is_not_a_number_is_never_the_best(mode: str) -> None:
     line, marks = EpochLine(), []
-    for figure in (float("nan"), 2.0, 2.0, 1.0, 3.0):
-        callback = SimpleNamespace(monitor="val/acc", mode=mode)
+    for best, figure in ((None, float("nan")), (None, 2.0), (2.0, 2.0), (2.0, 1.0), (2.0, 3.0), (2.0, float("nan"))):
+        callback = SimpleNamespace(monitor="val/acc", mode=mode, best_model_score=best)
         trainer: Any = SimpleNamespace(
             callback_metrics={"val/acc": figure}, checkpoint_callback=callback, current_epoch=0, max_epochs=None
         )
+        line.start(trainer)
         marks.append("best" in line.write(trainer))
-    assert marks == [False, True, False, mode == "min", mode == "max"]
+    assert marks == [False, True, False, mode == "min", mode == "max", False]

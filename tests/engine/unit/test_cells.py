@@ -173,6 +173,13 @@ def test_numbers_that_float32_makes_equal_are_centred_first(start: float, suffix
     assert row.values[0, 0] == when[3] - column["offset"]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_whole_numbers_that_float64_makes_equal_stay_apart(suffix: str, tmp_path: Path) -> None:
+    keys = [123456789012345678 + 2 * (number % 2) for number in range(NUM_ROWS)]
+    data = data_of(saved(tmp_path / f"a.{suffix}", {"key": keys, "label": LABELS}))
+    assert len(all_inputs(data).unique()) == 2
+
+
 def test_column_in_which_numbers_become_equal_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spread = [0.0, 1e30, *(1e6 + number / 1000 for number in range(NUM_ROWS - 2))]
     data_of(saved(tmp_path / "a.csv", {"x": spread, "y": range(NUM_ROWS), "label": LABELS}), drop=["y"])
@@ -211,7 +218,7 @@ def test_numbers_are_read_as_people_write_them(written: list[str], separator: st
 @pytest.mark.parametrize(
     ("written", "separator", "sentence"),
     [
-        (["1.220", "2.450"], ";", "'1.220' may be 1.22 or 1220: say data.decimal=. or data.decimal=,"),
+        (["1.220", "2.450"], ";", "'1.220' may be 1.22 or 1220: write it without"),
         (["1,037", "2,450"], ",", "'1,037' may be 1037 or 1.037"),
         (["1.220", "1,037"], ",", "'1,037' may be 1037 or 1.037"),
         (["5%", "7"], ",", "'5%' is per cent, and '7' is not: write all with %, or none"),
@@ -227,15 +234,17 @@ def test_numbers_that_can_be_read_in_two_ways_are_refused(
         data_of(file)
     assert sentence in str(refused.value)
     assert str(refused.value).startswith(f"data.path={file} cannot be used: x: ")
-    if "data.decimal" in sentence:
+    if "may be" in sentence:
+        assert "or say data.decimal=. or data.decimal=, in training" in str(refused.value)
         assert data_of(file, decimal=",").spec.columns[0]["decimal"] == ","
 
 
 def test_other_columns_and_the_training_decide_what_a_column_leaves_open(tmp_path: Path) -> None:
-    cells = {"x": ["1.220", "2.450"] * 30, "y": ["7,5", "8"] * 30, "label": LABELS}
+    whole, text = [number % 7 for number in range(NUM_ROWS)], ["NA", "3"] * 30
+    cells = {"x": ["1.220", "2.450"] * 30, "y": ["7,5", "8"] * 30, "whole": whole, "gaps": text, "label": LABELS}
     spec = data_of(saved(tmp_path / "a.csv", cells, ";")).spec
-    assert [column["decimal"] for column in spec.columns] == [",", ","]
-    columns = [Column.from_dict(column) for column in spec.columns]
+    assert [column.get("decimal") for column in spec.columns] == [",", ",", None, None]
+    columns = [Column.from_dict(column) for column in spec.columns[:2]]
     assert encode(parse_csv(b"x;y\n1.220;3"), columns).values.tolist() == [[1220, 3]]
     assert encode(parse_csv(b"x,y\n12.5,3"), columns).values.tolist() == [[12.5, 3]], "one reading alone"
 
@@ -282,6 +291,11 @@ def test_whole_numbers_that_differ_in_every_row_are_reported(tmp_path: Path, cap
     data_of(saved(tmp_path / "a.csv", {"id": range(NUM_ROWS), "x": [n % 9 for n in range(NUM_ROWS)], "label": LABELS}))
     assert "column 'id': its whole numbers differ in every row; data.drop=[id] leaves them out" in caplog.text
     assert "column 'x'" not in caplog.text
+
+
+def test_index_of_any_words_is_left_out_before_it_is_read(tmp_path: Path) -> None:
+    cells = {"": [*map(str, range(NUM_ROWS - 1)), "last"], "x": LABELS, "label": LABELS}
+    assert [column["name"] for column in data_of(saved(tmp_path / "a.csv", cells)).spec.columns] == ["x"]
 
 
 def test_values_that_training_never_saw_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -822,3 +822,16 @@ def test_data_of_any_kind_is_described_by_its_sizes() -> None:
     dealt = deal(DataLoader(range(97), batch_size=8), Share(), "train_dataloader")  # type: ignore[arg-type]
     loaders = {"train": dealt, "val": DataLoader(range(33)), "test": [DataLoader(range(3))]}  # type: ignore[arg-type]
     assert DataDescription.of(object(), loaders).to_dict() == {"splits": {"train": 97, "val": 33}}
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 5], [0, -1, 1], [[0, 1], [1, 0], [1, 1]], [0.5, 1.0, 2.0]])
+def test_numbers_that_are_no_labels_of_the_spec_are_not_counted(labels: list[Any]) -> None:
+    data = OfLabels()
+    data.samples = {"train": SamplesInMemory(torch.zeros(3, 1), torch.tensor(labels))}
+    assert DataDescription.of(data, {}).to_dict() == {"splits": {"train": 3}, "columns": {"x": "numbers"}}
+
+
+def test_samples_of_a_data_module_of_another_kind_are_left_to_its_loaders() -> None:
+    data: Any = OfLabels()
+    data.samples, data.read_as = {"train": TensorDataset(torch.zeros(3, 1))}, {}
+    assert DataDescription.of(data, {"train": DataLoader(range(7))}).splits == {"train": 7}  # type: ignore[arg-type]

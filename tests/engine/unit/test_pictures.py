@@ -52,6 +52,17 @@ def test_bits_that_a_set_uses_become_eight_and_zero_may_be_white() -> None:
     assert read_picture(saved(Image.fromarray(RAMP)), (1, 8, 8)).peak == 0
 
 
+def test_bits_of_the_training_are_used_in_production(tmp_path: Path) -> None:
+    Image.fromarray(RAMP.astype(np.uint16) * 16).save(tmp_path / "a.tif")
+    tensor = TensorSignature("x", "uint8", ("batch", 1, 8, 8), (0.0, 255.0), bit_depth=12)
+    signature = Signature((tensor,), (TensorSignature("output", "float32", ("batch", 2)),), 64)
+    (sample,) = read_samples(tmp_path / "a.tif", signature)
+    assert isinstance(sample, Sample)
+    np.testing.assert_array_equal(sample.values["x"][0], RAMP)
+    np.testing.assert_array_equal(pictures.read_body((tmp_path / "a.tif").read_bytes(), tensor).values[0, 0], RAMP)
+    assert TensorSignature.from_dict(tensor.to_dict()) == tensor
+
+
 @pytest.mark.parametrize("block", ["exif", "xmp"])
 def test_damaged_block_leaves_the_picture_in(block: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     exif = Image.Exif()

@@ -85,6 +85,11 @@ def test_what_would_be_ignored_is_refused(entry: str, rest: str, sentence: str) 
         protocol.read(json_of(entry, rest), None, MODEL)
 
 
+def test_objects_within_each_other_are_refused_in_a_sentence() -> None:
+    with pytest.raises(RequestError, match="the request is no JSON that can be read"):
+        protocol.read(b'{"a":' * 1000 + b"1" + b"}" * 1000, None, MODEL)
+
+
 def test_colons_within_text_are_no_names() -> None:
     body = json_of(rest=', "id": "a:b: c", "model_name": "made"')
     assert protocol.read(body, None, MODEL).id == "a:b: c"

@@ -121,6 +121,8 @@ def test_object_of_json_is_a_row() -> None:
     for value in (True, "true", "TRUE", 1, 1.0, "1"):
         assert read_object({"member": value}, member).values == 2
     assert read_object({"age": 1, "city": "Rom"}, ROW).never_seen == {"city": "Rom"}
+    with pytest.raises(ValueError, match="age='true' is no number"):
+        read_object({"age": True, "city": None}, ROW)
     for wrong, sentence in (({"age": 1}, "'city' is missing"), ({"age": [], "city": ""}, "'age' is neither")):
         with pytest.raises(ValueError, match=sentence):
             read_object(wrong, ROW)

@@ -3,7 +3,7 @@
 import difflib
 import errno
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
@@ -31,6 +31,11 @@ def of_files(error: OSError, place: Path) -> UserError | None:
     if error.filename is None:  # raised by a write to an open file
         return UserError(f"a file in {place} cannot be written: {error.strerror}; what was saved before it stays.")
     return UserError(f"{error.filename} cannot be read or written: {error.strerror}.")
+
+
+def first_of(names: Sequence[str], separator: str = ", ") -> str:
+    """The first five names, and dots for the others, for a sentence about many."""
+    return separator.join(names[:5]) + (f"{separator}..." if len(names) > 5 else "")
 
 
 def nearest(word: str, known: Iterable[str], section: str = "") -> str:

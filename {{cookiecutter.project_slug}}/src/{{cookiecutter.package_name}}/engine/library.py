@@ -1,10 +1,4 @@
-"""A trained model within another program: `load` a checkpoint or a bundle, and let it predict.
-
-from <package>.engine.library import load
-
-model = load("artifacts/<name>/1")  # or a checkpoint, or "latest"
-print(model.predict("data"))
-"""
+"""A trained model within another program: `load` a checkpoint or a bundle, and let it predict."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

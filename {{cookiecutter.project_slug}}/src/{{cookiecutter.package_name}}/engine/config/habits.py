@@ -39,25 +39,27 @@ def with_habits(arguments: list[str], command: str) -> list[str]:
     Raises `UserError` for options with dashes, for an option that a `+` adds and nothing reads, and for a tracker that
     is not installed.
     """
-    for argument in arguments:
-        added = ADDED.match(argument)
+    for place, argument in enumerate(arguments):
+        added, (key, _, value) = ADDED.match(argument), argument[2:].partition("=")
         if added and added[1] not in (words := _sections(command)):
             raise UserError(f"'{added[1]}' is no option; {elsewhere(added[1]) or nearest(added[1], words)}")
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--") and argument[2:].partition("=")[0] not in FLAGS:
-            key, _, value = argument[2:].partition("=")
+        if argument.startswith("--") and key not in FLAGS:
             following = arguments[place + 1] if place + 1 < len(arguments) else ""
             if not value and "=" not in following and not following.startswith("-"):
                 value = following
             raise UserError(f"'{argument}' is no option; options have no dashes: did you mean '{_typed(key, value)}'?")
-    for argument in arguments:
-        for name in re.findall(r"\w+", argument.removeprefix("logger=")) if argument.startswith("logger=") else ():
-            if name in TRACKERS and find_spec(name) is None:
-                remedy = f"run 'pip install -c constraints.txt {name}', or take logger=csv"
-                raise UserError(f"logger={name} is not installed: {remedy}.")
-    known = _trainer_options() if any(map(TRAINER_OPTION.match, arguments)) else set()
-    arguments = [f"++{argument}" if _is_new(argument, known) else argument for argument in arguments]
+        if argument.startswith("logger="):
+            for name in re.findall(r"\w+", argument.removeprefix("logger=")):
+                if name in TRACKERS and find_spec(name) is None:
+                    raise not_installed(name)
+    arguments = [f"++{argument}" if _is_new(argument) else argument for argument in arguments]
     return [argument[1:] if _is_chosen(argument, command) else argument for argument in arguments]
+
+
+def not_installed(tracker: str) -> UserError:
+    return UserError(
+        f"logger={tracker} is not installed: run 'pip install -c constraints.txt {tracker}', or take logger=csv."
+    )
 
 
 def elsewhere(word: str) -> str | None:
@@ -67,6 +69,8 @@ def elsewhere(word: str) -> str | None:
 
 
 def _here(word: str) -> str | None:
+    if word == "hparams_search" and not (CONFIG_DIRS[1] / "search.yaml").is_file():
+        return None
     return ELSEWHERE.get(word, f"trainer.{word}=" if word in _trainer_arguments() else None)
 
 
@@ -94,9 +98,10 @@ def _text(command: str) -> str:
     return "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
 
 
-def _is_new(argument: str, known: set[str]) -> bool:
+def _is_new(argument: str) -> bool:
+    """Whether it is an argument of Lightning's Trainer that no option file names, and that the project leaves free."""
     found = TRAINER_OPTION.match(argument)
-    if found is None or found[1] in known or found[1] == "accumulate_grad_batches":
+    if found is None or found[1] in _trainer_options() or found[1] == "accumulate_grad_batches":
         return False
     return found[1] in _trainer_arguments() and not any((folder / found[1]).is_dir() for folder in CONFIG_DIRS)
 

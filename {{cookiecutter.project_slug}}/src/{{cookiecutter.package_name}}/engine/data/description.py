@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..spec import DataSpec
 from .labels import count_labels
+from .samples import Samples
 from .splits import MIN_SAMPLES
 
 
@@ -26,14 +27,16 @@ class DataDescription:
     def of(cls, datamodule: Any, loaders: Mapping[str, Any]) -> "DataDescription":
         """Describes the samples of a DataModule of the engine's kind, or else the data sets behind the loaders."""
         columns = dict(getattr(datamodule, "read_as", {}))
-        samples, spec = getattr(datamodule, "samples", None), getattr(datamodule, "spec", None)
-        if not isinstance(samples, Mapping) or not isinstance(spec, DataSpec):
+        samples: Any = getattr(datamodule, "samples", None)
+        spec = getattr(datamodule, "spec", None)
+        parts = samples.values() if isinstance(samples, Mapping) else [None]
+        if not isinstance(spec, DataSpec) or not all(isinstance(part, Samples) for part in parts):
             given = {name: getattr(loader, "source", loader) for name, loader in loaders.items()}  # before it was dealt
             sets = {name: getattr(loader, "dataset", None) for name, loader in given.items()}
             return cls({name: len(found) for name, found in sets.items() if isinstance(found, Sized)}, {}, columns)
         splits = {name: len(part) for name, part in samples.items()}
         labels: dict[str, dict[str, int]] = {}
-        if spec.labels and all(_are_labels(part.labels) for part in samples.values()):
+        if all(_are_labels(part.labels, spec) for part in samples.values()):
             for name, part in samples.items():
                 for label, count in zip(spec.labels, count_labels(part.labels, len(spec.labels)), strict=True):
                     labels.setdefault(label, {})[name] = count
@@ -53,6 +56,10 @@ class DataDescription:
         ]
 
 
-def _are_labels(values: Tensor) -> bool:
-    """Whether these are labels `(N,)`, or any number of them as `(N, K)`, and not one for each pixel or word."""
-    return values.ndim <= 2 and not values.is_floating_point()
+def _are_labels(values: Tensor, spec: DataSpec) -> bool:
+    """Whether these are numbers of the spec's labels, `(N,)`, or any number of labels, `(N, K)`."""
+    if values.is_floating_point() or not spec.labels:
+        return False
+    if spec.task == "multilabel":
+        return values.shape[1:] == (len(spec.labels),)
+    return values.ndim == 1 and bool(((values >= 0) & (values < len(spec.labels))).all())

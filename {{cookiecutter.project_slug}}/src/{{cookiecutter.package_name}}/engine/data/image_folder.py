@@ -8,7 +8,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, first_of
 from ..inference.images import BIT_DEPTH, SUFFIXES, is_readable, read_picture
 from ..inference.inputs import files_within, report_passed_over
 from ..spec import DataSpec
@@ -28,8 +28,6 @@ from .samples import Batch, Samples
 from .splits import MIN_SAMPLES, SPLIT_NAMES, SPLITS
 
 log = logging.getLogger(__name__)
-
-NUM_NAMED = 5  # of the files that cannot be read
 
 
 class PicturesOnDisk(Samples):
@@ -127,11 +125,11 @@ def _readable(
     scan = scan_pictures([picture.path for picture in pictures], shape, cache_dir)
     broken, rows = np.flatnonzero(scan.reasons != ""), np.flatnonzero(scan.reasons == "")
     if len(broken):
-        named = _listed([f"{pictures[row].name} ({scan.reasons[row]})" for row in broken])
+        named = first_of([f"{pictures[row].name} ({scan.reasons[row]})" for row in broken], "; ")
         log.warning("left out    %d of %d pictures that cannot be read: %s", len(broken), len(pictures), named)
     for remark in sorted(set(scan.remarks.tolist()) - {""}):
-        said = np.flatnonzero(scan.remarks == remark)
-        log.warning("look at     %d pictures: %s: %s", len(said), remark, _listed([pictures[row].name for row in said]))
+        said = [pictures[row].name for row in np.flatnonzero(scan.remarks == remark)]
+        log.warning("look at     %d pictures: %s: %s", len(said), remark, first_of(said))
     if scan.bit_depth < BIT_DEPTH:
         white = (1 << scan.bit_depth) - 1
         log.warning("pictures    of more than 8 bits use %d: %s is white", scan.bit_depth, f"{white:,}")
@@ -140,10 +138,6 @@ def _readable(
     for label in sorted(set(there) - set(left)):
         raise UserError(f"no picture of the label '{label}' can be read: leave the label out, or mend its files.")
     return readable, scan._replace(sums=scan.sums[rows], squares=scan.squares[rows])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return "; ".join(names[:NUM_NAMED]) + ("" if len(names) <= NUM_NAMED else "; ...")
 
 
 def split_pictures(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,9 @@ import torch
 from sklearn import datasets
 from torch import Tensor
 
-from ..errors import UserError, nearest
+from ..errors import UserError, first_of, nearest
 from ..inference.cells import TRUTHS, canonical, is_true_or_false
-from ..inference.numbers import DECIMALS, GAPS, Number
+from ..inference.numbers import DECIMALS, Number
 from ..inference.signature import Column
 from ..inference.tables import MOST, Table, encode, read_table, report_never_seen
 from ..spec import DataSpec
@@ -39,9 +39,9 @@ BUNDLED = {
     "diabetes": datasets.load_diabetes,
 }
 BUNDLED_TARGET = "target"  # the name of their target column
-NUM_NAMED = 5  # of the rows that are left out
 MANY_CATEGORIES = 20  # up to this number, a column's categories are not compared with its number of rows
 COLLAPSED = 0.01  # the share of distinct values that float32 may make equal before they are centred
+EXACT = 2**53  # up to this whole number float64 holds each
 # A number, a date or a measure: what holds hardly any letters.
 DIGITS = re.compile(r"\W*[0-9][0-9\W]*[^\W\d_]{0,4}\W*")
 
@@ -83,7 +83,16 @@ class TableDataModule(InMemoryDataModule):
         table = replace(table, decimal=decimal or "")
         with _named(path):
             table = _without_gaps(table, target, task)
-            rows, words = self._rows(table, target, task, split, trained, fingerprint, path, split_seed, **fractions)
+            words: list[str] = []  # the labels of all rows
+            if task != "regression":
+                words = table.words(target) if trained is not None else _checked_labels(table, target, task)
+            if split is not None:
+                needed = SPLITS if trained is None else ("test",)
+                rows = _given_split(table, _checked_column(table, split, "split", path), needed)
+            elif trained is not None and trained.fingerprint != fingerprint:
+                rows = {name: np.arange(len(table.places) if name == "test" else 0) for name in SPLITS}
+            else:
+                rows = _drawn_split(table, words, task, val_fraction, test_fraction, split_seed)
             if trained is None:
                 excluded = [target, *([] if split is None else [split]), *(drop or [])]
                 columns, self.read_as = _choose_columns(table, excluded, categorical or [], rows["train"])
@@ -100,34 +109,6 @@ class TableDataModule(InMemoryDataModule):
             name: SamplesInMemory(torch.from_numpy(inputs[part]), truth[torch.from_numpy(part)])
             for name, part in rows.items()
         }
-
-    @staticmethod
-    def _rows(
-        table: Table,
-        target: str,
-        task: Task,
-        split: str | None,
-        trained: DataSpec | None,
-        fingerprint: str,
-        path: str,
-        split_seed: int,
-        val_fraction: float,
-        test_fraction: float,
-    ) -> tuple[Rows, list[str]]:
-        """Returns the rows of each split, and the labels of all rows in one form; none for a regression."""
-        words: list[str] = []
-        if task != "regression":
-            words = table.words(target) if trained is not None else _checked_labels(table, target, task)
-        fractions = val_fraction, test_fraction, split_seed
-        if split is not None:
-            needed = SPLITS if trained is None else ("test",)
-            return _given_split(table, _checked_column(table, split, "split", path), needed), words
-        if trained is not None and trained.fingerprint != fingerprint:
-            return {name: np.arange(len(table.places) if name == "test" else 0) for name in SPLITS}, words
-        if task == "regression":
-            return shuffled(len(table.places), *fractions), words
-        words = canonical_labels(words, task == "multilabel")
-        return stratified(rarest_labels(words, MIN_SAMPLES) if task == "multilabel" else words, *fractions), words
 
 
 @contextmanager
@@ -187,9 +168,8 @@ def _without_gaps(table: Table, target: str, task: str) -> Table:
             )
         missing = np.flatnonzero(np.isnan(values)).tolist()
     if missing:
-        named = ", ".join(table.places[row] for row in missing[:NUM_NAMED])
-        more = ", ..." if len(missing) > NUM_NAMED else ""
-        log.warning("left out    %d of %d rows without '%s': %s%s", len(missing), len(words), target, named, more)
+        named = first_of([table.places[row] for row in missing])
+        log.warning("left out    %d of %d rows without '%s': %s", len(missing), len(words), target, named)
         table = table.without(missing)
     return table
 
@@ -221,6 +201,14 @@ def _given_split(table: Table, split: str, needed: Sequence[str]) -> Rows:
     return {name: np.array(part, dtype=np.int64) for name, part in rows.items()}
 
 
+def _drawn_split(table: Table, words: Sequence[str], task: Task, *fractions_and_seed: Any) -> Rows:
+    if task == "regression":
+        return shuffled(len(table.places), *fractions_and_seed)
+    labels = canonical_labels(words, task == "multilabel")
+    groups = rarest_labels(labels, MIN_SAMPLES) if task == "multilabel" else labels
+    return stratified(groups, *fractions_and_seed)
+
+
 def _choose_columns(
     table: Table, excluded: Sequence[str], categorical: Sequence[str], training: npt.NDArray[np.int64]
 ) -> tuple[list[Column], dict[str, str]]:
@@ -238,28 +226,23 @@ def _choose_columns(
     for name in table.cells:
         if name in excluded:
             continue
-        words, is_numeric = table.words(name), name not in categorical and _holds_numbers(table, name)
-        gaps = GAPS if is_numeric else {""}
-        known = [words[row] for row in training if words[row].lower() not in gaps]
         if name in table.indexes and name not in categorical:
             log.warning("left out    column '%s': it is the index of the table, and no feature", name)
             read_as[name] = "left out: the index of the table"
-        elif not known:
+            continue
+        is_numeric = name not in categorical and _holds_numbers(table, name)
+        column = (_numeric_column if is_numeric else _category_column)(table, name, training)
+        if column is None:
             log.warning("left out    column '%s': it is empty in the training split", name)
             read_as[name] = "left out: empty"
-        elif name in table.nameless:
+            continue
+        if name in table.nameless:
             raise UserError(
                 f"column {name.removeprefix('column_')} of the table has no name: name it, or leave it out as "
                 f"data.drop=[{','.join(table.nameless)}]."
             )
-        elif is_numeric:
-            column = _numeric_column(table, name, training)
-            columns.append(column)
-            read_as[name] = _described(column)
-        else:
-            column = _category_column(name, known, len(known) < len(training))
-            columns.append(column)
-            read_as[name] = f"{len(column.categories or ())} categories"
+        columns.append(column)
+        read_as[name] = _described(column)
     _check_categories(table, columns, categorical, training)
     if not columns:
         raise UserError("no column is left to learn from: name fewer in data.drop.")
@@ -267,24 +250,32 @@ def _choose_columns(
 
 
 def _described(column: Column) -> str:
+    if column.categories is not None:
+        return f"{len(column.categories)} categories"
     parts = ["true or false" if column.boolean else "numbers"]
     parts += [f"decimal sign {column.decimal}"] if column.decimal else []
     parts += [f"less {column.offset:,}"] if column.offset else []
     return ", ".join(parts)
 
 
-def _numeric_column(table: Table, name: str, training: npt.NDArray[np.int64]) -> Column:
-    is_boolean = set(canonical(table.words(name)).values()) <= {"0", "1", *TRUTHS}
-    decimal = "" if is_boolean else table.decimal_of(name)
+def _numeric_column(table: Table, name: str, training: npt.NDArray[np.int64]) -> Column | None:
+    """Describes a column of numbers; None if it has none in the rows `training`."""
+    cells = table.column(name)
+    if cells.dtype.kind in "iuf":
+        is_boolean, decimal = bool(np.isin(cells, (0, 1)).all()), ""
+    else:
+        is_boolean = set(canonical(table.words(name)).values()) <= {"0", "1", *TRUTHS}
+        decimal = "" if is_boolean else table.decimal_of(name)
     numbers = table.exact(name, decimal, boolean=is_boolean)
-    if len(set(numbers)) == len(numbers) and all(isinstance(number, int) for number in numbers):
+    known = [number for row in training if (number := numbers[row]) is not None and number == number]
+    if not known:
+        return None
+    if all(isinstance(number, int) for number in numbers) and len(set(numbers)) == len(numbers):
         log.warning(
             "look at     column '%s': its whole numbers differ in every row; data.drop=[%s] leaves them out if they "
             "number the rows", name, name,
         )  # fmt: skip
-    known = [number for row in training if (number := numbers[row]) is not None and number == number]
-    offset = _offset(f"column '{name}'", known)
-    return Column(name, None, len(known) < len(training), offset, decimal, is_boolean)
+    return Column(name, None, len(known) < len(training), _offset(f"column '{name}'", known), decimal, is_boolean)
 
 
 def _offset(name: str, numbers: Sequence[Number]) -> Number:
@@ -292,15 +283,16 @@ def _offset(name: str, numbers: Sequence[Number]) -> Number:
 
     Says so if some that differ become equal.
     """
-    distinct = sorted(set(numbers))
+    is_exact = all(isinstance(number, float) or abs(number) <= EXACT for number in numbers)
+    distinct = np.unique(np.array(numbers, dtype=np.float64 if is_exact else object))
 
     def num_distinct(offset: Number) -> int:
-        return len({np.float32(number - offset) for number in distinct})
+        return len(np.unique((distinct - offset).astype(np.float32)))
 
     offset: Number = 0
     num_left = num_distinct(offset)
     if num_left < (1 - COLLAPSED) * len(distinct):
-        middle = statistics.median_low(distinct)
+        middle = statistics.median_low(numbers)
         if num_distinct(middle) > num_left:
             offset, num_left = middle, num_distinct(middle)
     if num_left < len(distinct):
@@ -308,11 +300,16 @@ def _offset(name: str, numbers: Sequence[Number]) -> Number:
     return offset
 
 
-def _category_column(name: str, known: Sequence[str], has_gaps: bool) -> Column:
+def _category_column(table: Table, name: str, training: npt.NDArray[np.int64]) -> Column | None:
+    """Describes a column of categories; None if all cells of the rows `training` are empty."""
+    words = table.words(name)
+    known = [words[row] for row in training if words[row]]
+    if not known:
+        return None
     forms = canonical(known)
     if merged := sorted(spelling for spelling, form in forms.items() if spelling != form and form in forms):
         log.warning("look at     column '%s': '%s' and '%s' are one category", name, merged[0], forms[merged[0]])
-    return Column(name, tuple(known_labels(forms.values(), several=False)), has_gaps)
+    return Column(name, tuple(known_labels(forms.values(), several=False)), len(known) < len(training))
 
 
 def _check_categories(
@@ -321,9 +318,10 @@ def _check_categories(
     """Refuses text that differs in most of the rows, from which nothing can be learned."""
     too_many = []
     for column in columns:
+        if column.categories is None or column.name in categorical:
+            continue
         words = [word for row in training if (word := table.words(column.name)[row])]
-        is_checked = column.categories is not None and column.name not in categorical
-        if is_checked and len(column.categories or ()) > max(MANY_CATEGORIES, len(words) / 2):
+        if len(column.categories) > max(MANY_CATEGORIES, len(words) / 2):
             unread = [word for word in words if DIGITS.fullmatch(word)]
             if len(unread) > len(words) / 2:
                 raise UserError(
@@ -340,15 +338,14 @@ def _check_categories(
 
 def _holds_numbers(table: Table, name: str) -> bool:
     """Refuses a column in which most cells are numbers, but not all: that is more often a mistake than a choice."""
-    words = table.words(name)
-    if is_true_or_false(words):
+    if table.column(name).dtype.kind == "O" and is_true_or_false(table.words(name)):
         return True
     values, bad = table.numbers(name)
     num_known, num_bad = int(np.count_nonzero(~np.isnan(values))), int(np.count_nonzero(bad))
     if num_bad and num_known > num_bad:
         row = int(np.flatnonzero(bad)[0])
         raise UserError(
-            f"{table.places[row]} of the table: {name}='{words[row]}' is no number, unlike {num_known} "
+            f"{table.places[row]} of the table: {name}='{table.words(name)[row]}' is no number, unlike {num_known} "
             f"others: mend it, empty it, or say data.categorical=[{name}]."
         )
     return num_bad == 0

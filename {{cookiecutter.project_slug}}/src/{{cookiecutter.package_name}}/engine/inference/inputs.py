@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, first_of
 from .signature import ARRAY_SUFFIXES, BATCH, Array, Signature, reader_of
 
 log = logging.getLogger(__name__)
-
-NUM_NAMED = 5  # of the files that are not used
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,7 @@ def files_within(
 def report_passed_over(files: Sequence[Path]) -> None:
     """Logs which files of folders are not used, in one line."""
     if files:
-        named = ", ".join(path.name for path in files[:NUM_NAMED]) + (", ..." if len(files) > NUM_NAMED else "")
-        log.warning("passed over %d files: %s", len(files), named)
+        log.warning("passed over %d files: %s", len(files), first_of([path.name for path in files]))
 
 
 def read_samples(path: Path, signature: Signature) -> Iterator[Sample | SkippedSample]:

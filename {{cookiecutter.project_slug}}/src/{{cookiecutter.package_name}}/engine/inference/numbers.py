@@ -67,7 +67,8 @@ def _likely(spellings: set[str], doubtful: list[str], separator: str, others: se
     first = doubtful[0]
     point, comma = (read_number(first, sign) for sign in DECIMALS)
     raise AmbiguousNumbers(
-        f"'{first}' may be {point:.15g} or {comma:.15g}: say data.decimal=. or data.decimal=, for the decimal sign"
+        f"'{first}' may be {point:.15g} or {comma:.15g}: write it without a separator of thousands, or say "
+        "data.decimal=. or data.decimal=, in training"
     )
 
 

@@ -54,16 +54,9 @@ class Column:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the entry, without what is not needed to read the column."""
-        always = {"name": self.name, "categories": None if self.categories is None else list(self.categories)}
-        return (
-            always
-            | {"gaps": self.gaps}
-            | {
-                name: value
-                for name, value in asdict(self).items()
-                if name in ("offset", "decimal", "boolean") and value
-            }
-        )
+        always = {"name", "categories", "gaps"}
+        entry = {name: value for name, value in asdict(self).items() if value or name in always}
+        return {**entry, "categories": None if self.categories is None else list(self.categories)}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import first_of
 from .cells import TRUTHS, Vocabulary, as_word
 from .numbers import GAPS, Number, decimal_of, read_number
 from .signature import Array, Column, OneSample, TensorSignature
@@ -29,7 +30,6 @@ PAGE = "form.html"
 MAGIC = b"PAR1"  # the first bytes of a Parquet file
 SEPARATORS = ",;\t|"
 MOST = float(np.finfo(np.float32).max)
-NUM_NAMED = 5  # categories in a sentence
 # The names that pandas gives to an index which was saved with its table.
 INDEX = re.compile(r"Unnamed: 0(\.[0-9]+)*|__index_level_[0-9]+__")
 
@@ -58,8 +58,7 @@ class Table:
     def without(self, rows: Sequence[int]) -> "Table":
         remaining = sorted(set(range(len(self.places))) - set(rows))
         cells = {name: cells[remaining] for name, cells in self.cells.items()}
-        places = [self.places[row] for row in remaining]
-        return Table(cells, places, self.separator, self.indexes, self.nameless, self.decimal)
+        return replace(self, cells=cells, places=[self.places[row] for row in remaining], _words={})
 
     def words(self, name: str) -> list[str]:
         """Returns a column's cells as text, each value in one form; "" for a gap."""
@@ -128,13 +127,14 @@ class Table:
         found = set()
         for name, cells in self.cells.items():
             if cells.dtype.kind == "O":
-                text = self._text(name)
+                text = [word for word in self._text(name) if word.lower() not in GAPS]
                 try:
                     sign = decimal_of(text, self.separator)
                 except ValueError:
                     continue
-                found |= {sign} if all(read_number(word, sign) is not None for word in text if word) else set()
-        return found - {""}
+                if sign and all(read_number(word, sign) is not None for word in text):
+                    found.add(sign)
+        return found
 
 
 def _less(number: Number | None, offset: Number) -> float:
@@ -246,7 +246,7 @@ def _parquet(file: Path) -> Table:
             cells.append(np.asarray(column.to_numpy()))
             continue
         try:
-            values = [cell.strip() if isinstance(cell, str) else cell for cell in map(_plain, column.to_pylist())]
+            values = [_plain(cell) for cell in column.to_pylist()]
         except UnicodeDecodeError as error:
             raise ValueError(f"'{name}' holds bytes that are no text in UTF-8") from error
         array = np.empty(len(values), dtype=object)
@@ -287,23 +287,16 @@ def encode(table: Table, columns: Sequence[Column]) -> Encoded:
             if unknown := [word for word in words if word and codes[word] is None]:
                 never_seen[column.name] = unknown
                 if len(unknown) == sum(map(bool, words)) > 1:
-                    raise ValueError(_nothing_known(column, unknown))
+                    given, known = f"'{column.name}', such as '{unknown[0]}'", first_of(column.categories)
+                    raise ValueError(f"training saw none of the {len(unknown)} values of {given}, but {known}")
             continue
-        numbers = table.numbers(column.name, column.decimal, offset=column.offset, boolean=column.boolean)
-        values[:, position], bad = numbers
+        values[:, position], bad = table.numbers(
+            column.name, column.decimal, offset=column.offset, boolean=column.boolean
+        )
         words = table.words(column.name) if bad.any() else []
         for row in np.flatnonzero(bad).tolist():
             reasons.setdefault(row, f"{table.places[row]}: {column.name}='{words[row]}' is no number")
     return Encoded(values, reasons, never_seen)
-
-
-def _nothing_known(column: Column, unknown: Sequence[str]) -> str:
-    categories = column.categories or ()
-    more = ", ..." if len(categories) > NUM_NAMED else ""
-    return (
-        f"training saw none of the {len(unknown)} values of '{column.name}', such as '{unknown[0]}', but "
-        f"{', '.join(categories[:NUM_NAMED])}{more}"
-    )
 
 
 def report_never_seen(encoded: Encoded, place: str) -> None:

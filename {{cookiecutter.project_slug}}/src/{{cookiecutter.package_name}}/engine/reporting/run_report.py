@@ -87,8 +87,9 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Pat
     write_json(dict(sorted(metrics.items())), run_dir / "metrics.json")
     if (run_dir / "metrics.csv").is_file():
         plot_curves(run_dir / "metrics.csv", run_dir / CURVES)
-    write_report(run_dir, metrics, best if best.is_file() else None, trainer.current_epoch, _epoch_of(best))
-    _print_figures(metrics, trainer.current_epoch, _epoch_of(best))
+    last_epoch, best_epoch = trainer.current_epoch, _epoch_of(best, trainer.current_epoch)
+    write_report(run_dir, metrics, best if best.is_file() else None, last_epoch, best_epoch)
+    _print_figures(metrics, last_epoch, best_epoch)
     log.info("run         %s, described in its report.md", shown(run_dir))
     for trace in run_dir.glob("*.pt.trace.json"):  # of debug=profiler
         trace = trace.rename(run_dir / "trace.json")
@@ -99,11 +100,14 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Pat
             log.info("%-12s%s", heading, line)
 
 
-def _epoch_of(checkpoint: Path) -> int | None:
-    """The number of the epoch that a checkpoint is of, counted from 1; None if there is no such file."""
+def _epoch_of(checkpoint: Path, last_epoch: int) -> int | None:
+    """The number of the epoch that a checkpoint is of, counted from 1; None if there is no such file.
+
+    One that was saved at the end of the run says already that the next epoch comes.
+    """
     if not checkpoint.is_file():
         return None
-    return int(torch.load(checkpoint, mmap=True, weights_only=True)["epoch"]) + 1
+    return min(last_epoch, int(torch.load(checkpoint, mmap=True, weights_only=True)["epoch"]) + 1)
 
 
 def _by_split(metrics: Mapping[str, float]) -> tuple[list[str], dict[str, list[float | None]]]:
@@ -132,8 +136,8 @@ def write_report(
     run_dir: Path,
     metrics: Mapping[str, float],
     checkpoint: Path | None,
-    last_epoch: int | None = None,
-    best_epoch: int | None = None,
+    last_epoch: int,
+    best_epoch: int | None,
 ) -> None:
     """Writes `report.md` from the record of the run, its pictures, and `metrics` by their logged names."""
     record = run_record.read(run_dir)

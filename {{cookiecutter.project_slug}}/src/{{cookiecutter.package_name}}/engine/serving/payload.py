@@ -35,11 +35,11 @@ def parse_json(body: bytes, size: int, max_elements: int | None) -> Any:
         parsed = orjson.loads(memoryview(body)[:size])
     except orjson.JSONDecodeError as error:
         raise RequestError(f"the request is no JSON: {error}.") from error
-    if body.count(b":", 0, size) != _num_keys(parsed):  # a name that stands twice, or a colon within text
-        try:
+    try:
+        if body.count(b":", 0, size) != _num_keys(parsed):  # a name that stands twice, or a colon within text
             json.loads(body[:size], object_pairs_hook=_refuse_twice)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"the request is no JSON that can be read: {excerpt(error)}.") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the request is no JSON that can be read: {excerpt(error)}.") from error
     return parsed
 
 

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from .. import rendezvous
 from ..config.command_line import Config
+from ..config.habits import not_installed
 from ..config.validation import build, parameters_of
 from ..distributed.batch_norm import SyncedBatchNorm
 from ..distributed.dealing import generators_seeded
@@ -83,9 +84,7 @@ def build_loggers(sections: Mapping[str, Any] | None, run_dir: Path) -> list[Log
         try:
             logger: Logger = build(section, f"logger.{name}")
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"logger={name} is not installed: run 'pip install -c constraints.txt {name}', or take logger=csv."
-            ) from error
+            raise not_installed(name) from error
         loggers.append(logger if isinstance(logger, CSVLogger) else FaultTolerantLogger(logger, name))
     return loggers
 

@@ -22,13 +22,13 @@ from ...console import wide_console, write_json
 from ...data.description import DataDescription
 from ...distributed.dealing import DealtLoader
 from ...distributed.plan import BatchSplit
+from ...errors import first_of
 from ...runs import run_record
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("val", "train", "test")  # in the order of their figures in a line
+PLACES = {"val": 0, "train": 1, "test": 2}  # of the figures of a split in a line
 MOST_ROWS = 20  # of a table on the terminal
-NUM_NAMED = 5
 
 if sys.platform != "win32":
     import resource
@@ -48,15 +48,20 @@ class EpochLine:
 
     def __init__(self) -> None:
         self._start, self._names = 0.0, list[str]()
-        self._best: float | None = None
+        self._best: float | None = None  # the monitored figure of the best epoch so far
 
-    def start(self) -> None:
+    def start(self, trainer: pl.Trainer) -> None:
         self._start = time.perf_counter()
+        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        self._best = None if best is None else float(best)
 
     def write(self, trainer: pl.Trainer) -> str:
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         monitor = getattr(trainer.checkpoint_callback, "monitor", None)
-        new = sorted(figures.keys() - {*self._names}, key=lambda name: (name != monitor, _place(name), name))
+        new = sorted(
+            figures.keys() - {*self._names},
+            key=lambda name: (name != monitor, PLACES.get(name.partition("/")[0], 3), name),
+        )
         self._names += new
         cells = [f"{name} {figures[name]:<9.4g}" if name in figures else " " * (len(name) + 10) for name in self._names]
         number, last = trainer.current_epoch + 1, max(trainer.max_epochs or 0, 0)
@@ -69,14 +74,7 @@ class EpochLine:
         if figure is None or math.isnan(figure):
             return False
         sign = -1 if getattr(trainer.checkpoint_callback, "mode", "min") == "max" else 1
-        is_best = self._best is None or sign * figure < sign * self._best
-        self._best = figure if is_best else self._best
-        return is_best
-
-
-def _place(name: str) -> int:
-    split = name.partition("/")[0]
-    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
+        return self._best is None or sign * figure < sign * self._best
 
 
 class ThrottledBar(RichProgressBar):
@@ -93,7 +91,7 @@ class ThrottledBar(RichProgressBar):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        self.line.start()
+        self.line.start(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         now = time.perf_counter()
@@ -125,7 +123,7 @@ class EpochLines(ProgressBar):
     enable = disable
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.line.start()
+        self.line.start(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -179,8 +177,7 @@ def print_data(data: DataDescription) -> None:
             table.add_row(f"and {len(data.columns) - MOST_ROWS:,} more", "in run.json")
         console.print(table)
     if rare := data.rare:
-        more = ", ..." if len(rare) > NUM_NAMED else ""
-        log.warning("warning     hardly any samples of a label: %s%s", ", ".join(rare[:NUM_NAMED]), more)
+        log.warning("warning     hardly any samples of a label: %s", first_of(rare))
 
 
 def epoch_sentence(sizes: list[int], num_drawn: int, split: BatchSplit) -> str:
