@@ -35,12 +35,7 @@ FAST = [
     ("train", ["model.net.lr=0.1"], "'model.net.lr' is no option; did you mean 'model.optimizer.lr='?"),
     ("train", ["lr=0.1"], "'lr' is no option; did you mean 'model.optimizer.lr='?"),
     ("train", ["+lr=0.1"], "'lr' is no option; did you mean 'model.optimizer.lr='?"),
-    ("train", ["++sed=3"], "'sed' is no option; did you mean 'seed'?"),
-    ("train", ["max_epochs=1"], "'max_epochs' is no option; did you mean 'trainer.max_epochs='?"),
-    ("train", ["gpus=2"], "did you mean 'trainer.devices='?"),
     ("train", ["--max_epochs", "1"], "options have no dashes: did you mean 'trainer.max_epochs=1'?"),
-    ("train", ["--batch-size=8"], "options have no dashes: did you mean 'data.batch_size=8'?"),
-    ("train", ["--trainer.max_epochs=1"], "options have no dashes: did you mean 'trainer.max_epochs=1'?"),
 {% if cookiecutter.search %}
     ("train", ["hparams_search=optuna"], "did you mean the command 'python -m {{ cookiecutter.package_name }} search'"),
 {% endif %}

@@ -11,7 +11,7 @@ from torch import nn
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import rendezvous as ranks
-from {{ cookiecutter.package_name }}.engine.config.habits import with_habits
+from {{ cookiecutter.package_name }}.engine.config.habits import elsewhere, with_habits
 from {{ cookiecutter.package_name }}.engine.config.validation import build, check, read_options
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices, resolve_devices
 from {{ cookiecutter.package_name }}.engine.distributed.fully_sharded import FullyShardedStrategy, parts_to_shard
@@ -248,3 +248,29 @@ def test_every_argument_of_the_trainer_is_an_option_and_a_plus_changes_no_choice
     typed = ["trainer.min_epochs=2", "trainer.max_epochs=3", "trainer.accumulate_grad_batches=2", "trainer.max_epoch=1"]
     assert with_habits(typed, "train") == ["++trainer.min_epochs=2", *typed[1:]]
     assert with_habits(["+experiment=example", "+model.x=1"], "train") == ["experiment=example", "+model.x=1"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["++sed=3"], "'sed' is no option; did you mean 'seed'?"),
+        (["--batch-size=8"], "options have no dashes: did you mean 'data.batch_size=8'?"),
+        (["--trainer.max_epochs=1"], "options have no dashes: did you mean 'trainer.max_epochs=1'?"),
+        (["--gpus", "2"], "options have no dashes: did you mean 'trainer.devices=2'?"),
+        (["--fast_dev_run", "model=mlp"], "options have no dashes: did you mean 'trainer.fast_dev_run='?"),
+    ],
+)
+def test_option_of_another_tool_is_explained(typed: list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        with_habits(typed, "train")
+    assert str(refused.value).endswith(sentence)
+
+
+def test_flags_of_hydra_are_left_alone() -> None:
+    typed = ["--cfg", "job", "--config-dir=mine", "-m", "seed=1,2"]
+    assert with_habits(typed, "train") == typed
+    assert [elsewhere(word) for word in ("gpus", "max_epochs", "seed")] == [
+        "did you mean 'trainer.devices='?",
+        "did you mean 'trainer.max_epochs='?",
+        None,
+    ]
