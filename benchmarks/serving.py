@@ -1,9 +1,9 @@
-"""Requests a second and latency of a project's server, beside a bare handler, MLServer and LitServe.
+"""Requests a second and latency of a project's server, beside raw handlers, FastAPI, MLServer and LitServe.
 
 In an environment of the generated project, where Debian's wrk is installed (make tools; make session NAME=peers):
 
 python benchmarks/serving.py artifacts/digit_classifier/1 --peers build/peers
-python benchmarks/serving.py artifacts/digit_classifier/1 --batching     # beside itself without batches, and the bare
+python benchmarks/serving.py artifacts/digit_classifier/1 --batching     # beside itself without batches
 
 All serve the same ONNX file to the same client, on loopback, in turns: a server is started, asked and ended again, and
 each ratio is of one round. One sample a request, as JSON.
@@ -36,7 +36,7 @@ CLIENTS = (1, 8, 64)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--peers", type=Path, help="folder with the environments mlserver/ and litserve/")
+    parser.add_argument("--peers", type=Path, help="folder with the environments handlers/, mlserver/ and litserve/")
     parser.add_argument("--batching", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4)
@@ -44,9 +44,9 @@ def main() -> None:
     if shutil.which("wrk") is None:
         sys.exit("error: wrk is not installed: run 'make tools'.")
     bundle = options.bundle.resolve()
-    names = ["ours", "bare"]
+    names = ["ours"]
     names += ["one by one"] if options.batching else []
-    names += ["mlserver", "litserve"] if options.peers else []
+    names += ["asgi", "rsgi", "bare", "mlserver", "litserve"] if options.peers else []
     found: dict[tuple[str, int], list[tuple[float, float]]] = {(n, c): [] for n in names for c in CLIENTS}
     with tempfile.TemporaryDirectory() as scratch:
         script = write_request(bundle, Path(scratch))
@@ -126,15 +126,20 @@ def serving(name: str, bundle: Path, peers: Path | None, scratch: Path) -> Itera
     """The address that takes requests, once it does."""
     port, file = free_port(), bundle / "model.onnx"
     model = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["name"]
-    package, environment = model_package(bundle), os.environ | {"MODEL_FILE": str(file), "PYTHONPATH": str(HERE)}
+    python_path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    package, environment = model_package(bundle), os.environ | {"MODEL_FILE": str(file), "PYTHONPATH": python_path}
     own = [f"bundle={bundle}", f"port={port}", "logs=json"]
     path = f"/v2/models/{model}/infer"
     if name == "ours":
         command = [sys.executable, "-m", package, "serve", *own]
     elif name == "one by one":
         command = [sys.executable, str(HERE / "one_by_one.py"), package, *own]
-    elif name == "bare":
-        command, path = [sys.executable, str(HERE / "bare.py"), str(file), str(port)], "/infer"
+    elif name in ("asgi", "bare"):
+        script = "bare.py" if name == "bare" else "raw_asgi.py"
+        command, path = [str(peers.resolve() / "handlers/bin/python"), str(HERE / script), str(port)], "/infer"
+    elif name == "rsgi":
+        granian = [str(peers.resolve() / "handlers/bin/granian"), "--interface", "rsgi", "--loop", "uvloop"]
+        command, path = [*granian, "--no-access-log", "--port", str(port), "raw_rsgi:app"], "/infer"
     elif name == "litserve":
         python = str(peers.resolve() / "litserve/bin/python")
         command, path = [python, str(HERE / "litserve_app.py"), str(file), str(port)], "/predict"

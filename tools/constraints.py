@@ -67,13 +67,21 @@ def compiled(arguments: list[str], folder: Path) -> list[str]:
 
 def condition(wanted: list[dict], others: list[dict]) -> str:
     """In Jinja, what holds of the wanted answers and of no others, with as few questions as can be."""
+    if found := conjunction(wanted, others):
+        return found
+    if found := conjunction(others, wanted):
+        return f"not ({found})"
+    sys.exit(f"error: no condition tells {wanted} from {others}: split the package's pin by hand.")
+
+
+def conjunction(wanted: list[dict], others: list[dict]) -> str:
     for number in range(1, len(DEFAULTS) + 1):
         for questions in itertools.combinations(DEFAULTS, number):
             chosen = [dict.fromkeys(variant[question] for variant in wanted) for question in questions]
             pairs = list(zip(questions, chosen, strict=True))
             if not any(all(variant[question] in answers for question, answers in pairs) for variant in others):
                 return " and ".join(itertools.starmap(term, pairs))
-    sys.exit(f"error: no condition tells {wanted} from {others}: split the package's pin by hand.")
+    return ""
 
 
 def term(question: str, answers: dict) -> str:

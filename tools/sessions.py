@@ -25,6 +25,14 @@ EXECUTORCH = ("torch==2.13.0", "torchao==0.18.0", "executorch==1.4.1")
 SCHEMATHESIS = ("schemathesis==4.32.5",)
 KSERVE = ("kserve==0.21.0",)
 PEERS = {"mlserver": "mlserver==1.7.1", "litserve": "litserve==0.2.19"}
+HANDLERS = (
+    "fastapi==0.165.0",
+    "granian[uvloop]==2.8.9",
+    "numpy",
+    "onnxruntime==1.32.0",
+    "orjson",
+    "uvicorn[standard]==0.54.0",
+)
 OTHER_TEMPLATE = ("torch==2.14.1", "torchvision==0.29.1", "hydra-colorlog==1.2.0", "rootutils==1.0.7")
 
 
@@ -89,6 +97,7 @@ def set_up_peers(project: Path) -> None:
     """What `benchmarks/serving.py` and `benchmarks/peer.py` measure beside a project."""
     for name, package in PEERS.items():
         pip_install(BUILD / "peers" / name, package, "onnxruntime==1.32.0")
+    pip_install(BUILD / "peers/handlers", *HANDLERS)
     pip_install(BUILD / "peers/lightning-hydra-template", *OTHER_TEMPLATE, "-e", project)
 
 

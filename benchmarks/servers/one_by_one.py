@@ -15,10 +15,12 @@ class Alone:
     def __init__(self, run, max_batch_size, limits, thread, open_requests, metrics):
         self.run, self.thread = run, thread
 
-    async def __call__(self, inputs):
+    def submit(self, inputs, done):
         if self.thread is None:
-            return self.run(inputs)
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self.run, inputs)
+            done(self.run(inputs))
+            return
+        running = asyncio.get_running_loop().run_in_executor(self.thread, self.run, inputs)
+        running.add_done_callback(lambda future: done(future.result()))
 
 
 model_versions.Batcher = Alone

@@ -181,14 +181,13 @@ def check_dependencies(project: Path, package: Path) -> None:
 # The distributions of modules that have another name, or that come with what is required anyway.
 DISTRIBUTIONS = {
     "PIL": "pillow",
-    "anyio": "fastapi",
     "google": "onnx",
     "hydra": "hydra-core",
     "lightning_utilities": "lightning",
     "omegaconf": "hydra-core",
     "prometheus_client": "prometheus-client",
+    "python_multipart": "python-multipart",
     "sklearn": "scikit-learn",
-    "starlette": "fastapi",
     "yaml": "hydra-core",
 }
 # Installed by those who want what needs it; the sentence of a refusal says so.
@@ -285,7 +284,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 12944, "engine's lines without serving and search": 11096, "files": 219}
+EXCEEDED = {"engine's lines": 13364, "engine's lines without serving and search": 11096, "files": 220}
 
 
 @pytest.fixture(scope="module")

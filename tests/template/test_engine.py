@@ -40,6 +40,7 @@ FUNCTION_LEVEL_IMPORTS = {
     "inference/prediction_files.py": {"pyarrow"},  # everyone who reads no Parquet files
     "inference/tables.py": {"pyarrow"},  # the same
     "rendezvous.py": {"torch.distributed", "lightning.fabric.plugins.environments.slurm"},  # the command line
+    "serving/server.py": {"uvloop"},  # Windows, which has none
     "serving/serve.py": {"engine.serving.server"},  # a mistyped option, which is refused before
     "workflows/prediction.py": {  # a bundle needs no torch, and a checkpoint no ONNX Runtime
         "onnxruntime",

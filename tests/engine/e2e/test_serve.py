@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
+import requests
 {% if cookiecutter.data_kind == "images" %}
 from PIL import Image
 {% endif %}
@@ -277,11 +278,50 @@ def test_person_sends_a_picture(server: Server, bundle: Path) -> None:
         assert prediction["probability"] == max(prediction["probabilities"].values())
     assert server.error("POST", "/predict", b"no picture") == (
         400,
-        "the body cannot be used: it is no picture, or damaged.",
+        "this file cannot be used: it is no picture, or damaged.",
     )
-    status, error = server.error("POST", "/predict", b"--x", Content_Type="multipart/form-data; boundary=x")
-    assert status == 415
-    assert "curl --data-binary" in error
+
+
+def test_form_and_list_hold_several_pictures(server: Server, bundle: Path) -> None:
+    """Asked by `requests`, as a browser or a script would."""
+    golden, outputs = read_golden(bundle)
+    inputs, labels = golden["x"][:3], [str(number) for number in outputs["probabilities"][:3].argmax(axis=1)]
+    files = [io.BytesIO() for _ in inputs]
+    for file, picture in zip(files, inputs, strict=True):
+        Image.fromarray(picture[0]).save(file, "png")
+    address = f"http://127.0.0.1:{server.port}/predict"
+    one = requests.post(address, files={"file": ("one.png", files[0].getvalue())}, timeout=30).json()
+    assert (one["file"], one["label"]) == ("one.png", labels[0])
+    named = [("file", (f"{number}.png", file.getvalue())) for number, file in enumerate(files)]
+    several = requests.post(address, files=named, data={"ignored": "by pictures"}, timeout=30).json()["predictions"]
+    assert [row["file"] for row in several] == ["0.png", "1.png", "2.png"]
+    assert [row["label"] for row in several] == labels
+    for data in (inputs.tolist(), inputs.reshape(3, -1).tolist()):
+        assert [row["label"] for row in requests.post(address, json=data, timeout=30).json()["predictions"]] == labels
+    many = requests.post(address, json=np.repeat(inputs[:1], 150, axis=0).tolist(), timeout=30).json()["predictions"]
+    assert {row["label"] for row in many} == {labels[0]}, "more than the largest batch"
+    assert len(many) == 150
+
+
+def test_form_or_list_that_cannot_be_used_is_refused_in_one_sentence(server: Server) -> None:
+    form = {"Content_Type": "multipart/form-data; boundary=x"}
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\nno picture\r\n'
+    field = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nvalue\r\n'
+    as_json = {"Content_Type": "application/json"}
+    for body, headers, status, sentence in (
+        (part + b"--x--\r\n", form, 400, "a.png: this file cannot be used: it is no picture, or damaged."),
+        (part, form, 400, "the form cannot be read: it ends too early."),
+        (b"--y", form, 400, "the form cannot be read: "),
+        (field + b"--x--\r\n", form, 400, "the form holds no file: send one, as curl -F file=@<file> does."),
+        (b"", {"Content_Type": "multipart/form-data"}, 400, "the form cannot be read: No boundary given."),
+        ((part + b"\r\n") * 10_001 + b"--x--", form, 413, "the request holds more than 10,000 samples: send several."),
+        (b"[[1, 2], [3, 4]]", as_json, 400, "sample 1: the body has the shape [2], not [1, 8, 8]."),
+        (b"[{}, {}]", as_json, 400, "sample 1: the input 'x' is missing"),
+        (json.dumps([[0] * 64, 1]).encode(), as_json, 400, "sample 2: the body is no list and no object"),
+    ):
+        error = server.error("POST", "/predict", body, **headers)
+        assert error[0] == status, error
+        assert error[1].startswith(sentence)
 
 
 {% else %}
@@ -312,9 +352,38 @@ def test_person_sends_a_row(server: Server, bundle: Path) -> None:
         ),
     ):
         error = server.error("POST", "/predict", body, Content_Type=kind)
-        assert error == (400, f"the body cannot be used: {sentence}")
+        what = "file" if kind == "text/csv" else "row"
+        assert error == (400, f"this {what} cannot be used: {sentence}")
     nothing = json.dumps(dict.fromkeys(names)).encode()
     assert server.ask("POST", "/predict", nothing, Content_Type="application/json")[0] == 200, "all is missing"
+
+
+def test_form_and_list_hold_several_rows(server: Server, bundle: Path) -> None:
+    """Asked by `requests`, as a browser or a script would."""
+    golden, outputs = read_golden(bundle)
+    described = json.loads(server.ask("GET", "/predict")[2])
+    names = [column["name"] for column in described["columns"]]
+    rows = golden["x"][:3].tolist()
+    labels = [described["labels"][number] for number in outputs["probabilities"][:3].argmax(axis=1)]
+    objects = [dict(zip(names, row, strict=True)) for row in rows]
+    as_csv = "\n".join(",".join(map(str, line)) for line in (names, *rows)).encode()
+    address = f"http://127.0.0.1:{server.port}/predict"
+    for sent in (
+        {"json": objects},
+        {"json": rows},
+        {"data": as_csv, "headers": {"Content-Type": "text/csv"}},
+        {"files": {"file": ("rows.csv", as_csv)}},
+    ):
+        answers = requests.post(address, timeout=30, **sent).json()["predictions"]
+        assert [answer["label"] for answer in answers] == labels
+    one = requests.post(address, files={name: (None, str(value)) for name, value in objects[0].items()}, timeout=30)
+    assert one.json()["label"] == labels[0], "a form with a field for each column"
+    assert requests.post(address, json=objects[:1], timeout=30).json()["predictions"][0]["label"] == labels[0]
+    wrong = [objects[0], {**objects[1], names[3]: "x"}]
+    refused = requests.post(address, json=wrong, timeout=30)
+    assert refused.status_code == 400
+    sentence = f"sample 2: this row cannot be used: the row: {names[3]}='x' is no number."
+    assert refused.json() == {"error": sentence}
 
 
 {% endif %}
@@ -457,7 +526,7 @@ def test_metrics_count_requests(bundle: Path) -> None:
         sha256 = json.loads((bundle / "manifest.json").read_text())["files"]["model.onnx"]["sha256"]
     assert found[series("serving_request_seconds_count", code="200", route="infer")] == 3
     assert found[series("serving_request_seconds_count", code="400", route="infer")] == 1
-    assert found[series("serving_rejected_total", reason="malformed")] == 1
+    assert found[series("serving_rejected_total", reason="malformed")] == 2, "one of them was no HTTP"
     assert found[series("serving_rejected_total", reason="unknown_model")] == 1
     assert found[series("serving_model_info", name=NAME, sha256=sha256, version="1")] == 1
     assert found["serving_batch_size_count"] == found["serving_batch_size_sum"] == 3

@@ -136,6 +136,44 @@ RAW = [
 ]
 
 
+@pytest.mark.parametrize("token", ["", "secret"])
+def test_headers_of_any_number_and_size_are_refused_before_they_are_kept(bundle: Path, token: str) -> None:
+    """Without a bound, 800 headers of 1 MB were answered with 200 and left 890 MiB in use."""
+    bombs = {
+        "number": b"".join(b"X-%d: a\r\n" % number for number in range(2000)),
+        "size": b"X: " + bytes(4 * 2**20).replace(b"\0", b"a") + b"\r\n",
+        "both": b"".join(b"X-%d: %s\r\n" % (number, b"a" * 10**6) for number in range(20)),
+    }
+    start = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n".encode()
+    lines = [*(start + bomb for bomb in bombs.values()), b"GET /" + b"a" * 10**6 + b" HTTP/1.1\r\nHost: x\r\n"]
+    environment = {"SERVE_TOKEN": token} if token else {}
+    with serving(bundle, **environment) as server:
+        assert server.ask("POST", INFER, request(ONE), Authorization=f"Bearer {token}")[0] == 200
+        before = resident_bytes(server.process)
+        most = before
+        statuses: list[bytes] = []
+
+        def send(line: bytes) -> None:
+            connected = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+            with connected, suppress(BrokenPipeError, ConnectionResetError):  # it need not read to the end
+                connected.sendall(line)
+                statuses.append(connected.makefile("rb").readline())
+
+        threads = [threading.Thread(target=send, args=(lines[number % len(lines)],)) for number in range(200)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            most = max(most, resident_bytes(server.process))
+            time.sleep(0.01)
+        assert set(statuses) == {b"HTTP/1.1 431 Request Header Fields Too Large\r\n"}
+        assert len(statuses) > 150
+        assert server.ask("POST", INFER, request(ONE), Authorization=f"Bearer {token}")[0] == 200
+        after = resident_bytes(server.process)
+    print(f"resident memory grew by {(most - before) / 2**20:.1f} MiB at most, and by {(after - before) / 2**20:.1f}")
+    assert most - before < 100 * 2**20
+    assert after - before < 50 * 2**20
+
+
 @pytest.fixture
 def browser() -> Iterator[Any]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
@@ -175,17 +213,26 @@ def test_page_shows_the_prediction_for_a_picture(browser: Any, bundle: Path, tmp
     ranking = [str(label) for label in np.argsort(-probabilities[0], kind="stable")]
     with serving(bundle) as server:
         browser.get(f"http://127.0.0.1:{server.port}/")
+        until(lambda: browser.find_element("id", "about").text)
+        assert browser.find_element("id", "name").text == browser.title == NAME
+        assert browser.find_element("id", "about").text == "version 1; 10 labels: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+        shown = [picture.is_displayed() for picture in browser.find_elements("css selector", "img")]
+        assert shown == [False, False], "no picture was chosen yet"
+        browser.save_screenshot(str(tmp_path / "empty.png"))
         browser.find_element("id", "file").send_keys(str(picture))
         rows = rows_of(browser)
         assert [label for label, _ in rows][:3] == ranking[:3]
+        assert browser.find_element("id", "picture").is_displayed()
         assert [width for _, width in rows] == sorted((width for _, width in rows), reverse=True)
         browser.save_screenshot(str(tmp_path / "page.png"))  # to look at what the browser showed
         broken = tmp_path / "broken.png"
         broken.write_bytes(b"no picture")
         browser.find_element("id", "file").send_keys(str(broken))
         end = time.monotonic() + 20
-        while "it is no picture, or damaged" not in browser.find_element("id", "error").text:
+        sentence = "this file cannot be used: it is no picture, or damaged."
+        while browser.find_element("id", "error").text != sentence:
             assert time.monotonic() < end
+        assert not browser.find_element("id", "picture").is_displayed()
         assert not browser.find_element("id", "answer").is_displayed()
         messages = [entry["message"] for entry in browser.get_log("browser")]
     assert [line for line in messages if "400 (Bad Request)" not in line] == []

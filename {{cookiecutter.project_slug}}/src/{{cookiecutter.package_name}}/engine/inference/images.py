@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .signature import Array, OneSample, TensorSignature, kind_of
+from .signature import Array, ReadSamples, TensorSignature, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +86,12 @@ def read(path: Path, tensor: TensorSignature) -> Iterator[Array]:
     yield values[0]
 
 
-def read_body(body: bytes, tensor: TensorSignature) -> OneSample:
+def read_body(body: bytes, tensor: TensorSignature) -> ReadSamples:
     """Returns the contents of a picture file as `(1, C, H, W)`."""
-    return OneSample(_as_input(BytesIO(body), tensor)[0], {})
+    return ReadSamples(_as_input(BytesIO(body), tensor)[0], [{}])
 
 
-def read_object(row: Mapping[str, Any], tensor: TensorSignature) -> OneSample:
+def read_object(row: Mapping[str, Any], tensor: TensorSignature) -> ReadSamples:
     """Refuses a JSON object: only rows of a table are sent as one."""
     raise ValueError("it is no list: send one sample, flat or nested, or a picture file")
 

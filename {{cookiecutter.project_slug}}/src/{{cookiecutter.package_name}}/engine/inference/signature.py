@@ -165,7 +165,7 @@ class Signature:
     def _names(self) -> KeysView[str]:
         return dict.fromkeys(tensor.name for tensor in self.inputs).keys()
 
-    @property
+    @cached_property
     def max_elements(self) -> int | None:
         """The most numbers that a batch of inputs holds; None if a free axis is beside the batch."""
         sides = [1]
@@ -213,11 +213,11 @@ def kind_of(tensor: TensorSignature) -> str | None:
     return "images" if is_picture and all(isinstance(side, int) for side in tensor.sample_shape) else None
 
 
-class OneSample(NamedTuple):
-    """A batch of one, and by the names of their columns the values that training did not see."""
+class ReadSamples(NamedTuple):
+    """Values `(B, ...)`, and for each sample the values that training did not see, by the names of their columns."""
 
     values: Array
-    never_seen: Mapping[str, str]
+    never_seen: Sequence[Mapping[str, str]]
 
 
 class Reader(Protocol):
@@ -228,8 +228,8 @@ class Reader(Protocol):
 
     def is_readable(self, path: Path) -> bool: ...
     def read(self, path: Path, tensor: TensorSignature) -> Iterable[Array | str]: ...
-    def read_body(self, body: bytes, tensor: TensorSignature) -> OneSample: ...
-    def read_object(self, row: Mapping[str, Any], tensor: TensorSignature) -> OneSample: ...
+    def read_body(self, body: bytes, tensor: TensorSignature) -> ReadSamples: ...
+    def read_object(self, row: Mapping[str, Any], tensor: TensorSignature) -> ReadSamples: ...
 
 
 def reader_of(tensor: TensorSignature) -> Reader:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..errors import first_of
 from .cells import TRUTHS, Vocabulary, as_word
 from .numbers import GAPS, Number, decimal_of, read_number
-from .signature import Array, Column, OneSample, TensorSignature
+from .signature import Array, Column, ReadSamples, TensorSignature
 
 log = logging.getLogger(__name__)
 
@@ -271,10 +271,11 @@ class Encoded(NamedTuple):
     never_seen: dict[str, list[str]]
 
 
-def encode(table: Table, columns: Sequence[Column]) -> Encoded:
+def encode(table: Table, columns: Sequence[Column], *, is_request: bool = False) -> Encoded:
     """Returns numbers less their offset, NaN for a gap; codes of categories from 1 on, 0 for one that is not known.
 
-    Raises `ValueError` for a missing column, or one of several values of which training saw none.
+    Raises `ValueError` for a missing column, or one of several values of which training saw none. The few rows of a
+    request may well hold such a column.
     """
     values = np.zeros((len(table.places), len(columns)), dtype=np.float32)
     reasons: dict[int, str] = {}
@@ -286,7 +287,7 @@ def encode(table: Table, columns: Sequence[Column]) -> Encoded:
             values[:, position] = [0 if (code := codes.get(word)) is None else code + 1 for word in words]
             if unknown := [word for word in words if word and codes[word] is None]:
                 never_seen[column.name] = unknown
-                if len(unknown) == sum(map(bool, words)) > 1:
+                if not is_request and len(unknown) == sum(map(bool, words)) > 1:
                     given, known = f"'{column.name}', such as '{unknown[0]}'", first_of(column.categories)
                     raise ValueError(f"training saw none of the {len(unknown)} values of {given}, but {known}")
             continue
@@ -316,12 +317,12 @@ def read(path: Path, tensor: TensorSignature) -> Iterator[Array | str]:
         yield encoded.reasons.get(row, sample)
 
 
-def read_body(body: bytes, tensor: TensorSignature) -> OneSample:
-    """Returns a CSV with a line of names and one row as `(1, C)`."""
-    return _only_row(parse_csv(body), tensor)
+def read_body(body: bytes, tensor: TensorSignature) -> ReadSamples:
+    """Returns a CSV with a line of names and one row or more as `(N, C)`."""
+    return _rows(parse_csv(body), tensor)
 
 
-def read_object(row: Mapping[str, Any], tensor: TensorSignature) -> OneSample:
+def read_object(row: Mapping[str, Any], tensor: TensorSignature) -> ReadSamples:
     """Returns values by the names of the columns, null for a gap, as `(1, C)`."""
     cells = {}
     for column in tensor.columns:
@@ -331,13 +332,23 @@ def read_object(row: Mapping[str, Any], tensor: TensorSignature) -> OneSample:
         if not isinstance(value, str | int | float | None):
             raise ValueError(f"'{column.name}' is neither a number nor text")
         cells[column.name] = np.array([as_word(value) if isinstance(value, str) else value], dtype=object)
-    return _only_row(Table(cells, ["the row"]), tensor)
+    return _rows(Table(cells, ["the row"]), tensor)
 
 
-def _only_row(table: Table, tensor: TensorSignature) -> OneSample:
-    encoded = encode(table, tensor.columns)
-    if len(encoded.values) != 1:
-        raise ValueError(f"it holds {len(encoded.values)} rows: send one")
+def _rows(table: Table, tensor: TensorSignature) -> ReadSamples:
+    encoded = encode(table, tensor.columns, is_request=True)
+    if not len(encoded.values):
+        raise ValueError("it holds no row")
     if encoded.reasons:
-        raise ValueError(encoded.reasons[0])
-    return OneSample(encoded.values, {name: words[0] for name, words in encoded.never_seen.items()})
+        raise ValueError(encoded.reasons[min(encoded.reasons)])
+    places = {column.name: place for place, column in enumerate(tensor.columns) if column.name in encoded.never_seen}
+    words = {name: table.words(name) for name in places}
+    never_seen = [
+        {
+            name: words[name][row]
+            for name, place in places.items()
+            if words[name][row] and not encoded.values[row, place]
+        }
+        for row in range(len(encoded.values))
+    ]
+    return ReadSamples(encoded.values, never_seen)

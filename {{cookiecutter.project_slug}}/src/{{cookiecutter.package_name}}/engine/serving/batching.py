@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -24,20 +23,28 @@ class Limits:
     timeout: float  # seconds that a request may wait and be computed
 
 
-@dataclass(frozen=True)
+Done = Callable[[Arrays | Exception], None]
+
+
+@dataclass(eq=False)
 class PendingRequest:
     inputs: Arrays  # each (B, ...)
-    outputs: "asyncio.Future[Arrays]"
+    num_samples: int
+    done: Done | None  # None once it was called
     since: float
-
-    @property
-    def num_samples(self) -> int:
-        return num_samples_of(self.inputs)
+    timer: asyncio.TimerHandle | None = None
 
     @property
     def sides(self) -> list[tuple[int, ...]]:
         """The shapes without the batch axis."""
         return [array.shape[1:] for array in self.inputs.values()]
+
+    def finish(self, result: Arrays | Exception) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.done is not None:
+            done, self.done = self.done, None
+            done(result)
 
 
 def num_samples_of(inputs: Arrays) -> int:
@@ -73,36 +80,50 @@ class Batcher:
 
     async def __call__(self, inputs: Arrays) -> Arrays:
         """Computes outputs by name of inputs `(B, ...)`; raises `RequestError` for a full queue, and in time."""
+        outputs: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
+
+        def done(result: Arrays | Exception) -> None:
+            if outputs.done():  # it was cancelled
+                return
+            if isinstance(result, Exception):
+                outputs.set_exception(result)
+            else:
+                outputs.set_result(result)
+
+        self.submit(inputs, done)
+        return await outputs
+
+    def submit(self, inputs: Arrays, done: Done) -> None:
+        """Calls `done` once with the outputs, or with the error in their place; at once for a request that is alone."""
         is_alone = len(self._open_requests) == 1 and not self._queue
         if is_alone and self._thread is None and not self._limits.max_delay:
             self._metrics.queued.observe(0)
-            return self._compute(num_samples_of(inputs), inputs)
+            done(self._compute(num_samples_of(inputs), inputs))
+            return
         if len(self._queue) >= self._limits.max_queue:
-            raise RequestError(f"{len(self._queue)} requests wait already: try again later.", 503, "queue_full")
+            done(RequestError(f"{len(self._queue)} requests wait already: try again later.", 503, "queue_full"))
+            return
         loop = asyncio.get_running_loop()
-        request = PendingRequest(inputs, loop.create_future(), perf_counter())
+        request = PendingRequest(inputs, num_samples_of(inputs), done, perf_counter())
         self._queue.append(request)
         self._num_samples += request.num_samples
         self._metrics.queue_length += 1
         self._schedule()
-        timeout = loop.call_later(self._limits.timeout, self._give_up, request)  # cheaper than asyncio.timeout
-        try:
-            return await request.outputs
-        finally:
-            timeout.cancel()
+        request.timer = loop.call_later(self._limits.timeout, self._give_up, request)
 
-    def _compute(self, num_samples: int, inputs: Arrays) -> Arrays:
+    def _compute(self, num_samples: int, inputs: Arrays) -> Arrays | Exception:
         start = perf_counter()
         try:
             return self._run(inputs)
+        except Exception as error:
+            return error
         finally:
             self._metrics.batch_size.observe(num_samples)
             self._metrics.computed.observe(perf_counter() - start)
 
     def _give_up(self, request: PendingRequest) -> None:
-        if not request.outputs.done():
-            sentence = f"the request took longer than {self._limits.timeout:g} seconds: try again."
-            request.outputs.set_exception(RequestError(sentence, 504, "timeout"))
+        sentence = f"the request took longer than {self._limits.timeout:g} seconds: try again."
+        request.finish(RequestError(sentence, 504, "timeout"))
 
     def _schedule(self) -> None:
         """Schedules the next batch: not at once, so that all requests that the event loop has read get into it."""
@@ -129,18 +150,13 @@ class Batcher:
         num_samples, inputs = sum(request.num_samples for request in batch), batch[0].inputs
         if len(batch) > 1:
             inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in inputs}
-        loop = asyncio.get_running_loop()
         if self._thread is None:
-            done: asyncio.Future[Arrays] = loop.create_future()
-            try:
-                done.set_result(self._compute(num_samples, inputs))
-            except Exception as error:
-                done.set_exception(error)
-            self._distribute(batch, done)
+            self._distribute(batch, self._compute(num_samples, inputs))
         else:
             self._is_running = True
+            loop = asyncio.get_running_loop()
             running = loop.run_in_executor(self._thread, self._compute, num_samples, inputs)
-            running.add_done_callback(partial(self._distribute, batch))
+            running.add_done_callback(lambda done: self._distribute(batch, done.result()))
 
     def _take_batch(self) -> list[PendingRequest]:
         """Takes requests that fit together from the queue, without those that were given up."""
@@ -149,7 +165,7 @@ class Batcher:
         num_samples, is_open = 0, True
         while self._queue and is_open:
             request = self._queue.popleft()
-            if request.outputs.done():
+            if request.done is None:
                 self._forget(request)
             elif batch and (not self._max_batch_size or request.sides != batch[0].sides):
                 others.append(request)
@@ -168,17 +184,14 @@ class Batcher:
         self._num_samples -= request.num_samples
         self._metrics.queue_length -= 1
 
-    def _distribute(self, batch: list[PendingRequest], done: "asyncio.Future[Arrays]") -> None:
+    def _distribute(self, batch: list[PendingRequest], result: Arrays | Exception) -> None:
         self._is_running = False
-        error, first = done.exception(), 0
+        first = 0
         for request in batch:
             last = first + request.num_samples
-            if not request.outputs.done():
-                if error is not None:
-                    request.outputs.set_exception(error)
-                else:
-                    outputs = done.result()
-                    parts = {name: array[first:last] for name, array in outputs.items()}
-                    request.outputs.set_result(parts if len(batch) > 1 else outputs)
+            if isinstance(result, Exception) or len(batch) == 1:
+                request.finish(result)
+            else:
+                request.finish({name: array[first:last] for name, array in result.items()})
             first = last
         self._schedule()

@@ -59,6 +59,7 @@ class ServedModel:
         tensor, labels = signature.inputs[0], [label for output in signature.outputs for label in output.labels]
         described = {
             "name": self.metadata.name,
+            "version": self.metadata.version,
             "inputs": [f"{tensor.name}: {tensor}" for tensor in signature.inputs],
             "labels": labels,
         }
@@ -76,17 +77,23 @@ class ServedModel:
         tensor = self.bundle.signature.person_input
         return reader_of(tensor).PAGE if tensor else ARRAYS_PAGE
 
+    def submit(self, inputs: Arrays, done: Callable[[Arrays | RequestError | Exception], None]) -> None:
+        """Calls `done` with outputs by name, or with a `RequestError` for an overload or sizes of no use."""
+        self._batcher.submit(inputs, lambda result: done(self._explained(result)))
+
     async def infer(self, inputs: Arrays) -> Arrays:
-        """Computes outputs by name of inputs by name; raises `RequestError` for an overload, or sizes of no use."""
+        """Computes outputs by name of inputs by name; raises what `submit` reports."""
         try:
             return await self._batcher(inputs)
-        except RequestError:
-            raise
         except Exception as error:
-            if self.bundle.signature.max_elements is not None:
-                raise
-            # A free axis may be longer than the network takes, which ONNX Runtime alone knows.
-            raise RequestError(f"the model cannot compute inputs of these sizes: {reason_of(error)[:200]}.") from error
+            raise self._explained(error) from error
+
+    def _explained(self, result: Any) -> Any:
+        # A free axis may be longer than the network takes, which ONNX Runtime alone knows.
+        is_known = not isinstance(result, Exception) or isinstance(result, RequestError)
+        if is_known or self.bundle.signature.max_elements is not None:
+            return result
+        return RequestError(f"the model cannot compute inputs of these sizes: {reason_of(result)[:200]}.")
 
 
 class ModelVersions:

@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+from python_multipart import create_form_parser
+from python_multipart.multipart import parse_options_header
 
 from ..inference.inputs import reason_of
-from ..inference.signature import STRING, TYPES, Array, OneSample, Signature, TensorSignature, reader_of
+from ..inference.signature import STRING, TYPES, Array, ReadSamples, Signature, TensorSignature, reader_of
 
 # Kinds of JSON values by the kind of the tensor; whole numbers above those of int64 are Python's objects.
 JSON_KINDS = {"b": "b", "u": "iuO", "i": "iu", "f": "iuf", "O": "U"}
 MAX_NUMBERS = 2**21  # in the JSON of a model whose inputs have no fixed size; raw bytes may hold more
+MAX_SAMPLES = 10_000  # of one request to /predict
 COMMAS_BESIDE_DATA = 4096  # between names, shapes and parameters
 
 
@@ -101,27 +104,30 @@ def tensor_from_json(data: list[Any], shape: tuple[int, ...] | None, tensor: Ten
 
     `where` names the list in errors.
     """
-    dtype, kind = tensor.numpy_dtype, TYPES[tensor.dtype]
+    dtype = tensor.numpy_dtype
     things = "texts" if tensor.dtype == STRING else "numbers"
     try:
         given = np.asarray(data)
-        if dtype == np.uint64 and given.dtype.kind == "f":  # numpy's common type of small and large whole numbers
+        if given.dtype.kind == "f" and dtype == np.uint64:  # numpy's common type of small and large whole numbers
             given = np.asarray(data, dtype=object)
     except (ValueError, OverflowError) as error:  # lists of different lengths, a number of too many digits
         raise RequestError(f"{where} is no array of {things}.") from error
-    known = (int, float, type(None)) if tensor.columns else (int,)
-    if given.dtype == object and all(type(value) in known for value in given.flat) and tensor.columns:
-        given = given.astype(np.float64)
-    is_whole = given.dtype != object or all(type(value) is int for value in given.flat)
+    is_whole = True
+    if given.dtype.kind == "O":
+        known = (int, float, type(None)) if tensor.columns else (int,)
+        if tensor.columns and all(type(value) in known for value in given.flat):
+            given = given.astype(np.float64)
+        is_whole = given.dtype.kind != "O" or all(type(value) is int for value in given.flat)
     if given.size and (given.dtype.kind not in JSON_KINDS[dtype.kind] or not is_whole):
-        raise RequestError(f"{where} does not hold {things} of {kind} alone.")
+        raise RequestError(f"{where} does not hold {things} of {TYPES[tensor.dtype]} alone.")
     if shape is None:
         shape = given.shape
     if given.shape not in (shape, (math.prod(shape),)):
         raise RequestError(f"{where} has the shape {excerpt(list(given.shape))}, not {list(shape)}.")
-    least, most = tensor.integer_bounds
-    if dtype.kind in "iu" and given.size and not (least <= given.min() and given.max() <= most):
-        raise RequestError(f"{where} holds numbers that do not fit into {kind}.")
+    if dtype.kind in "iu" and given.size:
+        least, most = tensor.integer_bounds
+        if not (least <= given.min() and given.max() <= most):
+            raise RequestError(f"{where} holds numbers that do not fit into {TYPES[tensor.dtype]}.")
     with np.errstate(over="ignore"):  # infinite values are out of range too
         array: Array = given.astype(dtype, copy=False).reshape(shape)
     return array
@@ -139,26 +145,118 @@ class Sample(NamedTuple):
 
     arrays: dict[str, Array]
     never_seen: Mapping[str, str]
+    file: str = ""  # its name in a form
 
 
-def sample_from_file(body: bytes, signature: Signature) -> Sample:
-    """Reads the contents of a file with one sample."""
+class Samples(NamedTuple):
+    """What `/predict` was asked; the answer is a list if the request was one, or held several samples."""
+
+    samples: list[Sample]
+    is_list: bool
+
+
+def read_samples(body: bytes, content_type: str, signature: Signature) -> Samples:
+    """Reads a file, JSON, or a form with files or with the values of one row; raises `RequestError`."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        found = _from_form(body, content_type, signature)
+    # curl says that JSON is a form, unless another type is named.
+    elif "json" in kind or ("csv" not in kind and body.lstrip()[:1] in (b"[", b"{")):
+        found = _from_json(body, signature)
+    else:
+        samples = _from_file(body, signature)
+        found = Samples(samples, len(samples) > 1)
+    if not found.samples:
+        raise RequestError("the body holds no sample.")
+    return found
+
+
+def _from_form(body: bytes, content_type: str, signature: Signature) -> Samples:
+    fields: dict[str, str] = {}
+    files: list[tuple[str, bytes]] = []
+
+    def add_field(field: Any) -> None:
+        fields[field.field_name.decode()] = (field.value or b"").decode()
+
+    def add_file(file: Any) -> None:
+        file.file_object.seek(0)
+        files.append(((file.file_name or b"").decode(), file.file_object.read()))
+        if len(files) > MAX_SAMPLES:
+            raise too_many_samples()
+
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    try:
+        options = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
+        header = {"Content-Type": content_type.encode("latin-1")}
+        parser = create_form_parser(header, add_field, add_file, options)
+        parser.write(body)
+        parser.finalize()
+    except ValueError as error:
+        raise RequestError(f"the form cannot be read: {excerpt(error)}.") from error
+    if not body.rstrip().endswith(b"--" + boundary + b"--"):
+        raise RequestError("the form cannot be read: it ends too early.")
+    files = [(name, contents) for name, contents in files if name or contents]  # a browser sends a field without a file
+    if files:
+        samples = []
+        for name, contents in files:
+            try:
+                samples += [sample._replace(file=name) for sample in _from_file(contents, signature)]
+            except RequestError as error:
+                raise RequestError(f"{excerpt(name)}: {error}", error.status, error.reason) from error
+        return Samples(samples, len(samples) > 1)
+    tensor = signature.person_input
+    if tensor is None or not tensor.columns or not fields:
+        raise RequestError("the form holds no file: send one, as curl -F file=@<file> does.")
+    return Samples(_read("form", fields, tensor, reader_of(tensor).read_object), is_list=False)
+
+
+def _from_file(body: bytes, signature: Signature) -> list[Sample]:
     if (tensor := signature.person_input) is None:
         names = ", ".join(f'"{tensor.name}"' for tensor in signature.inputs)
         raise RequestError(f"the body is no JSON: send an object with the arrays of one sample by name, {names}.")
-    return _read(body, tensor, reader_of(tensor).read_body)
+    return _read("file", body, tensor, reader_of(tensor).read_body)
 
 
-def sample_from_json(body: bytes, signature: Signature) -> Sample:
-    """Reads an object with arrays by name, a list of numbers, or an object with a row of a table."""
-    data, tensor = parse_json(body, len(body), signature.max_elements), signature.inputs[0]
+def _from_json(body: bytes, signature: Signature) -> Samples:
+    """Reads an object with arrays by name, an object with a row of a table, a list of numbers, or a list of these."""
+    data = parse_json(body, len(body), max(signature.max_elements or 0, MAX_NUMBERS))
+    if not _is_list_of_samples(data, signature):
+        return Samples(_of_value(data, signature), is_list=False)
+    if len(data) > MAX_SAMPLES:
+        raise too_many_samples()
+    samples = []
+    for number, value in enumerate(data, start=1):
+        try:
+            samples += _of_value(value, signature)
+        except RequestError as error:
+            raise RequestError(f"sample {number}: {error}", error.status, error.reason) from error
+    return Samples(samples, is_list=True)
+
+
+def _is_list_of_samples(data: Any, signature: Signature) -> bool:
+    if not isinstance(data, list) or not data:
+        return False
+    if isinstance(data[0], dict):
+        return True
+    depth, value, num_axes = 0, data, len(signature.inputs[0].sample_shape)
+    while isinstance(value, list) and value:
+        depth, value = depth + 1, value[0]
+    return depth == num_axes + 1 or (depth == 2 < num_axes)  # each nested as its shape, or flat
+
+
+def _of_value(data: Any, signature: Signature) -> list[Sample]:
+    tensor = signature.inputs[0]
     if isinstance(data, list) and len(signature.inputs) == 1:
-        return _sample({tensor.name: data}, signature, "the body")
+        return [_sample({tensor.name: data}, signature, "the body")]
     if not isinstance(data, dict):
         raise RequestError("the body is no list and no object: send one sample, flat or nested, or arrays by name.")
     if tensor.columns and data.keys() != {tensor.name}:
-        return _read(data, tensor, reader_of(tensor).read_object)
-    return _sample(data, signature, None)
+        return _read("row", data, tensor, reader_of(tensor).read_object)
+    return [_sample(data, signature, None)]
+
+
+def too_many_samples() -> RequestError:
+    return RequestError(f"the request holds more than {MAX_SAMPLES:,} samples: send several.", 413, "too_large")
 
 
 def _sample(data: dict[str, Any], signature: Signature, where: str | None) -> Sample:
@@ -184,9 +282,13 @@ def excerpt(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _read(given: Any, tensor: TensorSignature, read: Callable[[Any, TensorSignature], OneSample]) -> Sample:
+def _read(
+    what: str, given: Any, tensor: TensorSignature, read: Callable[[Any, TensorSignature], ReadSamples]
+) -> list[Sample]:
     try:
         values, never_seen = read(given, tensor)
-        return Sample({tensor.name: values}, never_seen)
     except (OSError, ValueError) as error:
-        raise RequestError(f"the body cannot be used: {reason_of(error)}.") from error
+        raise RequestError(f"this {what} cannot be used: {reason_of(error)}.") from error
+    if len(values) > MAX_SAMPLES:
+        raise too_many_samples()
+    return [Sample({tensor.name: values[row : row + 1]}, unknown) for row, unknown in enumerate(never_seen)]

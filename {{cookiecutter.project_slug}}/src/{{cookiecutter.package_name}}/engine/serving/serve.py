@@ -57,10 +57,10 @@ RANGES = {
 def main(config: Config) -> None:
     options = read_options(config, Options)
     token = _check(options)
-    if find_spec("fastapi") is None:
+    if find_spec("httptools") is None:
         raise UserError("serving is not installed: run 'pip install -c constraints.txt --group serve'.")
 
-    from .server import run_server  # here: FastAPI may be missing, and `--help` needs neither it nor ONNX Runtime
+    from .server import run_server  # here: httptools may be missing, and `--help` needs neither it nor ONNX Runtime
 
     run_server(options, token, Path(config["paths"]["artifact_dir"]))
 

@@ -5,21 +5,20 @@ import gc
 import logging
 import signal
 import socket
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from ..console import shown
 from ..errors import UserError
 from ..inference.runtime import Bundle, find_bundle
-from .app import create_app
+from .app import App
 from .batching import Limits
+from .connection import Connection, Request
+from .logs import AccessLog
 from .metrics import Metrics
-from .middleware import RequestMiddleware, set_up_logs
 from .model_versions import ModelVersions, ServedModel
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MIN_BODY_LIMIT, BYTES_PER_NUMBER = 16 * 2**20, 32  # a picture of 16 MiB; a float as JSON
 ALLOCATIONS_BETWEEN_COLLECTIONS = 10_000
+BACKLOG = 2048  # connections that wait to be accepted
 
 
 class RequestsCutOff(UserError):
@@ -41,24 +41,29 @@ def run_server(options: "Options", token: str | None, artifact_dir: Path) -> Non
     """Serves until SIGTERM or Ctrl-C; open requests are then answered, for as long as `grace_seconds`."""
     if hasattr(signal, "SIGHUP"):  # Windows has none
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the application handles it: now the newest is loaded
-    json_logs, metrics = set_up_logs(options.logs), Metrics(options.drift)
-    open_requests: set[asyncio.Task[None]] = set()
+    access_log, metrics = AccessLog(options.logs), Metrics(options.drift)
+    open_requests: set[Request] = set()
     versions = _load_versions(options, artifact_dir, open_requests, metrics)
     largest_batch = (versions.current.bundle.signature.max_elements or 0) * BYTES_PER_NUMBER
     max_body_bytes = options.max_body_bytes or max(MIN_BODY_LIMIT, largest_batch)
-    with _listen(options.host, options.port) as listening:
-        started = partial(_log_start, versions, listening, token)
-        app = create_app(versions, metrics, options.poll_seconds, started)
-        middleware = RequestMiddleware(app, metrics, max_body_bytes=max_body_bytes, token=token, json_logs=json_logs)
-        _run_uvicorn(middleware, listening, options.grace_seconds, open_requests)
-    if num_cut_off := middleware.num_cut_off:
+    app = App(versions, metrics, access_log, open_requests=open_requests, max_body_bytes=max_body_bytes, token=token)
+    with _listen(options.host, options.port) as listening, asyncio.Runner(loop_factory=_event_loop()) as runner:
+        # With the default threshold, collections cost a tenth of the requests a second at 64 clients (none at 8).
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(ALLOCATIONS_BETWEEN_COLLECTIONS)
+        watch = partial(versions.watch, options.poll_seconds)
+        log_start = partial(_log_start, versions, listening, token)
+        num_cut_off = runner.run(_serve(app, listening, watch, log_start, options.grace_seconds))
+    access_log.flush()
+    if num_cut_off:
         reason = f"grace_seconds={options.grace_seconds} was too short"
         raise RequestsCutOff(f"{reason}: {num_cut_off} requests that had come in were cut off.")
     log.info("stopped     every request that had come in was answered")
 
 
 def _load_versions(
-    options: "Options", artifact_dir: Path, open_requests: set[asyncio.Task[None]], metrics: Metrics
+    options: "Options", artifact_dir: Path, open_requests: set[Request], metrics: Metrics
 ) -> ModelVersions:
     folder = find_bundle(options.bundle, artifact_dir)
     if options.bundle == "latest" or folder.parent == Path(options.bundle).expanduser().resolve():
@@ -75,7 +80,7 @@ def _load_versions(
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0]  # Python adds the address
         raise UserError(f"host={host} port={port} cannot be taken: {reason}.") from error
@@ -90,64 +95,57 @@ def _log_start(versions: ModelVersions, listening: socket.socket, token: str | N
     log.info("serving     %s, version %s, at %s", model.metadata.name, model.metadata.version, address)
 
 
-def _run_uvicorn(
-    app: ASGIApp, listening: socket.socket, grace_seconds: int, open_requests: set[asyncio.Task[None]]
-) -> None:
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        http=HttpProtocol,
-        lifespan="on",
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=grace_seconds,
-        ws="none",
-    )
-    server = uvicorn.Server(config)
-    server.server_state.tasks = open_requests
-    # With the default threshold, collections cost a tenth of the requests a second at 64 clients (none at 8).
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(ALLOCATIONS_BETWEEN_COLLECTIONS)
+async def _serve(
+    app: App,
+    listening: socket.socket,
+    watch: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
+    log_start: Callable[[], None],
+    grace_seconds: int,
+) -> int:
+    """Serves until a signal; returns how many requests were cut off, because time or a second signal ended them."""
+    loop, reload = asyncio.get_running_loop(), asyncio.Event()
+    stops = [asyncio.Event(), asyncio.Event()]
+
+    def stop() -> None:
+        stops[stops[0].is_set()].set()
+
+    _on_signal(stop, signal.SIGTERM, signal.SIGINT)
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        _on_signal(reload.set, signal.SIGHUP)
+    tasks = [loop.create_task(watch(reload)), loop.create_task(app.tick())]
+    server = await loop.create_server(lambda: Connection(app), sock=listening, backlog=BACKLOG)
+    log_start()
+    await stops[0].wait()
+    server.close()
+    app.is_draining = True
+    for connection in list(app.connections):
+        connection.drain()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(grace_seconds):
+            while app.connections and not stops[1].is_set():
+                await asyncio.sleep(0.01)
+    num_cut_off = len(app.open_requests)
+    for connection in list(app.connections):
+        connection.abort()
+    for task in tasks:
+        task.cancel()
+    await asyncio.sleep(0)  # the connections end
+    return num_cut_off
+
+
+def _on_signal(act: Callable[[], None], *numbers: signal.Signals) -> None:
+    loop = asyncio.get_running_loop()
+    for number in numbers:
+        try:
+            loop.add_signal_handler(number, act)
+        except NotImplementedError:  # on Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(act))
+
+
+def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The loop of uvloop, which Windows has not."""
     try:
-        server.run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn raises the signal again that has ended it, which is no failure
-        if not server.started:
-            raise
-
-
-class HttpProtocol(HttpToolsProtocol):
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(SingleWriteTransport(transport))  # type: ignore[arg-type]
-
-
-class SingleWriteTransport:
-    """Sends the head of a response together with its body.
-
-    A server that is killed between the two would have sent a head without a body, and nginx could not ask another one.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport, self._head = transport, b""
-        self._timer: asyncio.Handle | None = None
-
-    def write(self, data: bytes) -> None:
-        if not self._head and data.startswith(b"HTTP/1."):
-            self._head, self._timer = data, asyncio.get_running_loop().call_soon(self._flush)  # if no body follows
-            return
-        head, self._head = self._head, b""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._transport.write(head + data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._head:
-            self.write(b"")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,59 @@
+"""The log of the server: a line for each request, as JSON for machines and as text on a terminal."""
+
+import asyncio
+import logging
+import os
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+STDOUT = 1
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {"time": datetime.now(UTC), "level": record.levelname.lower()}
+        line["message"] = " ".join(record.getMessage().split())
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode()
+
+
+class AccessLog:
+    """Writes to the standard output, all lines of one turn of the event loop by one system call.
+
+    Through `logging` the lines would cost a tenth of all requests a second.
+    """
+
+    def __init__(self, choice: str) -> None:
+        """Sets up the loggers too; `auto` is text where a terminal shows it, and JSON elsewhere."""
+        self._as_json = _is_json(choice, sys.stdout)
+        self._lines: list[bytes] = []
+        for handler in logging.getLogger().handlers:
+            if _is_json(choice, getattr(handler, "stream", sys.stdout)):
+                handler.setFormatter(JsonFormatter())
+
+    def write(self, request_id: str, method: str, path: str, status: int, ms: float) -> None:
+        if self._as_json:
+            line = {"time": datetime.now(UTC), "level": "info", "request_id": request_id}
+            text = orjson.dumps({**line, "method": method, "path": path, "status": status, "ms": round(ms, 3)})
+        else:  # control characters in a path could steer the terminal
+            text = f"{status}  {ms:9.3f} ms  {method} {quote(path)}".encode()
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._lines.append(text)
+
+    def flush(self) -> None:
+        text = b"".join(line + b"\n" for line in self._lines)
+        self._lines.clear()
+        with suppress(OSError):  # nobody reads the log any more: no reason to stop answering
+            while text:
+                text = text[os.write(STDOUT, text) :]
+
+
+def _is_json(choice: str, stream: Any) -> bool:
+    return choice == "json" or (choice == "auto" and not stream.isatty())
