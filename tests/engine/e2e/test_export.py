@@ -121,6 +121,23 @@ def leaks(name: str, contents: bytes) -> list[str]:
     return [f"{word} in {name}" for word in told if word.encode() in contents]
 
 
+def test_synthetic_golden_samples_are_none_of_the_test_split(best_checkpoint: Path, tmp_path: Path) -> None:
+    found = {}
+    for golden in ("real", "synthetic"):
+        options = (f"ckpt_path={best_checkpoint}", "formats=[onnx]", f"export.golden={golden}")
+        printed = run_command("export", *options, cwd=tmp_path)
+        assert f"8 {golden} samples in golden.npz" in printed.stdout
+        bundle = max((tmp_path / "artifacts").glob("*/*/manifest.json")).parent
+        assert json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["golden"] == golden
+        assert run_command("verify", f"bundle={bundle}", cwd=tmp_path)
+        found[golden] = np.load(bundle / "golden.npz")["x"]
+    assert found["synthetic"].shape == found["real"].shape
+    assert found["synthetic"].dtype == found["real"].dtype
+    flat = {kind: samples.reshape(8, -1).astype(float) for kind, samples in found.items()}
+    assert not any((made == kept).all() for made in flat["synthetic"] for kept in flat["real"])
+    assert abs(flat["synthetic"].mean() / flat["real"].mean() - 1) < 0.5
+
+
 def test_no_path_user_or_stack_trace_is_published(all_formats: Path) -> None:
     files = [*all_formats.iterdir(), all_formats.parent / "config.pbtxt"]
     parts = {name: contents for path in files for name, contents in contents_of(path).items()}
@@ -237,7 +254,7 @@ def test_file_of_the_data_that_is_missing_is_no_matter_of_the_disk(
     best_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoints.load(best_checkpoint)
-    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None)
+    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None, "real")
     monkeypatch.setattr(datamodule, "prepare_data", lambda: (tmp_path / "absent.npy").read_bytes())
     with pytest.raises(FileNotFoundError, match=r"absent\.npy"):
         export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
@@ -253,7 +270,7 @@ def test_disk_that_is_full_at_the_very_end_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     checkpoint = checkpoints.load(best_checkpoint)
-    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None)
+    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None, "real")
     monkeypatch.setattr("digit_classifier.engine.workflows.exporting.write_manifest", full)
     with pytest.raises(UserError, match=r"made cannot be written: No space left on device; nothing was published"):
         export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
@@ -277,7 +294,7 @@ def test_network_that_is_another_one_whenever_it_is_built_is_refused(
     monkeypatch.setattr(CNN, "__init__", build)
     monkeypatch.setattr(CNN, "forward", lambda self, x: answered(self, x) + self.drawn[0])
     checkpoint = checkpoints.load(best_checkpoint)
-    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None)
+    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None, "real")
     with pytest.raises(GateFailure, match="the network answers otherwise once it is built anew"):
         export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
     assert list(tmp_path.iterdir()) == []

@@ -11,11 +11,14 @@ import torch
 from sources import reference_of, source_of
 from torch import Tensor, nn
 
+from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.export.contract import GateFailure
 from {{ cookiecutter.package_name }}.engine.export.formats import FORMATS, exporter
 from {{ cookiecutter.package_name }}.engine.export.gate import Limits, admit
 from {{ cookiecutter.package_name }}.engine.export.loops import from_example
 from {{ cookiecutter.package_name }}.engine.export.network import Call, eager, flattened, restored
+from {{ cookiecutter.package_name }}.engine.export.pipeline import synthetic
+from {{ cookiecutter.package_name }}.engine.inference.signature import Column, Signature, TensorSignature
 from {{ cookiecutter.package_name }}.engine.spec import Deployed, Input, Output
 
 LIMITS = Limits(max_batch_size=8, tolerance=1e-5, max_metric_loss=0.005)
@@ -184,3 +187,39 @@ def test_example_that_does_not_fit_is_refused_in_one_sentence(example: dict[str,
     with pytest.raises(GateFailure, match=sentence):
         from_example(Texts(example=example))
     assert from_example(Texts()) is None
+
+
+def test_synthetic_samples_are_drawn_from_what_is_known_of_an_input() -> None:
+    columns = (Column("age"), Column("town", ("Bonn", "Rom")), Column("member", boolean=True))
+    inputs = (
+        TensorSignature("picture", "uint8", ("batch", 1, 8, 8), (0, 255), mean=(200.0,), std=(10.0,)),
+        TensorSignature("scaled", "float32", ("batch", 3), (0, 1)),
+        TensorSignature("row", "float32", ("batch", 3), columns=columns, mean=(40.0, 1.5, 0.5), std=(5.0, 0.5, 0.5)),
+        TensorSignature("words", "int64", ("batch", "length")),
+        TensorSignature("flags", "bool", ("batch", 4)),
+        TensorSignature("unknown", "float64", ("batch", 2)),
+    )
+    real = {
+        "picture": np.zeros((8, 1, 8, 8), np.uint8),
+        "scaled": np.zeros((8, 3), np.float32),
+        "row": np.full((8, 3), np.nan, np.float32),
+        "words": np.tile(np.arange(5, 11), (8, 1)),
+        "flags": np.zeros((8, 4), bool),
+        "unknown": np.full((8, 2), 1e6),
+    }
+    made = synthetic(Signature(inputs, inputs[:1], 8), real, seed=1)
+    assert {name: (array.dtype, array.shape) for name, array in made.items()} == {
+        name: (array.dtype, array.shape) for name, array in real.items()
+    }
+    assert 190 < made["picture"].mean() < 210
+    assert made["scaled"].min() >= 0
+    assert made["scaled"].max() <= 1
+    assert 30 < made["row"][:, 0].mean() < 50
+    assert set(made["row"][:, 1]) == {1, 2}
+    assert set(made["row"][:, 2]) == {0, 1}
+    assert set(made["words"].ravel()) <= set(range(5, 11))
+    assert len(set(made["words"].ravel())) > 3
+    assert made["unknown"].mean() == 1e6
+    text = TensorSignature("text", "string", ("batch",))
+    with pytest.raises(UserError, match=r"export.golden=synthetic cannot make text, which 'text' is: leave it out."):
+        synthetic(Signature((text,), inputs[:1], 8), {"text": np.array(["a"], object)}, seed=1)

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from PIL import Image
 from sqlalchemy.pool import NullPool
 
 from {{ cookiecutter.package_name }}.engine.errors import UserError
@@ -19,6 +21,9 @@ from {{ cookiecutter.package_name }}.engine.search.report import report_search
 from {{ cookiecutter.package_name }}.engine.search.space import distributions, options, samples, short_names
 from {{ cookiecutter.package_name }}.engine.search.study import PRUNED, Search, Settings, usable_storage
 
+{% if cookiecutter.data_kind == "images" %}
+DATA, NUM_TRAINING = "{{ cookiecutter.package_name }}.data.digits.DigitsDataModule", 1257
+{% endif %}
 SPACE = {"model.optimizer.lr": {"low": 0.001, "high": 0.1, "log": True}, "data.batch_size": [32, 64]}
 Open = Callable[..., Search]
 Outcome = float | str | BaseException | Callable[[optuna.Trial, Path], str | None]
@@ -90,6 +95,46 @@ def test_choices_and_ranges_become_distributions() -> None:
     assert kinds == ["Float", "Categorical", "Int", "Categorical"]
 
 
+{% if cookiecutter.data_kind == "images" %}
+@pytest.fixture
+def data_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compose(name: str, options: list[str]) -> dict[str, Any]:
+        return {"data": {"_target_": DATA, "batch_size": int(options[-1].partition("=")[2])}, "seed": 1}
+
+    monkeypatch.setattr(study, "compose", compose)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "taken"),
+    [
+        ([32, 64], [32, 64]),
+        ([32, 5000, 9000], [32]),
+        ({"low": 16, "high": 4096, "step": 16}, {"low": 16, "high": 1248, "step": 16}),
+        ({"low": 16, "high": 5000, "log": True}, {"low": 16, "high": NUM_TRAINING, "log": True}),
+        ({"low": 16, "high": 64}, {"low": 16, "high": 64}),
+        (["32", 5000], ["32", 5000]),
+    ],
+)
+@pytest.mark.usefixtures("data_of_the_project")
+def test_batches_that_are_larger_than_the_training_split_are_left_out(
+    sizes: Any, taken: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    space = {"model.optimizer.lr": [0.1], "data.batch_size": sizes}
+    assert study.without_too_large_batches(space, []) == {**space, "data.batch_size": taken}
+    assert ("left out" in caplog.text) == (sizes != taken)
+    if sizes == [32, 5000, 9000]:
+        assert f"5000, 9000 of data.batch_size: there are {NUM_TRAINING} training samples" in caplog.text
+    assert study.without_too_large_batches({"a": [1]}, []) == {"a": [1]}
+
+
+@pytest.mark.usefixtures("data_of_the_project")
+def test_space_whose_smallest_batch_is_too_large_is_refused() -> None:
+    with pytest.raises(UserError, match=f"data.batch_size=5000 is more than the {NUM_TRAINING} training samples"):
+        study.without_too_large_batches({"data.batch_size": [5000, 6000]}, [])
+
+
+{% endif %}
 def test_options_are_read_by_hydra_as_they_were_meant() -> None:
     choices = [None, True, [1, "x y"], "it's", 'a "b" \\', "cnn", "1, 2"]
     space = distributions({"a": choices})
@@ -235,7 +280,12 @@ def test_failed_and_pruned_trials_are_marked_and_reported(opened: Open, caplog: 
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["finished", "failed", "failed", "pruned"]
     assert rows[2]["failure"] == "the disk is full"
-    assert (search.folder / "search.png").stat().st_size > 10_000
+    assert "categorical units" not in caplog.text, "of matplotlib, about choices that are numbers"
+    with Image.open(search.folder / "search.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    is_cross = (abs(pixels - (214, 39, 40)) < 12).all(axis=2)  # the colour of a trial that failed
+    assert is_cross[: len(pixels) // 2].sum() > 20, "in the history"
+    assert is_cross[len(pixels) // 2 :].sum() > 20, "beside the options"
 
 
 def test_equal_failures_without_a_result_end_the_search(opened: Open) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..errors import UserError
 from ..inference.runtime import GOLDEN, batches, difference, first_samples
-from ..inference.signature import Array, Signature
+from ..inference.signature import Array, Signature, TensorSignature
 from ..spec import DataSpec
 from ..training.checkpoints import Checkpoint
 from ..training.plots import MetricPlots
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 NUM_GOLDEN = 8
 CALIBRATION_BATCH = 64
+
+Golden = Literal["real", "synthetic"]
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,12 @@ def write_verified(
     limits: Limits,
     folder: Path,
     partial: bool,
+    golden: Golden = "real",
 ) -> tuple[list[Parity], dict[str, Any]]:
     """Returns what the gate measured, and entries of the manifest; `formats` maps names to options.
 
-    Raises `GateFailure` for all formats that failed, once all were tried; with `partial` only if none passed.
+    The golden samples are `real` ones of the test split, or `synthetic`. Raises `GateFailure` for all formats that
+    failed, once all were tried; with `partial` only if none passed.
     """
     run, real = eager(trained.network), trained.recording.batches
     reference = Reference.of(run, precise(trained.network, real[0]), contract.signature, real, limits.max_batch_size)
@@ -124,14 +128,19 @@ def write_verified(
         for name in gate.random:
             log.warning("warning     %s differs between two runs with one seed, so it is not compared", name)
         parities = _write_and_admit(source, formats, reference, gate, folder, partial)
-    golden = first_samples(real[0], min(NUM_GOLDEN, len(next(iter(real[0].values())))))
-    golden = {name: array[: limits.max_batch_size] for name, array in golden.items()}
-    np.savez(folder / GOLDEN, **golden, **run(golden))  # type: ignore[arg-type]
+    num_golden = min(NUM_GOLDEN, limits.max_batch_size, len(next(iter(real[0].values()))))
+    samples = first_samples(real[0], num_golden)
+    if golden == "synthetic":
+        samples = synthetic(contract.signature, samples, checkpoint.config["seed"])
+    np.savez(folder / GOLDEN, **samples, **run(samples))  # type: ignore[arg-type]
+    other = "synthetic" if golden == "real" else "real"
+    log.info("golden      %d %s samples in %s; export.golden=%s for %s ones", num_golden, golden, GOLDEN, other, other)
     metrics = {}
     if gate.has_loop:
         metrics = run_loop(trained.module, trained.datamodule, callbacks=[MetricPlots()], folder=folder)
     figures = {
         "data": _data(checkpoint.spec, trained.datamodule),
+        "golden": golden,
         "tolerance": allowed,
         "eager_latency_ms": eager_latency_ms(trained.network, first_samples(real[0], 1)),
         "metrics": metrics,
@@ -139,6 +148,41 @@ def write_verified(
         "metrics_not_verified": gate.reason,
     }
     return parities, figures
+
+
+def synthetic(signature: Signature, samples: Mapping[str, Array], seed: int) -> dict[str, Array]:
+    """Draws as many samples of the same shapes, from statistics alone: nothing of a real one is published with them.
+
+    These are mean and standard deviation of the training split, categories, and the range of an input; for an input
+    that has none of them, mean and standard deviation of the samples. Raises `UserError` for text.
+    """
+    rng = np.random.default_rng(seed)
+    return {tensor.name: _drawn(tensor, samples[tensor.name], rng) for tensor in signature.inputs}
+
+
+def _drawn(tensor: TensorSignature, samples: Array, rng: np.random.Generator) -> Array:
+    dtype, shape = tensor.numpy_dtype, samples.shape
+    if dtype.kind not in "biuf":
+        raise UserError(f"export.golden=synthetic cannot make text, which '{tensor.name}' is: leave it out.")
+    if dtype.kind == "b":
+        return rng.random(shape) < 0.5
+    known = samples[~np.isnan(samples)] if dtype.kind == "f" else samples
+    mean, std = (known.mean(), known.std()) if known.size else (0.0, 1.0)
+    if tensor.mean and len(shape) > 1 and len(tensor.mean) == shape[1]:
+        axes = (1, -1, *(1 for _ in shape[2:]))
+        mean, std = np.reshape(tensor.mean, axes), np.reshape(tensor.std, axes)
+    elif tensor.range is not None:
+        low, high = tensor.range
+        mean, std = (low + high) / 2, (high - low) / 4
+    drawn = np.asarray(rng.normal(mean, std, shape))
+    for place, column in enumerate(tensor.columns):
+        if column.categories is not None:
+            drawn[:, place] = rng.integers(1, len(column.categories), len(drawn), endpoint=True)
+        elif column.boolean:
+            drawn[:, place] = rng.integers(0, 1, len(drawn), endpoint=True)
+    low, high = tensor.range or ((known.min(), known.max()) if dtype.kind in "iu" else (-np.inf, np.inf))
+    drawn = np.clip(drawn, low, high)
+    return (np.rint(drawn) if dtype.kind in "iu" else drawn).astype(dtype)
 
 
 def _least_side(array: Array) -> int:

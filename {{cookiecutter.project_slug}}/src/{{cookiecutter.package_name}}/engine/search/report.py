@@ -10,7 +10,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization.matplotlib import plot_intermediate_values, plot_optimization_history, plot_slice
 from rich import box
@@ -77,8 +78,10 @@ def _chosen(trial: FrozenTrial, search: Search) -> list[str]:
 
 
 def plot_search(search: Search, picture: Path) -> None:
-    """Stacks Optuna's plots, each of which is a figure of its own."""
+    """Stacks Optuna's plots, each of which is a figure of its own; a cross at the top is a trial that failed."""
     study, monitor, params = search.study, search.settings.monitor, sorted(search.space)  # the order of `plot_slice`
+    failed = [trial for trial in search.trials() if trial.state == TrialState.FAIL]
+    logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # numbers as choices are what is meant
     plt.switch_backend("agg")  # no window
     # A dollar in the name of an option or a choice is no formula.
     style: Any = {"figure.constrained_layout.use": True, "text.parse_math": False}
@@ -86,7 +89,11 @@ def plot_search(search: Search, picture: Path) -> None:
         warnings.simplefilter("ignore", UserWarning)  # of an option that has the same value in all trials
         history, values = plot_optimization_history(study, target_name=monitor), plot_intermediate_values(study)
         history.set(title="Finished trials", xlabel="trial")
+        _mark_failed(history, [trial.number for trial in failed])
         history.legend(loc="best")
+        for axes in (history, values):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlim(-0.5, max(axes.dataLim.x1, 0) + 0.5)
         values.set(title="Every trial, pruned ones included", xlabel="validation", ylabel=monitor)
         if all(np.min(np.asarray(line.get_ydata())) > 0 for line in values.lines):
             values.set_yscale("log")
@@ -99,9 +106,30 @@ def plot_search(search: Search, picture: Path) -> None:
             for option, axes in zip(params[start:], slices, strict=False):
                 axes.set(xlabel=search.names[option], title="")
                 axes.tick_params("x", rotation=30)
+                _show_space(axes, search.space[option], [trial.params[option] for trial in failed])
             slices[0].figure.suptitle("")
+            slices[0].figure.axes[-1].yaxis.set_major_locator(MaxNLocator(integer=True))  # of the numbers of trials
             rows.append([slices[0].figure])
         plt.imsave(picture, np.vstack([np.hstack([_pixels(figure, len(row)) for figure in row]) for row in rows]))
+
+
+def _show_space(axes: Any, kind: BaseDistribution, failed: list[Any]) -> None:
+    """Shows the whole range of an option, however few trials there were."""
+    if isinstance(kind, FloatDistribution | IntDistribution):
+        margin = 0.04 * (kind.high - kind.low)
+        limits = (kind.low / 1.1, kind.high * 1.1) if kind.log else (kind.low - margin, kind.high + margin)
+        axes.set_xlim(*limits)
+        if not kind.log:
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=isinstance(kind, IntDistribution)))
+    else:
+        failed = [str(choice) for choice in failed]
+    _mark_failed(axes, failed)
+
+
+def _mark_failed(axes: Any, places: list[Any]) -> None:
+    if places:
+        height = [0.96] * len(places)  # of the panel: they have no value
+        axes.scatter(places, height, marker="x", color="tab:red", label="failed", transform=axes.get_xaxis_transform())
 
 
 def _pixels(figure: Any, num_figures: int) -> Any:

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +32,9 @@ from ..config.command_line import Config, compose, config_dirs, given_options_ex
 from ..config.validation import build, check_arguments, read_options
 from ..console import shown
 from ..distributed.plan import make_plan
-from ..errors import UserError
+from ..errors import UserError, first_of
 from ..runs import run_record
+from ..training.build import build_datamodule
 from ..training.fine_tuning import with_starting_point
 from ..training.options import TrainOptions
 from .space import distributions, hydra_value, options, samples, short_names, suggest, to_text
@@ -41,6 +42,7 @@ from .space import distributions, hydra_value, options, samples, short_names, su
 log = logging.getLogger(__name__)
 
 SEARCH_OPTIONS = ("search", "num_trials", "name", "task_name", "hydra")  # which `train` does not take
+BATCH_SIZE = "data.batch_size"
 SETTINGS, STARTED, FAILURE, PRUNED = "settings", "started", "failure", "pruned"  # attributes in the storage
 UNLOGGED = "search.monitor="  # the beginning of a failure that every trial would meet
 # Seconds between heartbeats, and since the last one until a trial counts as lost. A search that was killed goes on at
@@ -103,8 +105,33 @@ def open_search(config: Config) -> "Search":
     build(settings.sampler, "search.sampler", seed=0)
     if settings.pruner:
         build(settings.pruner, "search.pruner")
+    settings = replace(settings, space=without_too_large_batches(settings.space, train_options))
     folder = Path(config["paths"]["output_dir"])
     return Search(folder, settings, [*config_dirs(), *train_options], plain.num_trials, config["seed"])
+
+
+def without_too_large_batches(space: dict[str, Any], train_options: list[str]) -> dict[str, Any]:
+    """Drops sizes of a batch that are larger than the training split, which every trial with them would refuse."""
+    asked: Any = space.get(BATCH_SIZE)
+    sizes = asked if isinstance(asked, list) else [asked[end] for end in ("low", "high")] if asked else []
+    if not sizes or not all(type(size) is int for size in sizes):
+        return space
+    smallest = compose("train", [*train_options, f"{BATCH_SIZE}={min(sizes)}"])
+    datamodule = build_datamodule(smallest["data"], smallest["seed"])
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    dataset = getattr(datamodule.train_dataloader(), "dataset", None)
+    if not isinstance(dataset, Sized) or max(sizes) <= (most := len(dataset)):
+        return space
+    if isinstance(asked, list):
+        taken: Any = [size for size in asked if size <= most]
+        dropped = first_of([str(size) for size in asked if size > most])
+    else:
+        low, step = asked["low"], asked.get("step") or 1
+        taken = {**asked, "high": low + (most - low) // step * step}
+        dropped = f"{taken['high'] + step} to {asked['high']}"
+    log.warning("left out    %s of %s: there are %d training samples", dropped, BATCH_SIZE, most)
+    return {**space, BATCH_SIZE: taken}
 
 
 def open_storage(folder: str | Path, **heartbeat: Any) -> RDBStorage:

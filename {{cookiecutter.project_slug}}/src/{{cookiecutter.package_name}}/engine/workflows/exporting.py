@@ -21,7 +21,7 @@ from ..export.card import card
 from ..export.contract import Contract
 from ..export.formats import FORMATS
 from ..export.gate import Limits, Parity
-from ..export.pipeline import Trained, write_verified
+from ..export.pipeline import Golden, Trained, write_verified
 from ..inference.runtime import digest, read_manifest, versions
 from ..inference.signature import Signature
 from ..reporting.run_report import report_export
@@ -55,6 +55,7 @@ class Options:
     opset: int | None
     num_calibration_samples: int | None
     calibration: Literal["minmax", "entropy", "percentile"] | None
+    golden: Golden
 
     def of_format(self, format_name: str) -> dict[str, Any]:
         """Returns the options that a format takes, with its defaults."""
@@ -100,7 +101,7 @@ def export(
     with staging_folder(artifact_dir / name) as folder:
         check_triton_config(folder.parent, contract, "onnx" in formats)
         chosen = {name: options.of_format(name) for name in formats}
-        parities, figures = write_verified(trained, chosen, contract, limits, folder, options.partial)
+        parities, figures = write_verified(trained, chosen, contract, limits, folder, options.partial, options.golden)
         has_onnx = any(parity.format == "onnx" for parity in parities)
         check_triton_config(folder.parent, contract, has_onnx)
         described = describe(contract, checkpoint, parities, limits, **figures)
