@@ -23,10 +23,12 @@ LAYERS = (
     ("workflows",),
 )
 SERVING_IMPORTS = {*LAYERS[0], "config", "inference", "serving"}
-ABOVE_ALL_LAYERS = {"__init__", "commands", "doctor", "library", "update"}
+ABOVE_ALL_LAYERS = {"__init__", "commands", "doctor", "early_checks", "library", "update"}
 MAX_PUBLIC_NAMES, MAX_COMMAND_NAMES = 12, 8
 # Modules that are imported within functions, which are slow to import or optional, and who does without them.
 FUNCTION_LEVEL_IMPORTS = {
+    "benchmark/benchmark.py": {"engine.benchmark.bundles", "engine.benchmark.training"},  # a mistyped option
+    "commands.py": {"engine.config"},  # `python -m <package>`, which shows the commands
     "config/command_line.py": {"engine.runs.resume"},  # the image of a server, which has no filelock
     "console.py": {"rich", "rich.console"},  # the image of a server
     "distributed/strategies.py": {"engine.distributed.fully_sharded"},  # every strategy but fsdp, which builds on it

@@ -35,11 +35,12 @@ from digit_classifier.engine.export.formats import FORMATS, exporter
 from digit_classifier.engine.export.gate import Limits, Parity, isolated_answers
 from digit_classifier.engine.export.metrics import MetricGate
 from digit_classifier.engine.export.network import Call, deployed, description_of
+from digit_classifier.engine.export.options import Options
 from digit_classifier.engine.export.pipeline import Trained
 from digit_classifier.engine.export.verify import verify
 from digit_classifier.engine.inference.runtime import read_manifest
 from digit_classifier.engine.training import checkpoints
-from digit_classifier.engine.workflows.exporting import Options, export
+from digit_classifier.engine.workflows.exporting import export
 from digit_classifier.models.classifier import Classifier
 from digit_classifier.models.cnn import CNN
 from digit_classifier.models.mlp import MLP

@@ -11,6 +11,7 @@ import torch
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.errors import UserError
+from {{ cookiecutter.package_name }}.engine.runs.run_record import find_checkpoint
 from {{ cookiecutter.package_name }}.engine.training import checkpoints
 
 
@@ -190,7 +191,7 @@ def test_network_that_was_changed_since_is_refused(best_checkpoint: Path, tmp_pa
 
 def test_latest_is_the_run_that_was_trained_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UserError, match=f"python -m {package.__name__} train"):
-        checkpoints.find("latest", tmp_path)
+        find_checkpoint("latest", tmp_path)
     places = ["runs/2026-01-02", "multiruns/2026-01-01/0", "runs/2026-01-03"]
     for age, place in zip((30, 10, 20), places, strict=True):
         path = tmp_path / "train" / place / "checkpoints/best.ckpt"
@@ -198,6 +199,6 @@ def test_latest_is_the_run_that_was_trained_last(tmp_path: Path, caplog: pytest.
         path.touch()
         os.utime(path, (1_000_000 - age, 1_000_000 - age))
     caplog.set_level("INFO")
-    found = checkpoints.find("latest", tmp_path)
+    found = find_checkpoint("latest", tmp_path)
     assert found == tmp_path / "train/multiruns/2026-01-01/0/checkpoints/best.ckpt"
     assert str(found) in caplog.text

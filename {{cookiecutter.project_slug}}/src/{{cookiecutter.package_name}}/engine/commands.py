@@ -2,16 +2,18 @@
 
 import ast
 import sys
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import broken_pipe_ends_quietly
+from .early_checks import checked
 from .errors import nearest
 
 if TYPE_CHECKING:
     from .config.command_line import Config as Config
-    from .config.command_line import command as command
     from .distributed.plan import Plan as Plan
     from .workflows.evaluation import Evaluation as Evaluation
     from .workflows.exporting import export_bundle as export_bundle
@@ -25,7 +27,6 @@ _PLACES = {
     "Evaluation": "workflows.evaluation",
     "Plan": "distributed.plan",
     "Training": "workflows.training",
-    "command": "config.command_line",
     "export_bundle": "workflows.exporting",
     "predict_files": "workflows.prediction",
 }
@@ -47,6 +48,22 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_PLACES[name]}", __package__), name)
+
+
+def command(
+    name: str, needs: tuple[str, ...], resumes: bool = False
+) -> Callable[[Callable[["Config"], None]], Callable[[], None]]:
+    """Turns `main(config)` into a command, as `config.command_line.command` says; what needs no torch is checked."""
+    from .config import command_line
+
+    def decorate(main: Callable[["Config"], None]) -> Callable[[], None]:
+        @wraps(main)
+        def checked_main(config: "Config") -> None:
+            main(checked(name, config))
+
+        return command_line.command(name, needs, resumes)(checked_main)
+
+    return decorate
 
 
 def main(own: tuple[str, ...]) -> None:
@@ -82,7 +99,7 @@ def _run_engine_command(name: str, place: str, needs: tuple[str, ...] | None) ->
     if needs is None:
         import_module(f".{place}", __package__).main()
     else:
-        __getattr__("command")(name, needs)(main)()
+        command(name, needs)(main)()
 
 
 def _summary(file: Path) -> str:

@@ -12,14 +12,19 @@ from pathlib import Path
 
 from ..config.command_line import Config
 from ..config.validation import read_options
-from .bundles import measure_bundle
+from ..inference.runtime import find_bundle
 from .options import Options
-from .training import measure_training
 
 
 def main(config: Config) -> None:
+    """Refuses a mistake before torch is imported, which takes seconds."""
     options, run_dir = read_options(config, Options), Path(config["paths"]["output_dir"])
     if options.bundle is None:
+        from .training import measure_training
+
         measure_training(config, options, run_dir)
     else:
-        measure_bundle(options, Path(config["paths"]["artifact_dir"]), run_dir)
+        folder = find_bundle(options.bundle, Path(config["paths"]["artifact_dir"]))
+        from .bundles import measure_bundle
+
+        measure_bundle(folder, options, run_dir)

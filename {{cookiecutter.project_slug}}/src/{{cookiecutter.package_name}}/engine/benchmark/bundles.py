@@ -17,7 +17,6 @@ from ..export.card import BENCHMARK, BENCHMARK_PICTURE, card
 from ..export.formats import FORMATS
 from ..export.timing import Timer
 from ..export.verify import read_checked
-from ..inference.runtime import find_bundle
 from .options import Options
 from .report import circumstances, plot, print_table, speedup
 
@@ -34,9 +33,8 @@ COLUMNS = {
 log = logging.getLogger(__name__)
 
 
-def measure_bundle(options: Options, artifact_dir: Path, run_dir: Path) -> None:
+def measure_bundle(folder: Path, options: Options, run_dir: Path) -> None:
     """Writes the figures into the run's directory, and into the bundle with its card."""
-    folder = find_bundle(str(options.bundle), artifact_dir)
     log.info("bundle      %s", shown(folder))
     manifest = read_checked(folder)
     names, sizes = choose_formats(folder, manifest, options), choose_batch_sizes(manifest, options)

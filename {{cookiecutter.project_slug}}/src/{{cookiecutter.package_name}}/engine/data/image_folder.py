@@ -22,6 +22,7 @@ from ..inference.inputs import files_within, report_passed_over
 from ..spec import DataSpec
 from .augmentation import augmentation
 from .data_module import SamplesDataModule
+from .given_files import picture_root
 from .labels import SEPARATOR, canonical_labels, count_labels, known_labels, label_numbers, rarest_labels
 from .pixel_statistics import Scan, scan_pictures, statistics_of_sums
 from .samples import Batch, Samples
@@ -77,10 +78,7 @@ class ImageFolderDataModule(SamplesDataModule):
         num_workers: int | None = None,
         pin_memory: bool | None = None,
     ) -> None:
-        if root is None:
-            raise UserError(
-                "data.root= is needed: give a folder with a folder for each label, or a CSV of path, label."
-            )
+        folder = picture_root(root)
         if len(size) != 2 or min(size) < 1:
             raise UserError(f"data.size={size} is no size of a picture: give height and width, as [64,64].")
         fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
@@ -88,7 +86,7 @@ class ImageFolderDataModule(SamplesDataModule):
         self.augment = augmentation(augment)
         shape = (int(channels), size[0], size[1])
         several = task == "multilabel"
-        pictures, scan = _readable(list_pictures(Path(root), several), several, shape, Path(cache_dir))
+        pictures, scan = _readable(list_pictures(folder, several), several, shape, Path(cache_dir))
         words = [picture.label for picture in pictures]
         groups = rarest_labels(words, MIN_SAMPLES) if several else words
         rows = split_pictures(pictures, groups, val_fraction, test_fraction, split_seed)
@@ -103,7 +101,7 @@ class ImageFolderDataModule(SamplesDataModule):
         is_split_given = {picture.split for picture in pictures} == set(SPLITS)
         names = [pictures[row].name for row in rows["train"]]
         self.spec = DataSpec(
-            name=Path(root).stem,
+            name=folder.stem,
             task=task,
             input_shape=shape,
             input_dtype="uint8",
@@ -172,8 +170,6 @@ def split_pictures(
 
 def list_pictures(root: Path, several: bool = False) -> list[Picture]:
     """Sorted by name, so that no file system decides about the order; raises `UserError` for what is no data set."""
-    if not root.exists():
-        raise UserError(f"data.root={root} does not exist: give a folder with a folder for each label, or a CSV.")
     if several and root.is_dir():
         raise UserError(
             f"data.root={root} is a folder: several labels of a picture stand in a CSV, as red{SEPARATOR}round."

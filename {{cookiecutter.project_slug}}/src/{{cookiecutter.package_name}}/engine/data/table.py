@@ -16,13 +16,14 @@ import torch
 from sklearn import datasets
 from torch import Tensor
 
-from ..errors import UserError, first_of, nearest
+from ..errors import UserError, first_of
 from ..inference.cells import TRUTHS, canonical, is_true_or_false
 from ..inference.numbers import DECIMALS, Number
 from ..inference.signature import Column
 from ..inference.tables import MOST, Table, encode, read_table, report_never_seen
 from ..spec import DataSpec
 from .data_module import InMemoryDataModule
+from .given_files import check_columns, checked_column, table_file
 from .labels import canonical_labels, count_labels, known_labels, label_numbers, rarest_labels
 from .samples import SamplesInMemory
 from .splits import MIN_SAMPLES, SPLIT_NAMES, SPLITS, Rows, shuffled, stratified
@@ -31,13 +32,6 @@ log = logging.getLogger(__name__)
 
 Task = Literal["classification", "multilabel", "regression"]
 
-# Tables that ship with scikit-learn, by the name that is given instead of a path; the last one is for regression.
-BUNDLED = {
-    "breast_cancer": datasets.load_breast_cancer,
-    "iris": datasets.load_iris,
-    "wine": datasets.load_wine,
-    "diabetes": datasets.load_diabetes,
-}
 BUNDLED_TARGET = "target"  # the name of their target column
 MANY_CATEGORIES = 20  # up to this number, a column's categories are not compared with its number of rows
 COLLAPSED = 0.01  # the share of distinct values that float32 may make equal before they are centred
@@ -88,7 +82,7 @@ class TableDataModule(InMemoryDataModule):
                 words = table.words(target) if trained is not None else _checked_labels(table, target, task)
             if split is not None:
                 needed = SPLITS if trained is None else ("test",)
-                rows = _given_split(table, _checked_column(table, split, "split", path), needed)
+                rows = _given_split(table, checked_column(table.cells, split, "split", path), needed)
             elif trained is not None and trained.fingerprint != fingerprint:
                 rows = {name: np.arange(len(table.places) if name == "test" else 0) for name in SPLITS}
             else:
@@ -122,35 +116,22 @@ def _named(path: str) -> Iterator[None]:
 
 def _read(path: str, target: str | None) -> tuple[Table, str, str]:
     """The table, the name of its target column and the sha256 of the file ("" if it is bundled)."""
-    file = Path(path).expanduser()
-    if not file.exists() and path in BUNDLED:
-        bundled = BUNDLED[path](as_frame=False)
+    file = table_file(path)
+    if file is None:
+        bundled = getattr(datasets, f"load_{path}")(as_frame=False)
         truth = np.array(bundled.target, dtype=float)
         if "target_names" in bundled:
             truth = np.array([str(bundled.target_names[number]) for number in bundled.target], dtype=object)
         cells = dict(zip([*map(str, bundled.feature_names), BUNDLED_TARGET], [*bundled.data.T, truth], strict=True))
         table = Table(cells, [f"row {number}" for number in range(1, len(truth) + 1)])
-        return table, _checked_column(table, target or BUNDLED_TARGET, "target", path), ""
-    if not file.is_file():
-        *first, last = BUNDLED
-        raise UserError(
-            f"data.path={path} does not exist: give a CSV or Parquet file, or {', '.join(first)} or {last}."
-        )
+        return table, checked_column(table.cells, target or BUNDLED_TARGET, "target", path), ""
     try:
         table = read_table(file)
     except (OSError, ValueError) as error:
         raise UserError(f"data.path={path} cannot be used: {error}.") from error
     with file.open("rb") as contents:
         digest = hashlib.file_digest(contents, "sha256").hexdigest()
-    return table, _checked_column(table, target, "target", path), digest
-
-
-def _checked_column(table: Table, name: str | None, option: str, path: str) -> str:
-    if name is None:
-        raise UserError(f"data.{option}= is needed: {path} has the columns {', '.join(table.cells)}.")
-    if name not in table.cells:
-        raise UserError(f"data.{option}={name} is no column of {path}; {nearest(name, table.cells)}")
-    return name
+    return table, checked_column(table.cells, target, "target", path), digest
 
 
 def _without_gaps(table: Table, target: str, task: str) -> Table:
@@ -218,9 +199,7 @@ def _choose_columns(
     empty holds a number, or true or false, unless `categorical` names it.
     """
     for option, names in (("drop", excluded), ("categorical", categorical)):
-        for name in names:
-            if name not in table.cells:
-                raise UserError(f"data.{option}=[{name}] is no column of the table; {nearest(name, table.cells)}")
+        check_columns(table.cells, names, option)
     columns: list[Column] = []
     read_as = dict.fromkeys(table.cells, "left out")
     for name in table.cells:

@@ -47,11 +47,7 @@ def find_files(given: Iterable[str], signature: Signature) -> list[Path]:
     suffixes, tensor = signature.suffixes, signature.person_input
     is_readable = (lambda path: False) if tensor is None else reader_of(tensor).is_readable
     for name in given:
-        path = Path(name).expanduser()
-        matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-        if not matches:
-            remedy = f"give a file, a folder, a list as [a,b], or a pattern as 'data/*{suffixes[0]}'"
-            raise UserError(f"input={name} does not exist: {remedy}.")
+        matches = matches_of(name)
         files: list[Path] = []
         for match in matches:
             taken, others = files_within(match, suffixes, is_readable) if match.is_dir() else ([match], [])
@@ -61,6 +57,17 @@ def find_files(given: Iterable[str], signature: Signature) -> list[Path]:
         found |= dict.fromkeys(files)
     report_passed_over(passed_over)
     return list(found)
+
+
+def matches_of(name: str) -> list[Path]:
+    """Returns the file or folder of that name, or those that a pattern names; raises `UserError` if there are none."""
+    path = Path(name).expanduser()
+    matches = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+    if not matches:
+        raise UserError(
+            f"input={name} does not exist: give a file, a folder, a list as [a,b], or a pattern as 'data/*.csv'."
+        )
+    return matches
 
 
 def files_within(

@@ -29,6 +29,7 @@ SUFFIXES = (".csv", ".parquet", ".tsv")
 PAGE = "form.html"
 MAGIC = b"PAR1"  # the first bytes of a Parquet file
 SEPARATORS = ",;\t|"
+MAX_HEADER = 2**20  # bytes in which the names of a CSV stand
 MOST = float(np.finfo(np.float32).max)
 # The names that pandas gives to an index which was saved with its table.
 INDEX = re.compile(r"Unnamed: 0(\.[0-9]+)*|__index_level_[0-9]+__")
@@ -149,6 +150,18 @@ def read_table(file: Path) -> Table:
     if file.suffix.lower() == ".parquet" or is_readable(file):
         return _parquet(file)
     return parse_csv(file.read_bytes())
+
+
+def names_of(file: Path) -> list[str]:
+    """Returns the names of the columns, from the beginning of the file alone; raises as `read_table` does."""
+    if file.suffix.lower() == ".parquet" or is_readable(file):
+        from pyarrow import parquet  # here: only Parquet needs it
+
+        return list(parquet.read_schema(file).names)
+    with file.open("rb") as opened:
+        text = opened.read(MAX_HEADER).decode("utf-8-sig", errors="ignore")
+    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text)), [])
+    return list(_named(names, [np.empty(0)] * len(names), []).cells)
 
 
 def is_readable(path: Path) -> bool:

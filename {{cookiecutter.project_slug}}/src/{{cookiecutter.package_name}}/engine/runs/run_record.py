@@ -1,6 +1,7 @@
 """The record of a run, `run.json`: its provenance (commit, versions, options), and how it ended."""
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -23,6 +24,8 @@ FILE, LOCK = "run.json", ".lock"
 OVERRIDES, CONFIG = ".hydra/overrides.yaml", ".hydra/config.yaml"
 SEARCH_OPTIONS = "+callbacks.search."  # options that make a training the trial of a search, which has ended
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+log = logging.getLogger(__name__)
+
 PACKAGES = ("torch", "lightning", "torchmetrics", "numpy")
 PATIENCE = 120  # seconds in which a shared disk gives up the lock of a machine that was lost
 
@@ -118,6 +121,29 @@ def is_locked(lock: Path) -> bool:
 def run_dirs(log_dir: Path) -> list[Path]:
     """Returns the directories of all trainings: single runs, and the jobs of sweeps."""
     return [path for pattern in ("runs/*", "multiruns/*/*") for path in (log_dir / "train").glob(pattern)]
+
+
+def find_checkpoint(ckpt_path: str, log_dir: Path) -> Path:
+    """Returns the given path, or for `latest` the best checkpoint of the run that was trained last."""
+    if ckpt_path != "latest":
+        return Path(ckpt_path).expanduser().resolve()
+    best = [path for run_dir in run_dirs(log_dir) if (path := run_dir / "checkpoints/best.ckpt").is_file()]
+    if not best:
+        raise UserError(
+            f"ckpt_path=latest finds no trained run under {log_dir / 'train'}: train one with "
+            f"'python -m {__name__.partition('.')[0]} train', or give ckpt_path=<file>."
+        )
+    latest = max(best, key=lambda path: path.stat().st_mtime)
+    log.info("checkpoint  %s (the latest run)", latest)
+    return latest
+
+
+def check_checkpoint(path: Path, option: str = "ckpt_path") -> None:
+    """Raises `UserError` for a checkpoint that is not there; `option` is the one that gave the path."""
+    if path.is_dir():
+        raise UserError(f"{option}={path} is a folder: give the file in it, as <run directory>/checkpoints/best.ckpt.")
+    if not path.is_file():
+        raise UserError(f"{option}={path} does not exist: give the path of a .ckpt file.")
 
 
 def typed_options(run_dir: Path) -> list[str]:

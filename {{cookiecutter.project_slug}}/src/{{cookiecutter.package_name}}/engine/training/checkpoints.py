@@ -20,7 +20,7 @@ from ..config import CONFIG_DIRS, PACKAGE
 from ..config.command_line import Config
 from ..console import shown
 from ..errors import Fault, UserError
-from ..runs.run_record import run_dirs
+from ..runs.run_record import check_checkpoint
 from ..spec import DataSpec, plain_spec, read_spec
 from .build import build_datamodule, build_model
 from .checkpoint_io import LAST, Contents, is_damaged, sum_file
@@ -128,30 +128,12 @@ def self_description(
     }
 
 
-def find(ckpt_path: str, log_dir: Path) -> Path:
-    """Returns the given path, or for `latest` the best checkpoint of the run that was trained last."""
-    if ckpt_path != "latest":
-        return Path(ckpt_path).expanduser().resolve()
-    best = [path for run_dir in run_dirs(log_dir) if (path := run_dir / "checkpoints/best.ckpt").is_file()]
-    if not best:
-        raise UserError(
-            f"ckpt_path=latest finds no trained run under {log_dir / 'train'}: train one with "
-            f"'python -m {PACKAGE} train', or give ckpt_path=<file>."
-        )
-    latest = max(best, key=lambda path: path.stat().st_mtime)
-    log.info("checkpoint  %s (the latest run)", latest)
-    return latest
-
-
 def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Checkpoint:
     """Refuses a file that is missing, damaged, of another project or version, or names code outside `TRUSTED`.
 
     `option` is the one that gave the path, for the error message.
     """
-    if path.is_dir():
-        raise UserError(f"{option}={path} is a folder: give the file in it, as <run directory>/checkpoints/best.ckpt.")
-    if not path.is_file():
-        raise UserError(f"{option}={path} does not exist: give the path of a .ckpt file.")
+    check_checkpoint(path, option)
     if check_sum and is_damaged(path):
         raise UserError(f"{option}={path} is damaged: its sha256 is not the one that {sum_file(path).name} says.")
     try:

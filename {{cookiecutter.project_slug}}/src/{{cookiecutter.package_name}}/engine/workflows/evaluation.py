@@ -14,6 +14,7 @@ from ..distributed.launch import launch
 from ..distributed.plan import BatchSplit, Plan, trainer_section
 from ..errors import UserError
 from ..reporting.run_report import report_evaluation
+from ..runs.run_record import find_checkpoint
 from ..training import checkpoints
 from ..training.build import build_trainer
 from ..training.callbacks.epoch_values import EpochValues
@@ -40,7 +41,7 @@ class Evaluation:
     @staticmethod
     def launch(run: Callable[[Config, Plan], dict[str, float]], config: Config) -> None:
         """Runs `run(config, plan)` on every device, once the checkpoint was found and can be read."""
-        path = checkpoints.find(read_options(config, Options).ckpt_path, Path(config["paths"]["log_dir"]))
+        path = find_checkpoint(read_options(config, Options).ckpt_path, Path(config["paths"]["log_dir"]))
         checkpoints.load(path)
         launch(run, {**config, "ckpt_path": str(path)})
 

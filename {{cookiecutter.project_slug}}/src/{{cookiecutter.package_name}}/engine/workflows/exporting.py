@@ -4,71 +4,35 @@ import datetime
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 
 from ..config import PACKAGE
 from ..config.command_line import Config
-from ..config.validation import read_options
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..export.bundle import check_triton_config, describe, publish, staging_folder, write_manifest, write_triton_config
 from ..export.card import card
 from ..export.contract import Contract
-from ..export.formats import FORMATS
 from ..export.gate import Limits, Parity
-from ..export.pipeline import Golden, Trained, write_verified
+from ..export.options import Options, checked_options
+from ..export.pipeline import Trained, write_verified
 from ..inference.runtime import digest, read_manifest, versions
 from ..inference.signature import Signature
 from ..reporting.run_report import report_export
-from ..runs.run_record import add_bundle
+from ..runs.run_record import add_bundle, find_checkpoint
 from ..training import checkpoints
 from ..training.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
 
-MOST_AT_ONCE = 65536  # samples, which the gate holds in memory
-FORMAT_OPTIONS = ("opset", "num_calibration_samples", "calibration")
-
-
-@dataclass(frozen=True)
-class Request:
-    """The plain options of `configs/export.yaml`."""
-
-    ckpt_path: str
-    formats: list[str] | str
-
-
-@dataclass(frozen=True)
-class Options:
-    """The section `export` of `configs/export.yaml`; null stands for a format's own default."""
-
-    name: str | None
-    max_batch_size: int
-    tolerance: float
-    partial: bool
-    max_metric_loss: float
-    opset: int | None
-    num_calibration_samples: int | None
-    calibration: Literal["minmax", "entropy", "percentile"] | None
-    golden: Golden
-
-    def of_format(self, format_name: str) -> dict[str, Any]:
-        """Returns the options that a format takes, with its defaults."""
-        given = {name: getattr(self, name) for name in FORMAT_OPTIONS if getattr(self, name) is not None}
-        return {name: given.get(name, default) for name, default in FORMATS[format_name].options.items()}
-
 
 def export_bundle(config: Config) -> None:
     """Does what `python -m <package> export` says, with the options of `export.yaml`."""
-    request, options = read_options(config, Request), read_options(config["export"], Options, "export")
-    formats = [request.formats] if isinstance(request.formats, str) else list(dict.fromkeys(request.formats))
-    _check(formats, options)
-    checkpoint = checkpoints.load(checkpoints.find(request.ckpt_path, Path(config["paths"]["log_dir"])))
+    ckpt_path, formats, options = checked_options(config)
+    checkpoint = checkpoints.load(find_checkpoint(ckpt_path, Path(config["paths"]["log_dir"])))
     pl.seed_everything(checkpoint.config["seed"], workers=True, verbose=False)  # what the data draws, as in the run
     datamodule: Any = checkpoint.datamodule(config["data"])
     trained_on = getattr(checkpoint.spec, "fingerprint", None)
@@ -143,29 +107,3 @@ def _has_signature(name_dir: Path, signature: Signature) -> bool:
         for one in (found, signature)
     )
     return first == second
-
-
-def _check(formats: list[str], options: Options) -> None:
-    if not formats:
-        raise UserError(f"formats=[] exports nothing: choose from {', '.join(FORMATS)}.")
-    for name in formats:
-        if name not in FORMATS:
-            raise UserError(f"formats=[{name}] is no format; {nearest(name, FORMATS)}")
-        for package in FORMATS[name].needs:
-            if find_spec(package) is None:
-                raise UserError(f"formats=[{name}] needs {package}: run 'pip install -c constraints.txt {package}'.")
-    for option in FORMAT_OPTIONS:
-        takers = [name for name, format in FORMATS.items() if option in format.options]
-        if getattr(options, option) is not None and not set(takers) & set(formats):
-            value = getattr(options, option)
-            raise UserError(f"export.{option}={value} is for {', '.join(takers)}, not for {', '.join(formats)}.")
-    if not 2 <= options.max_batch_size <= MOST_AT_ONCE:
-        raise UserError(f"export.max_batch_size={options.max_batch_size} is out of range: give 2 to {MOST_AT_ONCE}.")
-    if options.num_calibration_samples is not None and options.num_calibration_samples < 1:
-        raise UserError(f"export.num_calibration_samples={options.num_calibration_samples} is too few: give 1 or more.")
-    if not 0 <= options.tolerance < float("inf"):
-        raise UserError(f"export.tolerance={options.tolerance} is out of range: give 0 or more, as 1.0e-5.")
-    if not 0 <= options.max_metric_loss < 1:
-        raise UserError(f"export.max_metric_loss={options.max_metric_loss} is out of range: give 0 to 1, as 0.005.")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", options.name or "_"):  # in addresses and configurations too
-        raise UserError(f"export.name={options.name} is no name for a model: give letters, digits and any of _ - .")

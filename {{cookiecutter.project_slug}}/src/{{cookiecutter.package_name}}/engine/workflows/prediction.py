@@ -16,9 +16,10 @@ from ..config.command_line import Config
 from ..config.validation import read_options
 from ..console import bar, shown
 from ..errors import UserError
-from ..inference.inputs import Sample, SkippedSample, find_files, read_samples
+from ..inference.inputs import Sample, SkippedSample, find_files, matches_of, read_samples
 from ..inference.prediction_files import WritePrediction, check_output, prediction_writer
 from ..inference.signature import Array, Arrays, Signature
+from ..runs.run_record import check_checkpoint, find_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,10 @@ def predict_files(config: Config) -> None:
         raise UserError(f"batch_size={options.batch_size} is too small: give 1 or more.")
     output = Path(options.output or Path(config["paths"]["output_dir"]) / "predictions.csv").expanduser()
     check_output(output)
-    model = _chosen(options, config)
     given = [options.input] if isinstance(options.input, str) else options.input
+    for name in given:
+        matches_of(name)  # before torch is imported, which takes seconds
+    model = _chosen(options, config)
     files = find_files(given, model.signature)
     with prediction_writer(output, model.signature, options.probabilities) as write:
         num_predicted, left_out = predict(model, files, write)
@@ -156,9 +159,8 @@ def model_of_checkpoint(path: Path, batch_size: int, device: str) -> Model:
 
 def _chosen(options: Options, config: Config) -> Model:
     if options.bundle is None:
-        from ..training import checkpoints
-
-        path = checkpoints.find(options.ckpt_path, Path(config["paths"]["log_dir"]))
+        path = find_checkpoint(options.ckpt_path, Path(config["paths"]["log_dir"]))
+        check_checkpoint(path)
         return model_of_checkpoint(path, options.batch_size, options.device)
     from ..inference.runtime import find_bundle
 
