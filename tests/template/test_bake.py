@@ -284,7 +284,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 13364, "engine's lines without serving and search": 11096, "files": 220}
+EXCEEDED = {"engine's lines": 13883, "engine's lines without serving and search": 11564, "files": 224}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import HANGS, run_command
+from conftest import HANGS, TWO_PROCESSES, run_command
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.export.torchscript import IGNORED_WARNINGS
@@ -113,6 +113,14 @@ def test_evaluate_takes_the_latest_run_and_says_which(workplace: Path, run_dir: 
     expected = {name: value for name, value in trained.items() if name.startswith("test/")}
     assert read_json(evaluation / "metrics.json") == expected
     assert (evaluation / "confusion_matrix.png").read_bytes().startswith(PNG)
+    assert (evaluation / "mistakes.png").read_bytes().startswith(PNG)
+    assert "confused    " in printed
+    folder = f"hydra.run.dir={workplace / 'again'}"
+    again = run_command("evaluate", "trainer=cpu", *TWO_PROCESSES, folder, cwd=workplace).stdout
+    assert [line for line in again.splitlines() if line.startswith("confused")] == [
+        line for line in printed.splitlines() if line.startswith("confused")
+    ]
+    assert (workplace / "again/labels.csv").read_bytes() == (evaluation / "labels.csv").read_bytes()
 
 
 def test_evaluate_and_export_need_only_the_checkpoint_from_anywhere(best_checkpoint: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_table_becomes_a_bundle_that_predicts(of_own_table: Path, place: Path, t
     probable = ("output=found.parquet", "probabilities=true")
     run_command("predict", f"input={place / 'people.csv'}", "bundle=latest", *probable, cwd=tmp_path)
     as_parquet = parquet.read_table(tmp_path / "found.parquet")
-    assert as_parquet.column_names == ["file", "index", "label", "probability", "probability_no", "probability_yes"]
+    assert as_parquet.column_names == ["index", "label", "probability", "probability_no", "probability_yes"]
     assert as_parquet["label"].to_pylist() == [row["label"] for row in found["bundle=latest"]]
     assert as_parquet["probability"].to_pylist() == [float(row["probability"]) for row in found["bundle=latest"]]
     for rows in found.values():

@@ -260,7 +260,7 @@ def test_masks_are_written_as_pictures_beside_the_table(tmp_path: Path) -> None:
     run_command("predict", f"bundle={bundle}", "input=a.png", "output=found.csv", cwd=tmp_path)
     (row,) = rows_of(tmp_path / "found.csv")
     shares = {"share_paper": "0.375", "share_ink": "0.375", "share_smudge": "0.25"}
-    assert row == {"file": "a.png", "index": "0", **shares}
+    assert row == {"file": "a.png", **shares}
     mask = np.asarray(Image.open(tmp_path / "found_a_0_logits.png"))
     assert mask[0].tolist() == [0, 0, 0, 2, 2, 1, 1, 1]
 {% endif %}

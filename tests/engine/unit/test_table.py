@@ -15,7 +15,7 @@ from {{ cookiecutter.package_name }}.engine.data.table import TableDataModule
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.inference.inputs import Sample, SkippedSample, read_samples
 from {{ cookiecutter.package_name }}.engine.inference.signature import Column, Signature, TensorSignature
-from {{ cookiecutter.package_name }}.engine.inference.tables import encode, parse_csv, read_object, read_table
+from {{ cookiecutter.package_name }}.engine.inference.tables import MAX_HEADER, encode, names_of, parse_csv, read_object, read_table
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.engine.training.layers import Normalize
 from {{ cookiecutter.package_name }}.models.tabular import Columns, TabularMLP
@@ -348,3 +348,23 @@ def test_array_of_rows_may_have_gaps(tmp_path: Path) -> None:
 def test_numpys_strings_are_no_labels() -> None:
     with pytest.raises(TypeError, match="must be of Python's own str"):
         DataSpec("made", "classification", (1,), "float32", (0.0, 1.0), (np.str_("a"),), (0.0,), (1.0,))
+
+
+def test_names_of_columns_are_read_from_the_beginning_of_a_file(tmp_path: Path) -> None:
+    for name, contents, names in (
+        ("a.csv", b"a;b c\n1;2\n", ["a", "b c"]),
+        ("quoted.csv", b'"a\nb",c\n1,2\n', ["a b", "c"]),
+        ("nameless.tsv", b"\tb\n1\t2\n", ["column_1", "b"]),
+        ("long.csv", b"a,b\n" + b"1,2\n" * MAX_HEADER, ["a", "b"]),
+        ("cut.csv", "ä,b\n".encode() + b"x" * (MAX_HEADER - 6) + "ä".encode(), ["ä", "b"]),
+    ):
+        (tmp_path / name).write_bytes(contents)
+        assert names_of(tmp_path / name) == names
+        if name != "cut.csv":
+            assert list(read_table(tmp_path / name).cells) == names
+    parquet.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / "a.parquet")
+    assert names_of(tmp_path / "a.parquet") == ["a", "b"]
+    for contents in (b"\xff\xfe\n", b"a,b" * MAX_HEADER, b"a\0,b\n1,2\n"):
+        (tmp_path / "bad.csv").write_bytes(contents)
+        with pytest.raises(ValueError, match=r"."):
+            names_of(tmp_path / "bad.csv")

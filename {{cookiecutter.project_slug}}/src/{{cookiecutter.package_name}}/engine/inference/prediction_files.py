@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..atomic import atomic_write
 from ..errors import UserError
 from .answers import describe, is_mask, mask_as_png
 from .inputs import Sample
-from .signature import Array, Arrays, Signature
+from .signature import ARRAY_SUFFIXES, Array, Arrays, Signature, kind_of
 
 WritePrediction = Callable[[Sample, Arrays], None]
 Row = dict[str, Any]
@@ -34,9 +34,25 @@ def check_output(path: Path) -> None:
         raise UserError(f"output={path} is a folder: give the name of a file in it.")
 
 
+def places_of(files: Sequence[Path], signature: Signature) -> tuple[str, ...]:
+    """Returns the columns that tell the samples of these files apart: a picture file holds one, a single table many."""
+    tensor = signature.person_input
+    if (
+        tensor is not None
+        and kind_of(tensor) == "images"
+        and not any(path.suffix.lower() in ARRAY_SUFFIXES for path in files)
+    ):
+        return ("file",)
+    return ("index",) if len(files) == 1 else ("file", "index")
+
+
 @contextmanager
-def prediction_writer(path: Path, signature: Signature, probabilities: bool) -> Iterator[WritePrediction]:
+def prediction_writer(
+    path: Path, signature: Signature, probabilities: bool, places: Sequence[str] = ("file", "index")
+) -> Iterator[WritePrediction]:
     """Yields a function that writes a sample and its outputs by name, with `probabilities` for all labels.
+
+    `places` are the columns that tell which sample a row is of.
 
     The file appears at the end; after an error or an interruption an earlier file of that name is as it was.
     """
@@ -48,7 +64,8 @@ def prediction_writer(path: Path, signature: Signature, probabilities: bool) -> 
 
     def row(sample: Sample, outputs: Arrays) -> Row:
         described = describe(signature, outputs, every=probabilities and not masks)
-        return {"file": sample.file, "index": sample.index, **described}
+        place = {"file": sample.file, "index": sample.index}
+        return {**{name: place[name] for name in places}, **described}
 
     mode, writer = WRITERS[path.suffix.lower()]
     with _named_errors(path):

@@ -1,5 +1,6 @@
 """Tables as arrays for the network: CSV, Parquet and JSON, for data sets, `predict` and the server."""
 
+import codecs
 import csv
 import io
 import json
@@ -159,8 +160,12 @@ def names_of(file: Path) -> list[str]:
 
         return list(parquet.read_schema(file).names)
     with file.open("rb") as opened:
-        text = opened.read(MAX_HEADER).decode("utf-8-sig", errors="ignore")
-    names = next(csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text)), [])
+        beginning = opened.read(MAX_HEADER)
+    text = codecs.getincrementaldecoder("utf-8-sig")().decode(beginning)  # the last character may be cut off
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
+    names = next(reader, [])
+    if "\0" in text or (len(beginning) == MAX_HEADER and next(reader, None) is None):
+        raise ValueError("its first line does not end")
     return list(_named(names, [np.empty(0)] * len(names), []).cells)
 
 

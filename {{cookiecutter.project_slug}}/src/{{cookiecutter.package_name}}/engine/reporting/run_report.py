@@ -85,9 +85,9 @@ def report_training(metrics: dict[str, float], trainer: pl.Trainer, run_dir: Pat
     """Writes `metrics.json`, the pictures and `report.md`; says where the best checkpoint is and what to do next."""
     best = Path(getattr(trainer.checkpoint_callback, "best_model_path", ""))
     write_json(dict(sorted(metrics.items())), run_dir / "metrics.json")
-    if (run_dir / "metrics.csv").is_file():
-        plot_curves(run_dir / "metrics.csv", run_dir / CURVES)
     last_epoch, best_epoch = trainer.current_epoch, _epoch_of(best, trainer.current_epoch)
+    if (run_dir / "metrics.csv").is_file():
+        plot_curves(run_dir / "metrics.csv", run_dir / CURVES, best_epoch)
     write_report(run_dir, metrics, best if best.is_file() else None, last_epoch, best_epoch)
     _print_figures(metrics, last_epoch, best_epoch)
     log.info("run         %s, described in its report.md", shown(run_dir))

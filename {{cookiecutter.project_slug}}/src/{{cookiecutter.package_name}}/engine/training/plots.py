@@ -44,8 +44,11 @@ def caption(picture: Path) -> str:
     return f"{picture.stem.replace('_', ' ').capitalize()} of the test split"
 
 
-def plot_curves(metrics_csv: Path, picture: Path) -> None:
-    """Plots one panel per metric, training and validation together, from the logger's `metrics.csv`."""
+def plot_curves(metrics_csv: Path, picture: Path, best_epoch: int | None = None) -> None:
+    """Plots one panel per metric, training and validation together, from the logger's `metrics.csv`.
+
+    `best_epoch`, counted from 1, is that of the best checkpoint.
+    """
     panels: dict[str, dict[str, Series]] = defaultdict(dict)
     epoch = ""
     with metrics_csv.open(encoding="utf-8", newline="") as file:
@@ -65,11 +68,11 @@ def plot_curves(metrics_csv: Path, picture: Path) -> None:
     num_columns, num_rows = min(len(names), PANELS_IN_ROW), math.ceil(len(names) / PANELS_IN_ROW)
     figure = Figure(figsize=(4.5 * num_columns, 3.6 * num_rows), layout="constrained")
     for place, name in enumerate(names, start=1):
-        _plot_panel(figure.add_subplot(num_rows, num_columns, place), name, panels[name])
+        _plot_panel(figure.add_subplot(num_rows, num_columns, place), name, panels[name], best_epoch)
     figure.savefig(picture, dpi=120)
 
 
-def _plot_panel(axes: Axes, metric: str, series: dict[str, Series]) -> None:
+def _plot_panel(axes: Axes, metric: str, series: dict[str, Series], best_epoch: int | None) -> None:
     for split, (epochs, values) in sorted(series.items()):  # train before val
         axes.plot(epochs, values, color=COLOURS[split], marker="o", markersize=3, label=split or None)
     if "loss" in metric and all(value > 0 for _, values in series.values() for value in values):
@@ -78,6 +81,8 @@ def _plot_panel(axes: Axes, metric: str, series: dict[str, Series]) -> None:
     axes.set_ylabel(metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+    if best_epoch is not None and any(series):
+        axes.axvline(best_epoch, color="#555555", linestyle=":", linewidth=1.2, label=f"best, epoch {best_epoch}")
     if any(series):
         axes.legend()
 

@@ -13,6 +13,7 @@ from ..config.validation import read_options
 from ..distributed.launch import launch
 from ..distributed.plan import BatchSplit, Plan, trainer_section
 from ..errors import UserError
+from ..reporting.error_analysis import ErrorAnalysis
 from ..reporting.run_report import report_evaluation
 from ..runs.run_record import find_checkpoint
 from ..training import checkpoints
@@ -56,7 +57,7 @@ class Evaluation:
         split = BatchSplit.of(data, plan.devices.num_devices)
         plan = replace(plan, trainer=trainer_section(config, plan.devices, split.num_steps))
         run_dir = Path(config["paths"]["output_dir"])
-        trainer = build_trainer(plan, [progress_bar(), MetricPlots(), EpochValues()], [], run_dir)
+        trainer = build_trainer(plan, [progress_bar(), MetricPlots(), EpochValues(), ErrorAnalysis()], [], run_dir)
         return cls(datamodule, model, trainer, run_dir)
 
     def report(self, metrics: Mapping[str, float]) -> None:

@@ -17,7 +17,7 @@ from ..config.validation import read_options
 from ..console import bar, shown
 from ..errors import UserError
 from ..inference.inputs import Sample, SkippedSample, find_files, matches_of, read_samples
-from ..inference.prediction_files import WritePrediction, check_output, prediction_writer
+from ..inference.prediction_files import WritePrediction, check_output, places_of, prediction_writer
 from ..inference.signature import Array, Arrays, Signature
 from ..runs.run_record import check_checkpoint, find_checkpoint
 
@@ -85,7 +85,8 @@ def predict_files(config: Config) -> None:
         matches_of(name)  # before torch is imported, which takes seconds
     model = _chosen(options, config)
     files = find_files(given, model.signature)
-    with prediction_writer(output, model.signature, options.probabilities) as write:
+    places = places_of(files, model.signature)
+    with prediction_writer(output, model.signature, options.probabilities, places) as write:
         num_predicted, left_out = predict(model, files, write)
         for unused in left_out:
             log.warning("left out    %s", unused)
