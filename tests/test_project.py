@@ -21,10 +21,10 @@ HOME = TEMPLATE / "build/tests"
 MAKER_PACKAGES = ("pytest-xdist==3.8.0", "selenium==4.51.0", "pyarrow==26.0.1", "torchdata==0.11.0")
 
 # End-to-end tests that take minutes, and those that `make test` runs.
-LONG_E2E = ("benchmark", "dp", "formats", "search")
+LONG_E2E = ("benchmark", "broken", "dp", "formats", "resumed_options", "search")
 SHORT_E2E = (
-    *("broken", "commands", "endings", "killed", "matrix", "own_modules", "own_pictures"),
-    *("any_signature", "predict", "refusals", "resumed_options", "runs", "serve", "serving"),
+    *("any_signature", "commands", "endings", "killed", "matrix", "own_modules", "own_pictures"),
+    *("predict", "refusals", "runs", "serve", "serving"),
 )
 SKIPS = {
     "there is no GPU here",

@@ -497,6 +497,23 @@ def test_signal_ends_the_server_once_open_requests_are_answered(bundle: Path, nu
         assert server.lines()[-1]["message"] == "stopped every request that had come in was answered"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="not run: there are no pseudo-terminals")
+def test_person_at_a_terminal_gets_text_where_the_log_goes_to_a_file(bundle: Path, tmp_path: Path) -> None:
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", NAME, "serve", f"bundle={bundle}", "port=0"]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=end) as process:
+        os.close(end)
+        shown = b""
+        while b"serving     " not in shown:
+            shown += os.read(terminal, 4096)
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    os.close(terminal)
+    assert f"serving     {NAME}, version 1, at http://127.0.0.1:".encode() in shown
+    written = [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines()]
+    assert [line["message"].split()[0] for line in written] == ["bundle", "speed", "next", "serving", "stopped"]
+
+
 def test_request_has_an_id_and_a_line_in_the_log(bundle: Path) -> None:
     with serving(bundle) as server:
         _, given, _ = server.ask("POST", INFER, request(ONE), X_Request_ID="mine-1")

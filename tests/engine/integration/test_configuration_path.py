@@ -46,6 +46,8 @@ def test_configuration_passes_through_few_files_and_does_not_come_back(tmp_path:
     traced = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert traced.returncode == 0, traced.stderr
     visited = [tuple(place) for place in json.loads(traced.stdout.splitlines()[-1])]
+    early, visited = visited[:2], visited[2:]  # what needs no torch is refused before
+    assert early == [("engine/commands.py", "checked_main"), ("engine/early_checks.py", "checked")]
     assert visited[0] == ("train.py", "main")
     assert len({file for file, _ in visited}) <= MAX_FILES, visited
     begins = visited.index(("train.py", "run"))

@@ -30,12 +30,17 @@ class AccessLog:
     """
 
     def __init__(self, choice: str) -> None:
-        """Sets up the loggers too; `auto` is text where a terminal shows it, and JSON elsewhere."""
-        self._as_json = _is_json(choice, sys.stdout)
+        """Sets up the loggers too; `auto` is text where a terminal shows it, and JSON elsewhere.
+
+        If the log goes to a file or a pipe, a person at the terminal still gets what is no request, as text.
+        """
+        self._as_json = choice == "json" or (choice == "auto" and not sys.stdout.isatty())
         self._lines: list[bytes] = []
-        for handler in logging.getLogger().handlers:
-            if _is_json(choice, getattr(handler, "stream", sys.stdout)):
-                handler.setFormatter(JsonFormatter())
+        root = logging.getLogger()
+        for handler in root.handlers if self._as_json else ():
+            handler.setFormatter(JsonFormatter())
+        if choice == "auto" and self._as_json and sys.stderr.isatty():
+            root.addHandler(logging.StreamHandler(sys.stderr))
 
     def write(self, request_id: str, method: str, path: str, status: int, ms: float) -> None:
         if self._as_json:
@@ -53,7 +58,3 @@ class AccessLog:
         with suppress(OSError):  # nobody reads the log any more: no reason to stop answering
             while text:
                 text = text[os.write(STDOUT, text) :]
-
-
-def _is_json(choice: str, stream: Any) -> bool:
-    return choice == "json" or (choice == "auto" and not stream.isatty())
