@@ -3,6 +3,7 @@
 python plain.py '{"num_steps": 2, "max_epochs": 3}'       # in the processes that torchrun or the caller started
 """
 
+import faulthandler
 import json
 import random
 import sys
@@ -22,6 +23,7 @@ from {{ cookiecutter.package_name }}.engine.distributed.strategies import build_
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.warning_filters import IGNORED_WARNINGS, ignore_warnings
 
+HANGS = 300  # seconds; all runs of a test take one of them
 DDP = {
     "name": "ddp",
     "find_unused_parameters": False,
@@ -256,6 +258,7 @@ def run(
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(HANGS, exit=True)  # a process that hangs shows where, and ends
     ignore_warnings(*IGNORED_WARNINGS)
     results = [run(**options) for options in json.loads(sys.argv[1])]
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
