@@ -63,11 +63,6 @@ class Request:
         self.refusal: RequestError | None = None
         self.is_last = False  # on its connection
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether the client has gone."""
-        return self.connection.is_lost
-
     def respond(self, response: Response) -> None:
         self.connection.respond(self, response)
 
@@ -344,8 +339,4 @@ def _path(url: bytes) -> str:
 
 @cache
 def _status_line(status: int, content_type: str) -> bytes:
-    return f"HTTP/1.1 {status} {_phrase(status)}\r\ncontent-type: {content_type}\r\n".encode("latin-1")
-
-
-def _phrase(status: int) -> str:
-    return HTTPStatus(status).phrase
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {content_type}\r\n".encode("latin-1")
