@@ -14,6 +14,7 @@ from e2e.test_matrix import HERE, difference
 LAST = "checkpoints/last.ckpt"
 ENDINGS: dict[str, list[str]] = {
     "max_steps": ["trainer.max_steps=5"],
+    "steps_of_an_epoch": ["trainer.max_steps=20"],
     "max_time": ["+trainer.max_time={seconds: 1}", "trainer.max_epochs=1000", "data.micro_batch_size=16"],
     "no_validation": ["trainer.limit_val_batches=0"],
     "late_validation": ["trainer.check_val_every_n_epoch=9"],
@@ -58,11 +59,13 @@ def test_run_that_ended_within_an_epoch_goes_on_to_the_same_end(ended: Path) -> 
     train(
         ended.parent,
         ["continued", [f"ckpt_path={ended / 'max_steps' / LAST}"]],
+        ["second_epoch", [f"ckpt_path={ended / 'steps_of_an_epoch' / LAST}", "trainer.max_steps=40"]],
         ["validated", ["+trainer.val_check_interval=0.5", f"ckpt_path={ended / 'with_a_validation' / LAST}"]],
         ["later", [*stopped, f"trainer.max_steps={time + 30}"]],
         ["at_once", ["trainer.max_epochs=1000", f"trainer.max_steps={time + 30}"]],
     )
     assert difference(ended / "continued", ended / "whole") == 0
+    assert difference(ended / "second_epoch", ended / "whole") == 0
     assert difference(ended / "validated", ended / "twice_an_epoch") == 0
     assert difference(ended / "later", ended / "at_once") < 1e-10
 

@@ -136,6 +136,8 @@ def build_trainer(
     assert isinstance(trainer.strategy, DealingStrategy)
     trainer.strategy.batch_size = plan.split.batch_size if plan.split else None
     leave_out_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
+    # With `max_steps`, Lightning 2.6 takes a checkpoint from the end of an epoch for one from within it, and skips one.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     if trainer.world_size > 1:
         leave_signals_alone(trainer)
     return trainer
