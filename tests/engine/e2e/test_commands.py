@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import HANGS, TWO_PROCESSES, run_command
+from conftest import HANGS, run_command
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.export.torchscript import IGNORED_WARNINGS
@@ -115,12 +115,12 @@ def test_evaluate_takes_the_latest_run_and_says_which(workplace: Path, run_dir: 
     assert (evaluation / "confusion_matrix.png").read_bytes().startswith(PNG)
     assert (evaluation / "mistakes.png").read_bytes().startswith(PNG)
     assert "confused    " in printed
-    folder = f"hydra.run.dir={workplace / 'again'}"
-    again = run_command("evaluate", "trainer=cpu", *TWO_PROCESSES, folder, cwd=workplace).stdout
-    assert [line for line in again.splitlines() if line.startswith("confused")] == [
-        line for line in printed.splitlines() if line.startswith("confused")
-    ]
-    assert (workplace / "again/labels.csv").read_bytes() == (evaluation / "labels.csv").read_bytes()
+    confused = [line for line in printed.splitlines() if line.startswith("confused")]
+    for strategy in ("ddp", "fsdp"):
+        options = (f"strategy={strategy}", "trainer.devices=2", f"hydra.run.dir={workplace / strategy}")
+        again = run_command("evaluate", "trainer=cpu", *options, cwd=workplace).stdout
+        assert [line for line in again.splitlines() if line.startswith("confused")] == confused
+        assert (workplace / strategy / "labels.csv").read_bytes() == (evaluation / "labels.csv").read_bytes()
 
 
 def test_evaluate_and_export_need_only_the_checkpoint_from_anywhere(best_checkpoint: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Echo:
         else:
             request.respond(Response(f"{request.method} {request.path} {len(request.body)}".encode()))
 
-    def note(self, request: Request, status: int | None) -> None:
+    def record(self, request: Request, status: int | None) -> None:
         self.noted.append((request.path, status))
 
 
@@ -129,6 +129,10 @@ def test_requests_of_any_framing_are_answered_on_one_connection() -> None:
         await client.send(b"GET http://x/absolute HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
         assert await client.answer() == (200, b"GET /absolute 0")
         assert await client.is_closed()
+        tunnel = await connect()
+        await tunnel.send(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\nmore")
+        assert (await tunnel.answer())[0] == 400
+        assert await tunnel.is_closed()
 
     run(scenario)
 

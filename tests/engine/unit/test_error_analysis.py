@@ -163,6 +163,14 @@ def test_truth_of_another_kind_is_reported_and_ends_nothing(tmp_path: Path, capl
     assert list(tmp_path.iterdir()) == []
 
 
+def test_description_of_a_regression_that_fails_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    described = Deployed(outputs={"price": Output(mean=(1.0,))}, result=lambda outputs: outputs["another"])
+    module = Answering(spec_of("regression"), torch.zeros(9, 1), described)
+    analysed(module, numbered(9), torch.zeros(9), tmp_path)
+    assert "the errors of this module are not analysed: 'another'" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_hardest_samples_of_many_are_those_with_the_highest_scores() -> None:
     hardest = Hardest(spec_of("classification"), size=3)
     for first in range(0, 20, 4):

@@ -129,6 +129,15 @@ def test_batches_that_are_larger_than_the_training_split_are_left_out(
 
 
 @pytest.mark.usefixtures("data_of_the_project")
+def test_data_that_needs_a_trainer_leaves_the_space_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'world_size'")
+
+    monkeypatch.setattr(study, "build_datamodule", fails)
+    assert study.without_too_large_batches({"data.batch_size": [32, 5000]}, []) == {"data.batch_size": [32, 5000]}
+
+
+@pytest.mark.usefixtures("data_of_the_project")
 def test_space_whose_smallest_batch_is_too_large_is_refused() -> None:
     with pytest.raises(UserError, match=f"data.batch_size=5000 is more than the {NUM_TRAINING} training samples"):
         study.without_too_large_batches({"data.batch_size": [5000, 6000]}, [])

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from .config.command_line import Config
 
 FROM_CHECKPOINT = ("evaluate", "export")
-OF_COLUMNS = ("target", "split")  # options of `data` that name a column, and those that name several
-OF_MANY_COLUMNS = ("drop", "categorical")
 
 
 def checked(command: str, config: "Config") -> "Config":
@@ -38,14 +36,16 @@ def _check_data(data: Mapping[str, Any]) -> None:
     files = import_module(".data.given_files", __package__)
     if place == "image_folder.ImageFolderDataModule":
         files.picture_root(data.get("root"))
-    if place == "table.TableDataModule" and isinstance(path := data.get("path"), str):
-        file = files.table_file(path)
-        try:
-            names = [] if file is None else import_module(".inference.tables", __package__).names_of(file)
-        except Exception:  # a damaged file is read once more, and refused, when it is opened as a whole
-            return
-        for option in OF_COLUMNS if names else ():
-            if option == "target" or data.get(option) is not None:
-                files.checked_column(names, data.get(option), option, path)
-        for option in OF_MANY_COLUMNS if names else ():
-            files.check_columns(names, data.get(option) or (), option)
+    if place != "table.TableDataModule" or not isinstance(path := data.get("path"), str):
+        return
+    if (file := files.table_file(path)) is None:
+        return
+    try:
+        names = import_module(".inference.tables", __package__).names_of(file)
+    except Exception:  # a damaged file is read once more, and refused, when it is opened as a whole
+        return
+    files.checked_column(names, data.get("target"), "target", path)
+    if data.get("split") is not None:
+        files.checked_column(names, data["split"], "split", path)
+    for option in ("drop", "categorical"):
+        files.check_columns(names, data.get(option) or (), option)

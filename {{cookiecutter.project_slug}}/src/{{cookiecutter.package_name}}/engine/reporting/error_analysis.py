@@ -2,7 +2,8 @@
 
 import csv
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ MOST_LABELS = 4096  # a table of all pairs of more would fill the memory
 NUM_POINTS = 4096  # of the scatter of a regression
 NUM_LABELS, NUM_PAIRS = 20, 5  # lines on the terminal
 SHEET, SCATTER, LABELS, ROWS = "mistakes.png", "predictions.png", "labels.csv", "mistakes.csv"
-WRONG, UNSURE = "most wrong", "least sure"
 
 
 class Hardest:
@@ -70,14 +70,14 @@ class Hardest:
 
 
 class ErrorAnalysis(Callback):
-    """For modules with a `spec` (DataSpec), whose batches are `(x, y)`; says nothing of others.
+    """For modules with a `spec` (DataSpec), whose batches are `(x, y)`; other modules are left alone.
 
-    What `forward` returned in the test step is taken as the logits or probabilities `(B, K)` of labels, or as the
+    What `forward` returned last in the test step is taken as the logits or probabilities `(B, K)` of labels, or as the
     prediction of a regression, as the module's `deployed()` describes it.
     """
 
     def __init__(self) -> None:
-        self._answer: Any = None
+        self._answers: list[Any] = []  # what `forward` returned in this step
         self.spec: DataSpec | None = None
         self.reason = ""  # why there is no analysis
 
@@ -86,7 +86,8 @@ class ErrorAnalysis(Callback):
         self.spec, self.reason = spec if isinstance(spec, DataSpec) and len(spec.labels) <= MOST_LABELS else None, ""
         if self.spec is None:
             return
-        self._in_units = _in_units(pl_module) if self.spec.task == "regression" else None
+        with self._guarded():
+            self._in_units = _in_units(pl_module) if self.spec.task == "regression" else None
         self._hook = pl_module.register_forward_hook(self._keep)
         num_labels = len(self.spec.labels)
         self.counts = torch.zeros(num_labels, num_labels if self.spec.task == "classification" else 4).long()
@@ -96,7 +97,7 @@ class ErrorAnalysis(Callback):
         self.num_samples = 0
 
     def _keep(self, module: Any, inputs: Any, answer: Any) -> None:
-        self._answer = answer
+        self._answers.append(answer)
 
     def on_test_batch_end(
         self,
@@ -107,24 +108,30 @@ class ErrorAnalysis(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.spec is None or self.reason:
-            return
+        if self.spec is not None and not self.reason:
+            with self._guarded():
+                self._add(self.spec, batch, batch_idx, trainer.world_size == 1)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
         try:
-            self._add(self.spec, batch, batch_idx, trainer.world_size == 1)
-        except Exception as error:  # a module of any kind has batches and answers of any kind
+            yield
+        except Exception as error:  # a module of any kind has batches, answers and a `deployed()` of any kind
             self.reason = one_line(error)
 
     @torch.no_grad()
     def _add(self, spec: DataSpec, batch: Any, batch_idx: int, is_alone: bool) -> None:
-        answer, self._answer = self._answer, None
+        answers, self._answers = self._answers, []
         if not isinstance(batch, list | tuple) or len(batch) != 2:
             return
         x, y = batch
-        if not isinstance(answer, Tensor) or len(answer) != len(y) or answer[:1].numel() != spec.num_outputs:
+        tensors = [answer for answer in answers if isinstance(answer, Tensor) and answer.ndim]
+        # fsdp calls the whole step by way of `forward`, which then returns what the step returns.
+        fitting = [found for found in tensors if len(found) == len(y) and found[:1].numel() == spec.num_outputs]
+        if not fitting:
             return
-        answer = answer.reshape(len(y), -1).double()
-        first = self.num_samples if is_alone else -len(y) - 1
-        places = torch.arange(first, first + len(y))
+        answer = fitting[-1].reshape(len(y), -1).double()
+        places = torch.arange(self.num_samples, self.num_samples + len(y)) if is_alone else torch.full((len(y),), -1)
         self.num_samples += len(y)
         if spec.task == "regression":
             if self._in_units is None:
@@ -140,10 +147,8 @@ class ErrorAnalysis(Callback):
             parts = [chosen & applies, chosen & ~applies, ~chosen & applies, ~chosen & ~applies]
             self.counts += torch.stack([part.sum(dim=0) for part in parts], dim=1).cpu()
             distance = (probabilities - y).abs().amax(dim=1)
-            wrong, unsure = (
-                torch.where((chosen != applies).any(dim=1), distance, -torch.inf),
-                -(probabilities - 0.5).abs().amin(dim=1),
-            )
+            wrong = torch.where((chosen != applies).any(dim=1), distance, -torch.inf)
+            unsure = -(probabilities - 0.5).abs().amin(dim=1)
         else:
             is_probable = (answer >= 0).all() and torch.allclose(answer.sum(dim=1), answer.new_ones(len(y)), atol=1e-3)
             probabilities = answer if is_probable else answer.softmax(dim=1)
@@ -160,17 +165,13 @@ class ErrorAnalysis(Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.spec is None or trainer.world_size == 1:
             return
-        is_whole: Any = trainer.strategy.reduce(
-            torch.tensor(not self.reason).int().to(pl_module.device), reduce_op="min"
-        )
-        if not is_whole:
+        is_whole = torch.tensor(not self.reason, dtype=torch.int, device=pl_module.device)
+        if not trainer.strategy.reduce(is_whole, reduce_op="min"):
             self.reason = self.reason or "another process met an error"
             return
         for hardest in (self.wrong, self.unsure, self.points):
             hardest.gather()
-        total: Any = trainer.strategy.reduce(self.counts.to(pl_module.device), reduce_op="sum")
-        self.counts = total.cpu()
-        self.num_samples = len(self.points) if self.spec.task == "regression" else int(self.counts.sum())
+        self.counts = torch.as_tensor(trainer.strategy.reduce(self.counts.to(pl_module.device), reduce_op="sum")).cpu()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.spec is None:
@@ -178,26 +179,29 @@ class ErrorAnalysis(Callback):
         self._hook.remove()
         if not trainer.is_global_zero or not (self.reason or len(self.unsure) or len(self.points)):
             return
+        if not self.reason:
+            with self._guarded():
+                self._report(self.spec, Path(trainer.default_root_dir), _files_of(trainer))
         if self.reason:
             log.warning("warning     the errors of this module are not analysed: %s", self.reason)
-            return
-        folder = Path(trainer.default_root_dir)
-        files = self._files_of(trainer)
-        if self.spec.task == "regression":
-            _plot_scatter(self.points, self.spec, folder / SCATTER)
-        else:
-            _report_labels(self.counts, self.spec, folder / LABELS)
-        kinds = {WRONG: self.wrong, UNSURE: self.unsure}
-        if self.spec.columns:
-            _write_rows(kinds, self.spec, folder / ROWS)
-        elif len(self.spec.input_shape) == 3 and self.spec.input_shape[0] in (1, 3):
-            _plot_sheet(kinds, self.spec, files, folder / SHEET)
 
-    def _files_of(self, trainer: pl.Trainer) -> Sequence[str]:
-        """The names of the picture files of the test split, if it is made of some."""
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        files = getattr(getattr(datamodule, "samples", {}).get("test"), "files", ())
-        return [Path(name.decode(errors="replace")).name for name in files]
+    def _report(self, spec: DataSpec, folder: Path, files: Sequence[str]) -> None:
+        if spec.task == "regression":
+            _plot_scatter(self.points, spec, folder / SCATTER)
+        else:
+            _report_labels(self.counts, spec, folder / LABELS)
+        kinds = {"most wrong": self.wrong, "least sure": self.unsure}
+        if spec.columns:
+            _write_rows(kinds, spec, folder / ROWS)
+        elif len(spec.input_shape) == 3 and spec.input_shape[0] in (1, 3):
+            _plot_sheet(kinds, spec, files, folder / SHEET)
+
+
+def _files_of(trainer: pl.Trainer) -> Sequence[str]:
+    """The names of the picture files of the test split, if it is made of some."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    files = getattr(getattr(datamodule, "samples", {}).get("test"), "files", ())
+    return [Path(name.decode(errors="replace")).name for name in files]
 
 
 def _in_units(module: pl.LightningModule) -> Callable[[Tensor], Tensor] | None:
@@ -208,9 +212,7 @@ def _in_units(module: pl.LightningModule) -> Callable[[Tensor], Tensor] | None:
         return None
     if not callable(described.result):
         return lambda answer: answer
-    zero, one, two = (
-        described.result({names[0]: torch.tensor(value, dtype=torch.float64)}) for value in (0.0, 1.0, 2.0)
-    )
+    zero, one, two = (described.result({names[0]: torch.tensor(value).double()}) for value in (0.0, 1.0, 2.0))
     factor = one - zero
     return None if not torch.isclose(two - one, factor) else lambda answer: (answer - zero) / factor
 
@@ -233,11 +235,10 @@ def _report_labels(counts: Tensor, spec: DataSpec, path: Path) -> None:
     header = ["label", "samples", "precision", "recall", "f1"]
     with atomic_write(path, "w") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
-    title = None
+    table = Table(title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     if len(rows) > NUM_LABELS:
-        lowest = f1.nan_to_num(2.0).argsort()[:NUM_LABELS].tolist()
-        rows, title = [rows[place] for place in lowest], f"the {NUM_LABELS} of {len(rows)} labels with the lowest f1"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.title = f"the {NUM_LABELS} of {len(rows)} labels with the lowest f1"
+        rows = [rows[place] for place in f1.nan_to_num(2.0).argsort()[:NUM_LABELS].tolist()]
     for name in header:
         table.add_column(name, justify="left" if name == "label" else "right")
     for row in rows:
@@ -253,7 +254,7 @@ def _report_labels(counts: Tensor, spec: DataSpec, path: Path) -> None:
     log.info("labels      %s", shown(path))
 
 
-def _said(hardest: Hardest, place: int, spec: DataSpec) -> tuple[str, str, str]:
+def _described(hardest: Hardest, place: int, spec: DataSpec) -> tuple[str, str, str]:
     """Returns the truth, the prediction and its probability as text."""
     truth, prediction = hardest.truth[place], hardest.predictions[place]
     if spec.task == "regression":
@@ -279,7 +280,7 @@ def _write_rows(kinds: dict[str, Hardest], spec: DataSpec, path: Path) -> None:
             for place in range(len(hardest)):
                 values = hardest.inputs[place].tolist()
                 cells = [_cell(value, column) for value, column in zip(values, columns, strict=True)]
-                writer.writerow([kind, *_said(hardest, place, spec), *cells])
+                writer.writerow([kind, *_described(hardest, place, spec), *cells])
     log.info("mistakes    %s: the rows that are most wrong%s", shown(path), " and least sure" if spec.labels else "")
 
 
@@ -308,7 +309,7 @@ def _plot_sheet(kinds: dict[str, Hardest], spec: DataSpec, files: Sequence[str],
             low, high = spec.input_range
             pixels = (hardest.inputs[place].float() - low) / max(high - low, 1e-12)
             axes.imshow(pixels.permute(1, 2, 0).squeeze(-1).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
-            truth, prediction, probability = (_plain(word) for word in _said(hardest, place, spec))
+            truth, prediction, probability = (_plain(word) for word in _described(hardest, place, spec))
             name = int(hardest.places[place])
             below = f"\n{_plain(files[name])}" if 0 <= name < len(files) else ""
             axes.set_title(f"{truth}\n-> {prediction} {probability}{below}", fontsize=8)

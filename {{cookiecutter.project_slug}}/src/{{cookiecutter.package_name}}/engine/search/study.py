@@ -117,10 +117,15 @@ def without_too_large_batches(space: dict[str, Any], train_options: list[str]) -
     if not sizes or not all(type(size) is int for size in sizes):
         return space
     smallest = compose("train", [*train_options, f"{BATCH_SIZE}={min(sizes)}"])
-    datamodule = build_datamodule(smallest["data"], smallest["seed"])
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    dataset = getattr(datamodule.train_dataloader(), "dataset", None)
+    try:
+        datamodule = build_datamodule(smallest["data"], smallest["seed"])
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        dataset = getattr(datamodule.train_dataloader(), "dataset", None)
+    except UserError:
+        raise
+    except Exception:  # a DataModule of the owner may need a Trainer, which only a trial has
+        return space
     if not isinstance(dataset, Sized) or max(sizes) <= (most := len(dataset)):
         return space
     if isinstance(asked, list):

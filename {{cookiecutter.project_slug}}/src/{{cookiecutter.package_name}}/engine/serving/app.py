@@ -24,7 +24,7 @@ from .connection import Connection, Request, Response, too_large
 from .logs import AccessLog
 from .metrics import Metrics
 from .model_versions import ModelVersions, ServedModel
-from .payload import RequestError, Sample, read_samples
+from .payload import RequestError, Sample, samples_of_body
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ PATHS_WITHOUT_TOKEN = ("/", "/v2/health/live", "/v2/health/ready")  # probes hav
 PATHS_WITHOUT_LOG = ("/v2/health/live", "/v2/health/ready", "/metrics")  # asked every few seconds; logged on failure
 CLIENT_CLOSED_REQUEST = 499  # nginx's status
 COMPRESSED = (b"gzip", b"x-gzip", b"deflate")
+HEADERS_OF_ERRORS = {401: (("www-authenticate", "Bearer"),), 503: (("retry-after", "1"),)}
 MAX_SENTENCE = 280  # characters
 REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 # The page may run its own script and style, ask its own server, and show the picture that was dropped.
@@ -105,20 +106,20 @@ class App:
 
     def take(self, request: Request) -> None:
         """Answers a request in the next turn of the event loop, with all others that arrived in this one."""
+        request.id = _id_of(request)
         if not self._taken:
             asyncio.get_running_loop().call_soon(self._answer_taken)
         self._taken.append(request)
 
-    def note(self, request: Request, status: int | None) -> None:
+    def record(self, request: Request, status: int | None) -> None:
         seconds, status = perf_counter() - request.start, status or CLIENT_CLOSED_REQUEST
         self._metrics.request_seconds(request.route, status).observe(seconds)
         if request.path not in PATHS_WITHOUT_LOG or status >= HTTPStatus.BAD_REQUEST:
-            self._access_log.write(_id_of(request), request.method, request.path, status, 1e3 * seconds)
+            self._access_log.write(request.id or _id_of(request), request.method, request.path, status, 1e3 * seconds)
 
     def _answer_taken(self) -> None:
         taken, self._taken = self._taken, []
         for request in taken:
-            _id_of(request)
             try:
                 if request.refusal is not None:
                     raise request.refusal
@@ -136,8 +137,7 @@ class App:
             request.respond(json_response({"error": sentence}, status, allowed))
             return
         request.route = handler.__name__
-        encoding = request.headers.get(b"content-encoding", b"identity").lower()
-        if encoding in COMPRESSED:
+        if request.headers.get(b"content-encoding", b"").lower() in COMPRESSED:
             request.body = decompress(request.body, self.max_body_bytes)
         answer = handler(request)
         if isinstance(answer, Response):
@@ -156,15 +156,10 @@ class App:
 
     def _failure(self, request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestError):
-            log.error("%s %s failed, request %s", request.method, request.path, _id_of(request), exc_info=error)
+            log.error("%s %s failed, request %s", request.method, request.path, request.id, exc_info=error)
             return json_response({"error": "the server failed, and its log has the reason."}, 500)
         self._metrics.rejected.labels(error.reason).inc()
-        headers: tuple[tuple[str, str], ...] = ()
-        if error.status == HTTPStatus.UNAUTHORIZED:
-            headers = (("www-authenticate", "Bearer"),)
-        if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            headers = (("retry-after", "1"),)
-        return json_response({"error": printable(str(error))}, error.status, headers)
+        return json_response({"error": printable(str(error))}, error.status, HEADERS_OF_ERRORS.get(error.status, ()))
 
     def _find_handlers(self, path: str) -> dict[str, Callable[[Request], Answer]]:
         if (found := self._routes.get(path)) is not None:
@@ -223,7 +218,7 @@ class App:
         signature = model.bundle.signature
         if not signature.max_batch_size:
             raise RequestError("this model takes no batches: ask it by the Open Inference Protocol.", 404)
-        samples, is_list = await asyncio.to_thread(read_samples, request.body, content_type, signature)
+        samples, is_list = await asyncio.to_thread(samples_of_body, request.body, content_type, signature)
         # Samples with a free axis need not fit together; the model's queue finds those that do.
         size = 1 if signature.max_elements is None else signature.max_batch_size
         answers: list[dict[str, Any]] = []
@@ -324,8 +319,6 @@ def json_response(content: Any, status: int = 200, headers: tuple[tuple[str, str
 
 
 def _id_of(request: Request) -> str:
-    """Returns the id of a request, which is found or drawn when it is first asked for."""
-    if not request.id:
-        given = request.headers.get(b"x-request-id", b"").decode("latin-1")
-        request.id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-    return request.id
+    """Returns the id that the client gave, or a random one."""
+    given = request.headers.get(b"x-request-id", b"").decode("latin-1")
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

@@ -22,11 +22,11 @@ MAX_HEAD_BYTES = 32 * 2**10  # the request line and all headers
 MAX_WAITING = 32  # requests that a client may send before it has read the answer to the first
 PIECE = 4096  # bytes of a head that are parsed before its size is looked at again
 HEAD_SECONDS = 20.0  # for all headers
-BODY_SECONDS, BODY_BYTES_PER_SECOND = 20.0, 1024  # without a byte of the body; and on average after them
+BODY_SECONDS = 20.0  # without a byte of a body that has begun
+BODY_BYTES_PER_SECOND = 1024  # the slowest rate of a body, on average after its first BODY_SECONDS
 KEEP_ALIVE_SECONDS = 75.0  # longer than load balancers keep a connection, so that they close it first
 WRITE_SECONDS = 30.0  # for a client that reads nothing of its answer
-LINGER_SECONDS = 2.0  # what a refused client still sends is thrown away, so that it can read why
-TIMEOUT = 408
+LINGER_SECONDS = 2.0  # for which a refused client may go on sending, so that it reads its answer before the end
 
 
 class Response(NamedTuple):
@@ -56,7 +56,8 @@ class Request:
 
     def __init__(self, connection: "Connection") -> None:
         self.connection, self.start = connection, perf_counter()
-        self.method, self.path, self.body, self.id, self.route = "", "", b"", "", "none"
+        self.method, self.path, self.route = "-", "-", "none"  # until they have been read
+        self.id, self.body = "", b""
         self.headers: dict[bytes, bytes] = {}
         self.pieces: list[bytes] = []
         self.size = 0  # bytes of the body so far
@@ -83,7 +84,7 @@ class Application(Protocol):
     def take(self, request: Request) -> None:
         """Called with a complete or a refused request, which must be given an answer by `request.respond`."""
 
-    def note(self, request: Request, status: int | None) -> None:
+    def record(self, request: Request, status: int | None) -> None:
         """Called once for each request, after its answer was written; None if the client had gone before."""
 
 
@@ -105,7 +106,7 @@ class Connection(asyncio.Protocol):
         self._state, self._has_ended, self._is_write_paused, self._is_read_paused = State.IDLE, False, False, False
         self._request = Request(self)  # the one that arrives
         self._num_taken = 0  # 1 while the application has a request
-        self._num_unread = 0  # bytes of a head, or behind a body
+        self._num_unread = 0  # bytes since the last progress, which httptools may hold: of a head, or behind a body
         self._num_unsent = 0  # bytes of answers, when the connection was last looked at
         self._deadline = self._app.now + KEEP_ALIVE_SECONDS
         self.is_lost = False
@@ -139,9 +140,9 @@ class Connection(asyncio.Protocol):
             self._refuse(error)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, RequestError) else RequestError("the request is no HTTP."))
+            self._refuse(cause if isinstance(cause, RequestError) else RequestError("the request is not HTTP/1.1."))
         except httptools.HttpParserError as error:
-            self._refuse(RequestError(f"the request is no HTTP: {str(error) or type(error).__name__}."))
+            self._refuse(RequestError(f"the request is not HTTP/1.1: {str(error) or type(error).__name__}."))
 
     def _feed(self, data: bytes) -> None:
         if self._state in (State.ENDING, State.LINGERING):
@@ -287,7 +288,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, request: Request, status: int | None) -> None:
         self._app.open_requests.discard(request)
-        self._app.note(request, status)
+        self._app.record(request, status)
         # Large bodies must not wait for the garbage collector, which is called seldom.
         request.body, request.refusal = b"", None
         request.pieces.clear()
@@ -305,7 +306,7 @@ class Connection(asyncio.Protocol):
         elif self._state is State.IDLE:
             self._transport.close()
         else:
-            self._refuse(RequestError("the request did not arrive in time.", TIMEOUT, "timeout"))
+            self._refuse(RequestError("the request did not arrive in time.", HTTPStatus.REQUEST_TIMEOUT, "timeout"))
 
     def drain(self) -> None:
         """Ends the connection once its requests are answered."""
@@ -332,7 +333,7 @@ def _path(url: bytes) -> str:
         try:
             path = httptools.parse_url(url).path or b"/"
         except httptools.HttpParserInvalidURLError as error:
-            raise RequestError("the address in the request is none.") from error
+            raise RequestError("the address in the request line is not valid.") from error
     path = path.partition(b"?")[0].partition(b"#")[0]
     return unquote(path.decode("latin-1")) if b"%" in path else path.decode("latin-1")
 

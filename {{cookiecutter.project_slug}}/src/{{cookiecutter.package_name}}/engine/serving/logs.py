@@ -32,7 +32,7 @@ class AccessLog:
     def __init__(self, choice: str) -> None:
         """Sets up the loggers too; `auto` is text where a terminal shows it, and JSON elsewhere.
 
-        If the log goes to a file or a pipe, a person at the terminal still gets what is no request, as text.
+        If the log goes to a file or a pipe, a person at the terminal still gets all but the lines of requests, as text.
         """
         self._as_json = choice == "json" or (choice == "auto" and not sys.stdout.isatty())
         self._lines: list[bytes] = []

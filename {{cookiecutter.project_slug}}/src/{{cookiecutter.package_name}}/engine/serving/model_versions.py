@@ -15,7 +15,7 @@ from ..inference.answers import figure
 from ..inference.inputs import reason_of
 from ..inference.runtime import MANIFEST, BadBundle, Bundle, difference, first_samples, read_golden, versions
 from ..inference.signature import Array, Arrays, reader_of
-from .batching import Batcher, Limits
+from .batching import Batcher, Done, Limits
 from .metrics import Metrics
 from .payload import RequestError
 from .protocol import ModelMetadata
@@ -77,7 +77,7 @@ class ServedModel:
         tensor = self.bundle.signature.person_input
         return reader_of(tensor).PAGE if tensor else ARRAYS_PAGE
 
-    def submit(self, inputs: Arrays, done: Callable[[Arrays | RequestError | Exception], None]) -> None:
+    def submit(self, inputs: Arrays, done: Done) -> None:
         """Calls `done` with outputs by name, or with a `RequestError` for an overload or sizes of no use."""
         self._batcher.submit(inputs, lambda result: done(self._explained(result)))
 
@@ -86,7 +86,9 @@ class ServedModel:
         try:
             return await self._batcher(inputs)
         except Exception as error:
-            raise self._explained(error) from error
+            if (explained := self._explained(error)) is error:
+                raise
+            raise explained from error
 
     def _explained(self, result: Any) -> Any:
         # A free axis may be longer than the network takes, which ONNX Runtime alone knows.

@@ -155,7 +155,7 @@ class Samples(NamedTuple):
     is_list: bool
 
 
-def read_samples(body: bytes, content_type: str, signature: Signature) -> Samples:
+def samples_of_body(body: bytes, content_type: str, signature: Signature) -> Samples:
     """Reads a file, JSON, or a form with files or with the values of one row; raises `RequestError`."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
