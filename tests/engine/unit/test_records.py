@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 from lightning.pytorch.loggers import CSVLogger
 
+from {{ cookiecutter.package_name }}.engine.early_checks import checked
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.inference.runtime import digest
 from {{ cookiecutter.package_name }}.engine.reporting.run_report import restore_metrics
@@ -179,6 +180,22 @@ def test_resumed_run_has_its_own_options_and_over_them_what_is_typed(tmp_path: P
     assert with_resumed(["seed=1"]) == ["seed=1"]
     run_record.write(run.folder, options=["seed=3", "trainer.max_epochs=5"])  # of the last time that it went on
     assert with_resumed([f"resume={run.folder}"])[:2] == ["seed=3", "trainer.max_epochs=5"]
+
+
+@pytest.mark.parametrize("option", ["weights", "ckpt_path"])
+def test_start_of_a_run_that_goes_on_need_not_be_there_any_more(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, "a")
+    config: dict[str, Any] = {option: "gone.ckpt", "paths": {"output_dir": str(run.folder)}, "resume": None}
+    with pytest.raises(UserError, match=f"{option}=gone.ckpt does not exist"):
+        checked("train", config)
+    assert checked("train", {**config, "resume": str(run.folder)})
+    monkeypatch.setenv("TRAIN_RUN_NAME", "a")  # the command of a job that was killed, as it was typed before
+    assert checked("train", config)
+    (run.folder / "checkpoints/best.ckpt").unlink()
+    with pytest.raises(UserError, match=f"{option}=gone.ckpt does not exist"):
+        checked("train", config)
 
 
 def test_latest_run_is_the_one_that_was_written_last(tmp_path: Path) -> None:

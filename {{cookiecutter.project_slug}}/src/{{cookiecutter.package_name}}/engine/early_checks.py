@@ -23,10 +23,12 @@ def checked(command: str, config: "Config") -> "Config":
         path = records.find_checkpoint(ckpt_path, Path(config["paths"]["log_dir"]))
         records.check_checkpoint(path)
         return {**config, "ckpt_path": str(path)}
-    if command == "train":
-        for option in ("ckpt_path", "weights"):
-            if isinstance(given := config.get(option), str):
-                import_module(".runs.run_record", __package__).check_checkpoint(Path(given).expanduser(), option)
+    starts = [option for option in ("ckpt_path", "weights") if isinstance(config.get(option), str)]
+    if command == "train" and starts:
+        records = import_module(".runs.run_record", __package__)
+        if not records.goes_on(config):
+            for option in starts:
+                records.check_checkpoint(Path(config[option]).expanduser(), option)
     return config
 
 

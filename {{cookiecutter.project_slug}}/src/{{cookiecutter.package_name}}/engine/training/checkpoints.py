@@ -15,12 +15,11 @@ import lightning.pytorch as pl
 import torch
 from hydra.utils import get_object
 
-from .. import rendezvous
 from ..config import CONFIG_DIRS, PACKAGE
 from ..config.command_line import Config
 from ..console import shown
 from ..errors import Fault, UserError
-from ..runs.run_record import check_checkpoint
+from ..runs import run_record
 from ..spec import DataSpec, plain_spec, read_spec
 from .build import build_datamodule, build_model
 from .checkpoint_io import LAST, Contents, is_damaged, sum_file
@@ -133,7 +132,7 @@ def load(path: Path, option: str = "ckpt_path", check_sum: bool = True) -> Check
 
     `option` is the one that gave the path, for the error message.
     """
-    check_checkpoint(path, option)
+    run_record.check_checkpoint(path, option)
     if check_sum and is_damaged(path):
         raise UserError(f"{option}={path} is damaged: its sha256 is not the one that {sum_file(path).name} says.")
     try:
@@ -245,10 +244,10 @@ def from_newest_checkpoint(config: Config) -> Config:
 
     It replaces the starting point of the run, which it contains.
     """
-    folder = Path(config["paths"]["output_dir"]) / "checkpoints"
-    if not (rendezvous.is_restart() or config.get("resume")) or not any(folder.glob("*.ckpt")):
+    if not run_record.goes_on(config):
         return config
-    return {**config, "ckpt_path": str(newest_checkpoint(folder)), "weights": None}
+    newest = newest_checkpoint(Path(config["paths"]["output_dir"]) / "checkpoints")
+    return {**config, "ckpt_path": str(newest), "weights": None}
 
 
 def newest_checkpoint(folder: Path) -> Path:
