@@ -10,7 +10,7 @@ MAKEOVERRIDES :=
 SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake check test test-template test-project test-all session tools constraints clean
+.PHONY: help demo bake check test test-template test-project test-all test-latest session tools constraints clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,10 +48,13 @@ test-project: .venv/ready ## a generated project's own tests and those of the en
 
 test-all: NUM_EXAMPLES = 100
 test-all: test-template ## all tests: also every session, each case of strategies, exports and serving, and the README in a fresh clone
-	$(BIN)/python tools/sessions.py vision tensorboard wandb mlflow latest executorch schemathesis kserve
+	$(BIN)/python tools/sessions.py vision tensorboard wandb mlflow latest hydra executorch schemathesis kserve
 	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" \
 	KSERVE_PYTHON="$(CURDIR)/build/kserve/bin/python" \
 	SCHEMATHESIS="$(CURDIR)/build/schemathesis/bin/schemathesis" $(BIN)/python -m pytest tests/test_project.py $(ARGS)
+
+test-latest: .venv/ready ## tests with the newest releases of all dependencies, and with the release candidate of Hydra 1.4
+	$(BIN)/python tools/sessions.py latest hydra
 
 session: .venv/ready ## an environment of its own and the tests that need it: make session NAME=vision (NAME= lists them)
 	$(BIN)/python tools/sessions.py $(NAME)

@@ -18,6 +18,7 @@ import digit_classifier
 import numpy as np
 from digit_classifier.engine.config import CONFIG_DIRS
 from digit_classifier.engine.config.command_line import compose, register_with_hydra
+from digit_classifier.engine.config.hydra_versions import VERSION_BASE
 from digit_classifier.engine.distributed.plan import data_section
 from hydra import initialize_config_dir
 from hydra.utils import instantiate
@@ -58,7 +59,7 @@ def trained(options: list[str]) -> float:
 
 
 def baselines(options: list[str], seed: int) -> dict[str, float]:
-    with initialize_config_dir(str(CONFIG_DIRS[0]), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_DIRS[0]), **VERSION_BASE):
         config = compose("train", [*options, "paths.output_dir=."])
     data = instantiate(data_section(config["data"]), _convert_="all")
     inputs = {name: part.inputs.flatten(1).numpy() for name, part in data.samples.items()}

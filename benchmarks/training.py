@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from digit_classifier.engine import DataSpec, InMemoryDataModule, SamplesInMemory
 from digit_classifier.engine.config import CONFIG_DIRS
 from digit_classifier.engine.config.command_line import compose, register_with_hydra
+from digit_classifier.engine.config.hydra_versions import VERSION_BASE
 from digit_classifier.engine.distributed.dealing import seeded
 from digit_classifier.engine.distributed.launch import launch
 from digit_classifier.engine.distributed.plan import Plan, data_section
@@ -101,7 +102,7 @@ class PicturesDataModule(InMemoryDataModule):
 def compose_train(options: list[str]) -> dict:
     """Returns the configuration of the command `train`."""
     _register_with_hydra()
-    with initialize_config_dir(str(CONFIG_DIRS[0]), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_DIRS[0]), **VERSION_BASE):
         return compose("train", options)
 
 

@@ -3,6 +3,7 @@
 The environment is the one that the project's own Makefile makes.
 """
 
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ SHORT_E2E = (
     *("predict", "refusals", "runs", "serve", "serving"),
 )
 SKIPS = {
+    "a control group with less than all cores cannot be made here",
     "there is no GPU here",
     "EXECUTORCH_PYTHON is not set (make session NAME=executorch)",
     "SCHEMATHESIS is not set (make session NAME=schemathesis)",
@@ -61,6 +63,8 @@ def default_project() -> Path:
         saved.rename(project / ".venv")
     run("make", "setup", f"PYTHON={sys.executable}", cwd=project)
     run(".venv/bin/python", "-m", "pip", "install", "--quiet", *MAKER_PACKAGES, cwd=project)
+    sign = ("-c", "constraints.txt", "--group", "sign")
+    run(".venv/bin/python", "-m", "pip", "install", "--quiet", *sign, cwd=project)
     return project
 
 
@@ -220,6 +224,16 @@ def test_commands_of_the_ci_file_run_word_for_word(tmp_path: Path) -> None:
 
 def test_check_passes(default_project: Path) -> None:
     run("make", "check", cwd=default_project)
+
+
+@pytest.mark.story
+def test_sbom_names_what_the_image_of_the_server_holds(default_project: Path) -> None:
+    """`cyclonedx-py` holds what it writes against CycloneDX's own schema."""
+    run("make", "sbom", f"PYTHON={sys.executable}", cwd=default_project)
+    components = json.loads((default_project / "build/sbom.json").read_text(encoding="utf-8"))["components"]
+    found = {f"{each['name'].lower().replace('_', '-')}=={each['version']}" for each in components}
+    pins = (default_project / "deploy/requirements.txt").read_text(encoding="utf-8")
+    assert found == set(re.findall(r"^([a-z0-9.-]+==[^ ;]+)", pins, re.MULTILINE))
 
 
 @pytest.mark.story

@@ -52,7 +52,8 @@ def resolved(answers: dict, python: str, known: dict[str, str], folder: Path) ->
     held = [pin for pin, where in HELD.items() if where.items() <= answers.items()]
     limits = folder / "limits.txt"
     limits.write_text("\n".join([*held, *(f"{name}=={version}" for name, version in known.items())]))
-    options = ["--group", "dev", "--group", "serve", "--constraints", str(limits), "--python-version", python]
+    groups = ["--group", "dev", "--group", "serve", "--group", "sign"]
+    options = [*groups, "--constraints", str(limits), "--python-version", python]
     lines = compiled(["pyproject.toml", *options, "--python-platform", "x86_64-manylinux_2_28"], project)
     return dict(line.split("==") for line in lines if "==" in line and not OF_CUDA.match(line))
 

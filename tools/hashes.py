@@ -3,17 +3,17 @@
 python tools/hashes.py
 """
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
 
 TEMPLATE = Path(__file__).parents[1]
 ENGINE = TEMPLATE / "{{cookiecutter.project_slug}}/src/{{cookiecutter.package_name}}/engine"
 
 # The project's own code, so that both agree on which files count. It needs nothing but Python.
-_spec = importlib.util.spec_from_file_location("doctor", ENGINE / "doctor.py")
-doctor = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(doctor)
+sys.path.insert(0, str(ENGINE.parent))
+doctor = importlib.import_module(f"{ENGINE.name}.doctor")
 
 
 def version() -> str:

@@ -22,6 +22,7 @@ from engine_suite import INSTALLED, install  # noqa: E402
 
 PROJECT = str(QUESTIONS["project_name"]).lower().replace(" ", "-")
 EXECUTORCH = ("torch==2.13.0", "torchao==0.18.0", "executorch==1.4.1")
+HYDRA = "hydra-core==1.4.0rc3"
 SCHEMATHESIS = ("schemathesis==4.32.5",)
 KSERVE = ("kserve==0.21.0",)
 PEERS = {"mlserver": "mlserver==1.7.1", "litserve": "litserve==0.2.19"}
@@ -74,8 +75,17 @@ def bake(folder: Path, answers: dict[str, object]) -> Path:
 def set_up_latest(project: Path) -> None:
     """The newest releases that the ranges of `pyproject.toml` allow."""
     newest = ("--upgrade", "--upgrade-strategy", "eager")
-    pip_install(project / ".venv", *newest, "-e", ".", "--group", "dev", "--group", "serve", cwd=project)
+    groups = ("--group", "dev", "--group", "serve", "--group", "sign")
+    pip_install(project / ".venv", *newest, "-e", ".", *groups, cwd=project)
     (project / ".venv/ready").touch()
+
+
+def set_up_hydra(project: Path) -> None:
+    """The release candidate of the next Hydra, which the ranges allow and no resolver takes by itself."""
+    run("make", f"PYTHON={sys.executable}", "setup", cwd=project)
+    groups = ("-c", "constraints.txt", "--group", "sign")
+    pip_install(project / ".venv", *groups, cwd=project)
+    pip_install(project / ".venv", HYDRA)
 
 
 def set_up_executorch(project: Path) -> None:
@@ -101,6 +111,12 @@ def set_up_peers(project: Path) -> None:
     pip_install(BUILD / "peers/lightning-hydra-template", *OTHER_TEMPLATE, "-e", project)
 
 
+# What tells whether a project works with other versions than those of its constraints.txt.
+OF_DEPENDENCIES = (
+    "tests",
+    f"--ignore={INSTALLED}/unit/test_constraints.py",
+    *(f"{INSTALLED}/{path}" for path in ("unit", "integration", "e2e/test_commands.py", "e2e/test_serve.py")),
+)
 SESSIONS = {
     "vision": Session(
         {"vision": True},
@@ -112,15 +128,8 @@ SESSIONS = {
         name: Session({"tracking": name}, ("tests/test_configs.py", f"{INSTALLED}/e2e/test_{name}.py"))
         for name in ("tensorboard", "wandb", "mlflow")
     },
-    "latest": Session(
-        tests=(
-            "tests",
-            f"--ignore={INSTALLED}/unit/test_constraints.py",
-            *(f"{INSTALLED}/{path}" for path in ("unit", "integration", "e2e/test_commands.py", "e2e/test_serve.py")),
-        ),
-        make=("check", "train", "export"),
-        set_up=set_up_latest,
-    ),
+    "latest": Session(tests=OF_DEPENDENCIES, make=("check", "train", "export"), set_up=set_up_latest),
+    "hydra": Session(tests=OF_DEPENDENCIES, set_up=set_up_hydra),
     "executorch": Session(set_up=set_up_executorch),
     "schemathesis": Session(set_up=set_up_schemathesis),
     "kserve": Session(set_up=set_up_kserve),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 {% if cookiecutter.data_kind == "images" %}
 import numpy as np
@@ -139,6 +140,29 @@ def bundle(workplace: Path, best_checkpoint: Path) -> Path:
     """What `export` writes by default; tests that change it take a copy."""
     run_command("export", f"ckpt_path={best_checkpoint}", cwd=workplace)
     return workplace / "artifacts" / package.__name__ / "1"
+
+
+class Keys(NamedTuple):
+    """Files of keys: a pair to sign and verify with, and the public key of another pair."""
+
+    private: Path
+    public: Path
+    other_public: Path
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    from cryptography.hazmat.primitives.asymmetric import ec  # here: it comes with model-signing
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("signing", "other"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (folder / f"{name}.pem").write_bytes(private)
+        (folder / f"{name}.pub").write_bytes(public)
+    return Keys(folder / "signing.pem", folder / "signing.pub", folder / "other.pub")
 
 
 def torchrun(folder: Path, *arguments: str) -> str:

@@ -25,6 +25,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from digit_classifier.engine import DataSpec, Normalize, loss_normalizer
 from digit_classifier.engine.config import CONFIG_DIRS
 from digit_classifier.engine.config.command_line import register_with_hydra
+from digit_classifier.engine.config.hydra_versions import VERSION_BASE
 from digit_classifier.engine.distributed.launch import launch
 from digit_classifier.engine.distributed.plan import Plan, make_plan
 from digit_classifier.engine.training import checkpoints
@@ -216,7 +217,7 @@ def main(folder: str, runs: str, *flags: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     ignore_warnings(*IGNORED_WARNINGS)
     register_with_hydra()
-    with initialize_config_dir(str(CONFIG_DIRS[0]), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_DIRS[0]), **VERSION_BASE):
         configs = [composed(Path(folder), *each) for each in json.loads(runs)]
     if "--launch" in flags:
         launch(partial(run_all, configs=configs), configs[0])

@@ -10,7 +10,7 @@ from source import PACKAGE, Import, imports, is_defined, module_file, public_nam
 ENGINE = PACKAGE / "engine"
 # Each layer imports those before it, and itself.
 LAYERS = (
-    ("errors", "console", "spec", "warning_filters", "rendezvous", "atomic", "isolation", "markdown"),
+    ("errors", "console", "cores", "spec", "warning_filters", "rendezvous", "atomic", "isolation", "markdown"),
     ("runs",),
     ("config",),
     ("inference",),

@@ -167,7 +167,7 @@ def test_workflow_runs_commands_of_the_makefile_and_actions_of_a_known_commit() 
     targets = re.findall(r"^([a-z-]+):.*## ", (TEMPLATE / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     audit = {"python -m pip install pip-audit==2.10.1", "make bake ARGS=--no-input"}
     audit.add("pip-audit --requirement build/digit-classifier/constraints.txt --no-deps --disable-pip")
-    commands = {*(f"make {target}" for target in targets), "make session NAME=latest", ".ci/run", *audit}
+    commands = {*(f"make {target}" for target in targets), ".ci/run", *audit}
     assert set(re.findall(r"- run: (.*)", text)) <= commands
     for workflow in (text, (PROJECT / ".github/workflows/ci.yml").read_text(encoding="utf-8")):
         assert all(

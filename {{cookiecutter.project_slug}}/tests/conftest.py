@@ -22,6 +22,7 @@ PROJECT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGE = Path(PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"][0]).name
 CONFIG_DIRS = import_module(f"{PACKAGE}.engine.config").CONFIG_DIRS
+VERSION_BASE = import_module(f"{PACKAGE}.engine.config.hydra_versions").VERSION_BASE
 CHOICES = sorted({f"{path.parent.name}={path.stem}" for root in CONFIG_DIRS for path in root.glob("*/*.yaml")})
 
 # A training of a few batches on the CPU, whatever the size of the data.
@@ -42,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def compose_config(command: str, *options: str) -> dict[str, Any]:
     """The options of a command as plain dicts and lists, resolved."""
     import_module(f"{PACKAGE}.engine.config.command_line").register_with_hydra()
-    with initialize_config_dir(str(CONFIG_DIRS[0]), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_DIRS[0]), **VERSION_BASE):
         config = compose(command, list(options), return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     names = [str(name) for name in config if name != "hydra"]

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import HANGS, run_command
+from conftest import HANGS, Keys, run_command
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.export.torchscript import IGNORED_WARNINGS
@@ -123,11 +123,21 @@ def test_evaluate_takes_the_latest_run_and_says_which(workplace: Path, run_dir: 
         assert (workplace / strategy / "labels.csv").read_bytes() == (evaluation / "labels.csv").read_bytes()
 
 
-def test_evaluate_and_export_need_only_the_checkpoint_from_anywhere(best_checkpoint: Path, tmp_path: Path) -> None:
+def test_evaluate_and_signed_export_need_only_the_checkpoint_from_anywhere(
+    best_checkpoint: Path, keys: Keys, tmp_path: Path
+) -> None:
     run_command("evaluate", f"ckpt_path={best_checkpoint}", "trainer=cpu", cwd=tmp_path)
-    run_command("export", f"ckpt_path={best_checkpoint}", "formats=onnx", cwd=tmp_path)
+    sign = f"export.sign={keys.private}"
+    printed = run_command("export", f"ckpt_path={best_checkpoint}", "formats=onnx", sign, cwd=tmp_path).stdout
+    assert printed.endswith(f"verify bundle=artifacts/{package.__name__}/1 key=<public key>\n")
     files = {path.name for path in (tmp_path / "artifacts" / package.__name__ / "1").iterdir()}
-    assert files == {"model.onnx", "manifest.json", "golden.npz", "README.md", "confusion_matrix.png"}
+    described = {"manifest.json", "manifest.sig", "golden.npz", "README.md", "confusion_matrix.png"}
+    assert files == {"model.onnx", *described}
+    verified = run_command("verify", f"key={keys.public}", cwd=tmp_path).stdout
+    assert f"its manifest was signed with the key of {keys.public}" in verified
+    assert "not checked the signature: add key=<public key>" in run_command("verify", cwd=tmp_path).stdout
+    refused = run_command("benchmark", "bundle=latest", cwd=tmp_path, check=False)
+    assert refused.stderr.endswith("is signed, and gets the figures: add sign=<private key> to sign it again.\n")
 
 
 def test_bundle_is_complete_and_describes_itself(bundle: Path, run_dir: Path, labels: list[str]) -> None:

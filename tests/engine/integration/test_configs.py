@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from {{ cookiecutter.package_name }}.engine.config import CONFIG_DIRS
 from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
 from {{ cookiecutter.package_name }}.engine.config.habits import TRACKERS
+from {{ cookiecutter.package_name }}.engine.config.hydra_versions import VERSION_BASE
 {% if cookiecutter.search %}
 from {{ cookiecutter.package_name }}.engine.config.validation import build as built
 {% endif %}
@@ -38,7 +39,7 @@ CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in OPTION_FILES if p
 
 def composed(command: str, run_dir: Path, *options: str) -> dict[str, Any]:
     register_with_hydra()
-    with initialize_config_dir(str(CONFIG_DIRS[0]), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_DIRS[0]), **VERSION_BASE):
         config = compose(command, [*options, f"paths.output_dir={run_dir}"], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     shown = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine.config import CONFIG_DIRS
 from {{ cookiecutter.package_name }}.engine.config.command_line import register_with_hydra
+from {{ cookiecutter.package_name }}.engine.config.hydra_versions import VERSION_BASE
 from {{ cookiecutter.package_name }}.engine.config.validation import read_options
 from {{ cookiecutter.package_name }}.engine.serving.serve import Options
 {% if cookiecutter.cluster == "kubernetes" %}
@@ -37,7 +38,7 @@ def parsed(name: str) -> Any:
 def options_of(arguments: list[str]) -> Options:
     """Reads the options as the command does, which refuses an unknown one."""
     register_with_hydra()
-    with initialize_config_dir(str(CONFIG_DIRS[1]), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_DIRS[1]), **VERSION_BASE):
         config = compose("serve", [argument for argument in arguments if "=" in argument])
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)

@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .cores import num_cores, num_schedulable
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -167,8 +169,9 @@ def storage() -> list[Finding]:
         free = shutil.disk_usage(shared).free
         remedy = "" if free > LEAST_SHARED else "data.num_workers=0, or in Docker --shm-size=8g"
         findings.append(Finding("shared memory", f"{free / GIB:,.1f} GiB free, for data.num_workers", remedy))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [*findings, Finding("CPU cores", str(cores))]
+    cores, of_machine = num_cores(), num_schedulable()
+    limit = f" of {of_machine}, by the CPU quota of the container" if cores < of_machine else ""
+    return [*findings, Finding("CPU cores", f"{cores}{limit}")]
 
 
 def git() -> Finding:

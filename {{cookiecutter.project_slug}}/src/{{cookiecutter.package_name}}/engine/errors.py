@@ -24,6 +24,10 @@ class Fault(UserError):
     exit_code = 1
 
 
+class BadBundle(Fault):
+    """A bundle that differs from what was published or signed; the sentence names the file."""
+
+
 def of_files(error: OSError, place: Path) -> UserError | None:
     """The sentence for a full disk, or a file that this user may not read or write; None for any other error."""
     if error.errno not in OF_FILES:

@@ -17,6 +17,8 @@ from ..export.card import BENCHMARK, BENCHMARK_PICTURE, card
 from ..export.formats import FORMATS
 from ..export.timing import Timer
 from ..export.verify import read_checked
+from ..inference.runtime import SIGNATURE
+from ..inference.signing import signer
 from .options import Options
 from .report import circumstances, plot, print_table, speedup
 
@@ -37,6 +39,9 @@ def measure_bundle(folder: Path, options: Options, run_dir: Path) -> None:
     """Writes the figures into the run's directory, and into the bundle with its card."""
     log.info("bundle      %s", shown(folder))
     manifest = read_checked(folder)
+    if (folder / SIGNATURE).exists() and options.sign is None:
+        raise UserError(f"{shown(folder)} is signed, and gets the figures: add sign=<private key> to sign it again.")
+    sign = signer(options.sign, "sign") if options.sign is not None else None
     names, sizes = choose_formats(folder, manifest, options), choose_batch_sizes(manifest, options)
     calls, threads = time_calls(folder, names, sizes, options), options.num_threads
     by_size = {size: to_rows(calls[size], size) for size in sizes}
@@ -57,7 +62,7 @@ def measure_bundle(folder: Path, options: Options, run_dir: Path) -> None:
         (where / "README.md").write_text(card(where, manifest, measured), encoding="utf-8")
 
     try:
-        add_to(folder, manifest, write)
+        add_to(folder, manifest, write, sign)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{shown(folder)} cannot be written: {reason}; the figures are in {shown(run_dir)}.") from error

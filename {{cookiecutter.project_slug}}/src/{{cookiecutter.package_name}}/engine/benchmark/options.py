@@ -14,6 +14,7 @@ class Options:
     devices: list[int] | None
     bundle: str | None
     trust: bool
+    sign: str | None
     num_threads: int
     batch_sizes: list[int] | None
     seconds: float
@@ -30,7 +31,7 @@ class Options:
                 raise UserError(f"{name}=[] measures nothing: leave it out, or give some as {example}.")
         if self.devices is not None and min(self.devices) < 1:
             raise UserError(f"devices={self.devices} are numbers of devices: give 1 or more.")
-        if self.bundle is None and (self.trust or self.batch_sizes):
-            raise UserError("trust and batch_sizes are for the formats of a bundle: add bundle=latest.")
+        if self.bundle is None and (self.trust or self.sign or self.batch_sizes):
+            raise UserError("trust, sign and batch_sizes are for the formats of a bundle: add bundle=latest.")
         if self.bundle is not None and self.devices is not None:
             raise UserError("devices is for training: leave bundle out, or devices.")

@@ -1,7 +1,6 @@
 """What both kinds of measurement share: the machine, ratios of rounds, a table and a picture."""
 
 import datetime
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..cores import num_cores
+
 Rows = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito (2008): the colour-blind can tell them apart.
@@ -21,8 +22,11 @@ BASELINE, OTHERS = "#999999", "#0072B2"
 
 def circumstances() -> dict[str, Any]:
     """Returns when and on which machine, without the names of its host or its user."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = {"processor": _processor(), "num_cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+    machine = {
+        "processor": _processor(),
+        "num_cores": num_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
     return {"measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine}
 
 

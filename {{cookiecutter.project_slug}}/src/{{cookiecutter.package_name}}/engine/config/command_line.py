@@ -31,6 +31,7 @@ from ..warning_filters import IGNORED_WARNINGS, ignore_warnings
 from . import CONFIG_DIRS, ENGINE, PACKAGE
 from .habits import with_habits
 from .hydra_errors import as_user_error
+from .hydra_versions import MAIN_OPTIONS, register_resolver
 
 Config = dict[str, Any]
 
@@ -115,7 +116,7 @@ def _compose_and_run(
             from ..runs.resume import with_resumed  # it needs filelock, which the image of a server does not have
 
             sys.argv[1:] = with_resumed(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIRS[0]), config_name=name)(job)()
+        hydra.main(config_path=str(CONFIG_DIRS[0]), config_name=name, **MAIN_OPTIONS)(job)()
     except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
         sentence = as_user_error(error)
         if sentence is None:
@@ -148,17 +149,18 @@ def _terminate(number: int, frame: types.FrameType | None) -> None:
     raise Termination
 
 
+@functools.cache
 def register_with_hydra() -> None:
     """Adds the engine's options, the node `from_checkpoint` and the resolvers that the option files use."""
     Plugins.instance().register(EngineConfigs)
-    OmegaConf.register_new_resolver("package", lambda: PACKAGE, replace=True)
-    OmegaConf.register_new_resolver("engine", lambda path: f"{PACKAGE}.{ENGINE.name}.{path}", replace=True)
+    register_resolver("package", lambda: PACKAGE)
+    register_resolver("engine", lambda path: f"{PACKAGE}.{ENGINE.name}.{path}")
     # Commands that start from a checkpoint take any option of its data; which there are is known once it is read.
     node = OmegaConf.create({"data": {}})
     OmegaConf.set_struct(node.data, False)
     ConfigStore.instance().store("from_checkpoint", node)
-    OmegaConf.register_new_resolver("claim", claim, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("share", share, use_cache=True, replace=True)
+    register_resolver("claim", claim, use_cache=True)
+    register_resolver("share", share, use_cache=True)
 
 
 def job_logging() -> Config:

@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 
 from ..errors import UserError, nearest, one_line
 from .command_line import Config
+from .hydra_versions import instantiate
 
 Options = TypeVar("Options")
 
@@ -141,7 +142,7 @@ def build(section: Mapping[str, Any], path: str, **given: Any) -> Any:
     check(section, path, known=given)
     try:
         # Passing `given` to Hydra would turn a dataclass into a configuration: a partial takes it as it is.
-        return instantiate({**section, "_partial_": True}, _convert_="all")(**given)
+        return instantiate({**section, "_partial_": True})(**given)
     except (UserError, ModuleNotFoundError):
         raise
     except InstantiationException as error:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..atomic import atomic_write
 from ..console import bar
+from ..cores import num_cores
 from ..inference.images import BIT_DEPTH, read_picture
 from ..inference.inputs import reason_of
-from .samples import num_cores
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Data sets that fetch a batch at a time, and the number of worker processes that read them."""
 
-import os
 from collections.abc import Callable, Sequence
 
 import lightning.pytorch as pl
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..cores import num_cores
 from ..distributed.dealing import sample_generators
 
 Batch = tuple[Tensor, Tensor]
@@ -66,11 +66,6 @@ def as_fetched(batch: Batch) -> Batch:
 
 def processes_per_machine(trainer: pl.Trainer | None) -> int:
     return 1 if trainer is None else max(1, trainer.world_size // trainer.num_nodes)
-
-
-def num_cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_num_workers(trainer: pl.Trainer | None) -> int:

@@ -25,6 +25,7 @@ from torch.multiprocessing import SimpleQueue, get_context
 from .. import rendezvous
 from ..config.command_line import Config, Interruption, interruption, job_logging
 from ..console import broken_pipe_ends_quietly
+from ..cores import num_cores
 from ..errors import UserError, lost_worker, of_files
 from ..warning_filters import IGNORED_WARNINGS, ignore_warnings
 from .plan import Plan, make_plan
@@ -70,7 +71,7 @@ def _run_rank(task: Task[Result], config: Config, plan: Plan, num_on_machine: in
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     if "OMP_NUM_THREADS" not in os.environ:  # each process would start a thread a core
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_on_machine))
+        torch.set_num_threads(max(1, num_cores() // num_on_machine))
     return with_user_errors(task, config, plan)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..atomic import atomic_write
 from ..console import write_json
 from ..errors import UserError
-from ..inference.runtime import MANIFEST, SCHEMA_VERSION, digest, versions
+from ..inference.runtime import MANIFEST, SCHEMA_VERSION, SIGNATURE, digest, versions
 from ..runs import run_record
 from .contract import Contract
 from .gate import Limits, Parity
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "lightning", "onnx", "onnxruntime", "numpy")
 ABANDONED_AFTER = 24 * 3600  # seconds
+Sign = Callable[[Path, Path], None]  # writes the signature of the first file to the second
 
 
 @contextmanager
@@ -117,19 +118,25 @@ def describe(
     }
 
 
-def write_manifest(contents: Mapping[str, Any], folder: Path) -> None:
-    """Writes the manifest with size and hash of every file in `folder` and of those that `contents` lists already."""
+def write_manifest(contents: Mapping[str, Any], folder: Path, sign: Sign | None = None) -> None:
+    """Writes the manifest with size and hash of every file in `folder` and of those that `contents` lists already.
+
+    With `sign` it gets a signature.
+    """
     found = {
         path.name: {"sha256": digest(path), "bytes": path.stat().st_size}
         for path in folder.iterdir()
-        if path.name != MANIFEST
+        if path.name not in (MANIFEST, SIGNATURE)
     }
     files = dict(sorted({**contents.get("files", {}), **found}.items()))
     write_json({**contents, "files": files}, folder / MANIFEST)
+    if sign is not None:
+        sign(folder / MANIFEST, folder / SIGNATURE)
 
 
-def add_to(bundle: Path, manifest: Mapping[str, Any], write: Callable[[Path], None]) -> None:
-    """Moves the files that `write(folder)` makes into a published bundle, the manifest that lists them last.
+def add_to(bundle: Path, manifest: Mapping[str, Any], write: Callable[[Path], None], sign: Sign | None = None) -> None:
+    """Moves the files that `write(folder)` makes into a published bundle, the manifest that lists them
+    and its signature last.
 
     After an error or an interruption the bundle is as it was.
     """
@@ -138,8 +145,8 @@ def add_to(bundle: Path, manifest: Mapping[str, Any], write: Callable[[Path], No
         made.mkdir()
         before.mkdir()
         write(made)
-        write_manifest(manifest, made)
-        names = sorted((path.name for path in made.iterdir()), key=lambda name: (name == MANIFEST, name))
+        write_manifest(manifest, made, sign)
+        names = sorted((path.name for path in made.iterdir()), key=lambda name: (name in (MANIFEST, SIGNATURE), name))
         for name in names:
             if (bundle / name).is_file():
                 shutil.copy2(bundle / name, before / name)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ..config.validation import read_options
 from ..errors import UserError, nearest
+from ..inference.signing import signer
 from .formats import FORMATS
 
 MOST_AT_ONCE = 65536  # samples, which the gate holds in memory
@@ -34,6 +35,7 @@ class Options:
     num_calibration_samples: int | None
     calibration: Literal["minmax", "entropy", "percentile"] | None
     golden: Literal["real", "synthetic"]
+    sign: str | None
 
     def of_format(self, format_name: str) -> dict[str, Any]:
         """Returns the options that a format takes, with its defaults."""
@@ -46,6 +48,8 @@ def checked_options(config: dict[str, Any]) -> tuple[str, list[str], Options]:
     request, options = read_options(config, Request), read_options(config["export"], Options, "export")
     formats = [request.formats] if isinstance(request.formats, str) else list(dict.fromkeys(request.formats))
     _check(formats, options)
+    if options.sign is not None:
+        signer(options.sign, "export.sign")
     return request.ckpt_path, formats, options
 
 

@@ -3,6 +3,7 @@
 python -m <package> verify
 python -m <package> verify bundle=artifacts/<name>/<version>
 python -m <package> verify bundle=artifacts/<name>/<version> trust=true
+python -m <package> verify key=signing.pub
 
 Only the formats that need torch import it.
 """
@@ -19,7 +20,17 @@ from jsonschema.exceptions import best_match
 from ..config.command_line import Config
 from ..config.validation import read_options
 from ..console import shown
-from ..inference.runtime import BadBundle, check_files, find_bundle, first_samples, read_golden, read_manifest
+from ..errors import BadBundle
+from ..inference.runtime import (
+    MANIFEST,
+    SIGNATURE,
+    check_files,
+    find_bundle,
+    first_samples,
+    read_golden,
+    read_manifest,
+)
+from ..inference.signing import check_signature
 from .contract import Contract
 from .formats import FORMATS
 from .gate import check_structure, compare, isolated_answers
@@ -33,6 +44,7 @@ class Options:
     """The plain options of `configs/verify.yaml`."""
 
     bundle: str
+    key: str | None
     trust: bool
 
 
@@ -40,6 +52,11 @@ def main(config: Config) -> None:
     options = read_options(config, Options)
     folder = find_bundle(options.bundle, Path(config["paths"]["artifact_dir"]))
     log.info("bundle      %s", shown(folder))
+    if options.key is not None:
+        check_signature(folder / MANIFEST, folder / SIGNATURE, options.key)
+        log.info("            its manifest was signed with the key of %s", options.key)
+    elif (folder / SIGNATURE).exists():
+        log.info("not checked the signature: add key=<public key>")
     verify(folder, trust=options.trust)
     log.info("verified    it is what was published")
 

@@ -16,25 +16,23 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ..errors import UserError
+from ..cores import num_threads_within_quota
+from ..errors import BadBundle, UserError
 from .answers import describe
 from .signature import BATCH, STRING, Array, Arrays, Signature, TensorSignature
+from .signing import check_signature
 
-MANIFEST, GOLDEN = "manifest.json", "golden.npz"
+MANIFEST, SIGNATURE, GOLDEN = "manifest.json", "manifest.sig", "golden.npz"
 SCHEMA_VERSION = 2  # of the manifest; 1 was that of template 0.9
-
-
-class BadBundle(UserError):
-    """A bundle that differs from what was published; the sentence names the file."""
-
-    exit_code = 1
 
 
 class Bundle:
     """One exported model; all its files are checked against their hashes before one is loaded.
 
-    `file` is one of the bundle's ONNX files. `num_threads=0` lets ONNX Runtime choose the number of threads. Raises
-    `BadBundle` for a file that is missing, changed or not listed, and `UserError` for a provider that is missing.
+    `file` is one of the bundle's ONNX files. `num_threads=0` starts as many threads as there are cores, or as the CPU
+    quota of the container is worth. With `key`, the file of a public key, only a bundle is loaded that was signed with
+    the private one. Raises `BadBundle` for a file that is missing, changed, not listed or not signed, and
+    `UserError` for a provider that is missing.
     """
 
     def __init__(
@@ -44,9 +42,12 @@ class Bundle:
         file: str = "model.onnx",
         providers: Sequence[str] = ("CPUExecutionProvider",),
         num_threads: int = 0,
+        key: str | None = None,
     ) -> None:
         self.folder = Path(folder).resolve()
         self.manifest = read_manifest(self.folder)
+        if key is not None:
+            check_signature(self.folder / MANIFEST, self.folder / SIGNATURE, key)
         check_files(self.folder, self.manifest)
         if file not in self.manifest["files"] or not file.endswith(".onnx"):
             files = [name for name in self.manifest["files"] if name.endswith(".onnx")]
@@ -139,7 +140,7 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or not path.is_file():
             raise BadBundle(f"{path.name} in {folder} is no plain file: a bundle holds no links and no folders.")
-        if path.name not in manifest["files"] and path.name != MANIFEST:
+        if path.name not in manifest["files"] and path.name not in (MANIFEST, SIGNATURE):
             raise BadBundle(f"{path.name} in {folder} is not listed in {MANIFEST}: it was not exported.")
     for name, entry in manifest["files"].items():
         path = folder / name
@@ -203,7 +204,7 @@ def _session(path: Path, providers: Sequence[str], num_threads: int) -> onnxrunt
             known = ", ".join(available)
             raise UserError(f"providers=[{provider}] is not available here: this ONNX Runtime has {known}.")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
+    options.intra_op_num_threads = num_threads or num_threads_within_quota()
     options.log_severity_level = 3  # errors: advice on the graph would stand between the lines of a server's JSON log
     session = onnxruntime.InferenceSession(path, options, providers=list(providers))
     if lost := [provider for provider in providers if provider not in session.get_providers()]:

@@ -24,6 +24,7 @@ from ..console import duration, python, shown, wide_console, write_json
 from ..data.description import DataDescription
 from ..distributed.batch_norm import depends_on_split
 from ..distributed.plan import Plan
+from ..inference.runtime import SIGNATURE
 from ..markdown import render
 from ..runs import run_record
 from ..training.checkpoints import Checkpoint
@@ -193,7 +194,8 @@ def report_export(bundle: Path, parities: list[Parity]) -> None:
     Console().print(table)
     log.info("bundle      %s (verified: every file agrees with the trained model)", shown(bundle))
     log.info("next        read %s, the model card", shown(bundle / "README.md"))
-    log.info("            %s -m %s verify bundle=%s", python(), PACKAGE, shown(bundle))
+    key = " key=<public key>" if (bundle / SIGNATURE).exists() else ""
+    log.info("            %s -m %s verify bundle=%s%s", python(), PACKAGE, shown(bundle), key)
 
 
 def _log_metrics(metrics: dict[str, float]) -> None:

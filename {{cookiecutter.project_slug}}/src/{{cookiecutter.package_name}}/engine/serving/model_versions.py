@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import BadBundle
 from ..inference.answers import figure
 from ..inference.inputs import reason_of
-from ..inference.runtime import MANIFEST, BadBundle, Bundle, difference, first_samples, read_golden, versions
+from ..inference.runtime import MANIFEST, Bundle, difference, first_samples, read_golden, versions
 from ..inference.signature import Array, Arrays, reader_of
 from .batching import Batcher, Done, Limits
 from .metrics import Metrics

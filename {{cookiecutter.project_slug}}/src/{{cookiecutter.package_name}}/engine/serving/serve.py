@@ -16,6 +16,7 @@ from typing import Literal
 from ..config.command_line import Config
 from ..config.validation import read_options
 from ..errors import UserError
+from ..inference.signing import check_key
 
 TOKEN = "SERVE_TOKEN"  # an environment variable, since everybody on the machine can see options
 
@@ -25,6 +26,7 @@ class Options:
     """The plain options of `configs/serve.yaml`."""
 
     bundle: str
+    key: str | None
     host: str
     port: int
     auth: Literal["auto", "none"]
@@ -71,6 +73,8 @@ def _check(options: Options) -> str | None:
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
             raise UserError(f"{name}={value} is out of range: give {low} to {high}.")
+    if options.key is not None:
+        check_key(options.key, "key")
     if not options.providers:
         raise UserError("providers=[] computes nowhere: give [CPUExecutionProvider], or [CUDAExecutionProvider].")
     token = os.environ.get(TOKEN) if options.auth == "auto" else None

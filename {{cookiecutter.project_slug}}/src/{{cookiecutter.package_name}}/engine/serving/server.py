@@ -71,7 +71,7 @@ def _load_versions(
     limits = Limits(options.max_queue, options.max_delay_ms / 1e3, options.timeout_seconds)
 
     def load(folder: Path) -> ServedModel:
-        bundle = Bundle(folder, providers=options.providers, num_threads=options.num_threads)
+        bundle = Bundle(folder, providers=options.providers, num_threads=options.num_threads, key=options.key)
         return ServedModel(bundle, limits, open_requests, metrics, options.tolerance)
 
     return ModelVersions(folder, load, metrics)

@@ -13,12 +13,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra.utils import instantiate
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .. import rendezvous
 from ..config.command_line import Config
+from ..config.hydra_versions import instantiate
 from ..config.validation import parameters_of
 from ..console import shown
 from ..errors import UserError
@@ -159,7 +159,7 @@ def head_parameters(model: pl.LightningModule, section: Config, spec: DataSpec) 
     if "spec" not in parameters_of(section["_target_"], "model") or not section.get("net", {}).get("_partial_"):
         return set()
     with torch.random.fork_rng(devices=[]):
-        make_net = instantiate(section["net"], _convert_="all")
+        make_net = instantiate(section["net"])
         other = make_net(replace(spec, labels=(*spec.labels, "one more", "another"), label_counts=()))
     shapes = {name: weight.shape for name, weight in other.named_parameters()}
     place, own = _place(model, shapes), dict(model.named_parameters())

@@ -21,6 +21,7 @@ from ..export.options import Options, checked_options
 from ..export.pipeline import Trained, write_verified
 from ..inference.runtime import digest, read_manifest, versions
 from ..inference.signature import Signature
+from ..inference.signing import signer
 from ..reporting.run_report import report_export
 from ..runs.run_record import add_bundle, find_checkpoint
 from ..training import checkpoints
@@ -61,6 +62,7 @@ def export(
     trained = Trained.of(checkpoint, datamodule, data, options.max_batch_size)
     name = options.name or _name_of_signature(artifact_dir, checkpoint, trained.signature)
     contract = Contract(name, trained.signature, digest(checkpoint.path), options.of_format("onnx")["opset"])
+    sign = signer(options.sign, "export.sign") if options.sign is not None else None
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with staging_folder(artifact_dir / name) as folder:
         check_triton_config(folder.parent, contract, "onnx" in formats)
@@ -73,7 +75,7 @@ def export(
         def seal(folder: Path, version: int) -> None:
             contents = {**described, "version": version, "created": created}
             (folder / "README.md").write_text(card(folder, contents), encoding="utf-8")
-            write_manifest(contents, folder)
+            write_manifest(contents, folder, sign)
             if has_onnx:  # last: what fails before it, as on a full disk, leaves no trace
                 write_triton_config(folder, contract)
 
