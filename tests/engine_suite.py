@@ -1,6 +1,11 @@
-"""Puts the tests of the engine (tests/engine) into a generated project, where they run as `engine_tests/`."""
+"""Puts the tests of the engine (tests/engine) into a generated project, where they run as `engine_tests/`.
 
+python tests/engine_suite.py build/digit-classifier
+"""
+
+import json
 import shutil
+import sys
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -39,6 +44,7 @@ WITHOUT = {
         "integration/test_deploy.py",
         "server.py",
         "unit/test_batching.py",
+        "unit/test_connection.py",
         "unit/test_protocol.py",
     ],
     ("cluster", "none"): ["e2e/test_cluster.py"],
@@ -65,3 +71,9 @@ def install(project: Path, answers: dict[str, object]) -> None:
             text = jinja.from_string(text).render(cookiecutter=answers)
         target.write_text(text, encoding="utf-8")
     shutil.copytree(STORIES, installed / "stories")
+
+
+if __name__ == "__main__":
+    chosen = Path(sys.argv[1])
+    install(chosen, json.loads((chosen / ".cruft.json").read_text(encoding="utf-8"))["context"]["cookiecutter"])
+    print(f"next: cd {chosen} && .venv/bin/python -m pytest {INSTALLED}/unit")

@@ -284,7 +284,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 14069, "engine's lines without serving and search": 11748, "files": 227}
+EXCEEDED = {"engine's lines": 14069, "engine's lines without serving and search": 11748, "files": 228}
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def test_key_with_a_password_is_read_with_it(keys: Keys, tmp_path: Path, monkeyp
     path = tmp_path / "locked.pem"
     key, encryption = ec.generate_private_key(ec.SECP256R1()), BestAvailableEncryption(b"open sesame")
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
-    with pytest.raises(UserError, match=r"Password was not given .* \(the environment variable SIGNING_PASSWORD\)"):
+    with pytest.raises(UserError, match=r"Password was not given .* \(environment variable SIGNING_PASSWORD\)"):
         signer(str(path), "export.sign")
     monkeypatch.setenv(PASSWORD, "close sesame")
     with pytest.raises(UserError, match="Incorrect password"):

@@ -18,17 +18,16 @@ def checked(command: str, config: "Config") -> "Config":
         _check_data(data)
     if command == "export":
         import_module(".export.options", __package__).checked_options(config)
+    if command not in ("train", *FROM_CHECKPOINT):
+        return config
+    records = import_module(".runs.run_record", __package__)
     if command in FROM_CHECKPOINT and isinstance(ckpt_path, str):
-        records = import_module(".runs.run_record", __package__)
         path = records.find_checkpoint(ckpt_path, Path(config["paths"]["log_dir"]))
         records.check_checkpoint(path)
         return {**config, "ckpt_path": str(path)}
-    starts = [option for option in ("ckpt_path", "weights") if isinstance(config.get(option), str)]
-    if command == "train" and starts:
-        records = import_module(".runs.run_record", __package__)
-        if not records.goes_on(config):
-            for option in starts:
-                records.check_checkpoint(Path(config[option]).expanduser(), option)
+    for option in ("ckpt_path", "weights"):
+        if isinstance(given := config.get(option), str) and not records.goes_on(config):
+            records.check_checkpoint(Path(given).expanduser(), option)
     return config
 
 

@@ -24,10 +24,9 @@ def register_resolver(name: str, resolver: Callable[..., Any], use_cache: bool =
 
 
 def instantiate(section: Mapping[str, Any]) -> Any:
-    """The object that the section names.
+    """Returns the object that the section names.
 
-    Hydra 1.4 calls what it is allowed to: the classes and functions of the section itself, which the owner of the
-    options chose. What runs code or commands for anybody, such as `os.system`, it refuses nevertheless.
+    Hydra 1.4 may call what the section itself names. What runs code for anybody, as `os.system`, it refuses anyhow.
     """
     allowed = {} if _IS_1_3 else {"_execution_whitelist_": sorted(set(_targets(section)))}
     return hydra.utils.instantiate(dict(section), _convert_="all", **allowed)

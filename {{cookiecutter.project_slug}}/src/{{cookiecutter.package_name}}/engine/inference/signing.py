@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import BadBundle, UserError
 
@@ -25,8 +25,7 @@ def signer(key: str, option: str) -> Callable[[Path, Path], None]:
     Raises `UserError`, which names the option, for a file that holds no private key.
     """
     config = _with_key(key, option, _signing_config, f"private key of an elliptic curve, as of '{NEW_KEY}'")
-    sign: Callable[[Path, Path], None] = config.sign
-    return sign
+    return cast("Callable[[Path, Path], None]", config.sign)
 
 
 def check_key(key: str, option: str) -> None:
@@ -64,15 +63,13 @@ def _with_key(key: str, option: str, configure: Callable[[Path], Any], wanted: s
         return configure(path)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         if "password" in str(error).lower():  # cryptography says whether it is missing, wrong or not needed
-            reason = str(error).rstrip(".")
-            raise UserError(f"{option}={key}: {reason} (the environment variable {PASSWORD}).") from error
+            raise UserError(f"{option}={key}: {str(error).rstrip('.')} (environment variable {PASSWORD}).") from error
         raise UserError(f"{option}={key} cannot be used: give the file (PEM) of a {wanted}.") from error
 
 
 def _signing_config(path: Path) -> Any:
     config = import_module("model_signing.signing").Config()  # here: its import takes a second
-    password = os.environ.get(PASSWORD)
-    return config.use_elliptic_key_signer(private_key=path, password=None if password is None else password.encode())
+    return config.use_elliptic_key_signer(private_key=path, password=os.environ.get(PASSWORD, "").encode() or None)
 
 
 def _verifying_config(path: Path) -> Any:
