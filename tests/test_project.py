@@ -255,6 +255,9 @@ def test_terminal_gets_a_progress_bar(python: str, tmp_path: Path) -> None:
     printed = run("script", "-qec", train, "/dev/null", cwd=tmp_path, TERM="xterm-256color", COLUMNS="120")
     assert "\x1b[" in printed
     assert "Epoch 2/2" in printed
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", printed)
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in plain.split("\n")]
+    assert [len(line) for line in lines if line.startswith("epoch ")] == [120, 120], "one line of the terminal each"
     assert re.findall(r"epoch (\d)/2 +[\d.]+ s +(?:best)? +val/loss [\d.]+", printed) == ["1", "2"], (
         "they stay above the bar"
     )

@@ -7,17 +7,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import onnx
 import pytest
 import torch
 from digits import Digits, convolutions
+from lightning.pytorch.callbacks import Callback
 from sources import Wrapped, reference_of, source_of
 from torch import Tensor, nn
 
 from {{ cookiecutter.package_name }}.engine.export.contract import GateFailure
 from {{ cookiecutter.package_name }}.engine.export.formats import FORMATS, exporter
 from {{ cookiecutter.package_name }}.engine.export.gate import Limits, Parity, Reference, admit
+from {{ cookiecutter.package_name }}.engine.export.loops import run_loop
 from {{ cookiecutter.package_name }}.engine.export.network import Source, eager
 from {{ cookiecutter.package_name }}.engine.inference.runtime import difference
 from {{ cookiecutter.package_name }}.models.classifier import Classifier
@@ -48,6 +51,19 @@ def classifier(data: Digits) -> Classifier:
         nn.functional.cross_entropy(classifier(inputs), labels).backward()
         optimizer.step()
     return classifier
+
+
+def test_metric_that_is_not_logged_begins_anew_in_each_loop(data: Digits, classifier: Classifier) -> None:
+    """It is plotted in the model card, after loops that only record what `forward` is called with."""
+    totals = []
+
+    class Total(Callback):
+        def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            totals.append(int(classifier.confusion_matrix.compute().sum()))
+
+    for _ in range(2):
+        run_loop(classifier, data, callbacks=[Total()])
+    assert totals == [len(data.samples["test"])] * 2
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ def checked(command: str, config: "Config") -> "Config":
         path = records.find_checkpoint(ckpt_path, Path(config["paths"]["log_dir"]))
         records.check_checkpoint(path)
         return {**config, "ckpt_path": str(path)}
+    goes_on = records.goes_on(config["paths"]["output_dir"], config.get("resume"))
     for option in ("ckpt_path", "weights"):
-        if isinstance(given := config.get(option), str) and not records.goes_on(config):
+        if isinstance(given := config.get(option), str) and not goes_on:
             records.check_checkpoint(Path(given).expanduser(), option)
     return config
 

@@ -17,8 +17,7 @@ from ..export.card import BENCHMARK, BENCHMARK_PICTURE, card
 from ..export.formats import FORMATS
 from ..export.timing import Timer
 from ..export.verify import read_checked
-from ..inference.runtime import SIGNATURE
-from ..inference.signing import signer
+from ..inference.signing import SIGNATURE, signer
 from .options import Options
 from .report import circumstances, plot, print_table, speedup
 

@@ -12,8 +12,7 @@ from . import PACKAGE
 _IS_1_3 = hydra.__version__.startswith("1.3.")
 # Hydra 1.3 behaves like 1.1 without it, and 1.4 has deprecated it.
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if _IS_1_3 else {}
-# Of `hydra.main`: in Hydra 1.4, classes of log handlers need permission, as those of this project and of the package
-# hydra-colorlog have it.
+# Of `hydra.main`: Hydra 1.4 asks which log handlers it may build, as those of this project and of hydra-colorlog.
 MAIN_OPTIONS = VERSION_BASE or {"execution_whitelist": [f"{PACKAGE}.*", "colorlog.*"]}
 
 

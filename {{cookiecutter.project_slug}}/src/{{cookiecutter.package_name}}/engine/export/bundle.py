@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..atomic import atomic_write
 from ..console import write_json
 from ..errors import UserError
-from ..inference.runtime import MANIFEST, SCHEMA_VERSION, SIGNATURE, digest, versions
+from ..inference.runtime import MANIFEST, SCHEMA_VERSION, digest, versions
+from ..inference.signing import SIGNATURE
 from ..runs import run_record
 from .contract import Contract
 from .gate import Limits, Parity

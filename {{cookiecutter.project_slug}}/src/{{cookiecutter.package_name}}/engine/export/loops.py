@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torchmetrics import Metric
 
 from ..distributed.strategies import OneDeviceStrategy
 from ..inference.runtime import batches
@@ -61,7 +62,12 @@ def run_loop(
     dataloaders: Any = None,
     limit: int | None = None,
 ) -> dict[str, float]:
-    """Runs the loop of the `stage` on the CPU and returns what it logged; with `limit`, of so many batches."""
+    """Runs the loop of the `stage` on the CPU and returns what it logged; with `limit`, of so many batches.
+
+    All metrics begin anew; Lightning itself resets only those that are logged.
+    """
+    for metric in (part for part in module.modules() if isinstance(part, Metric)):
+        metric.reset()
     limits: dict[str, Any] = {} if limit is None else {"limit_test_batches": limit, "limit_val_batches": limit}
     trainer = pl.Trainer(
         strategy=OneDeviceStrategy(torch.device("cpu")),

@@ -21,16 +21,8 @@ from ..config.command_line import Config
 from ..config.validation import read_options
 from ..console import shown
 from ..errors import BadBundle
-from ..inference.runtime import (
-    MANIFEST,
-    SIGNATURE,
-    check_files,
-    find_bundle,
-    first_samples,
-    read_golden,
-    read_manifest,
-)
-from ..inference.signing import check_signature
+from ..inference.runtime import MANIFEST, check_files, find_bundle, first_samples, read_golden, read_manifest
+from ..inference.signing import SIGNATURE, check_signature
 from .contract import Contract
 from .formats import FORMATS
 from .gate import check_structure, compare, isolated_answers

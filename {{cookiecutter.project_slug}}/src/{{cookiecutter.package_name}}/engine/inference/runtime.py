@@ -20,9 +20,9 @@ from ..cores import num_threads_within_quota
 from ..errors import BadBundle, UserError
 from .answers import describe
 from .signature import BATCH, STRING, Array, Arrays, Signature, TensorSignature
-from .signing import check_signature
+from .signing import SIGNATURE, check_signature
 
-MANIFEST, SIGNATURE, GOLDEN = "manifest.json", "manifest.sig", "golden.npz"
+MANIFEST, GOLDEN = "manifest.json", "golden.npz"
 SCHEMA_VERSION = 2  # of the manifest; 1 was that of template 0.9
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from ..errors import BadBundle, UserError
 
+SIGNATURE = "manifest.sig"
 PASSWORD = "SIGNING_PASSWORD"  # an environment variable, since everybody on the machine can see options
 NEW_KEY = "openssl ecparam -name prime256v1 -genkey -noout -out signing.pem"
 NEW_PUBLIC_KEY = "openssl ec -in signing.pem -pubout -out signing.pub"

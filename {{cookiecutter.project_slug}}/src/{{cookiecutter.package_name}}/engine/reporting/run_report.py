@@ -24,7 +24,7 @@ from ..console import duration, python, shown, wide_console, write_json
 from ..data.description import DataDescription
 from ..distributed.batch_norm import depends_on_split
 from ..distributed.plan import Plan
-from ..inference.runtime import SIGNATURE
+from ..inference.signing import SIGNATURE
 from ..markdown import render
 from ..runs import run_record
 from ..training.checkpoints import Checkpoint

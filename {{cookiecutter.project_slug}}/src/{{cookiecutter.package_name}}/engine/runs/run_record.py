@@ -146,10 +146,9 @@ def check_checkpoint(path: Path, option: str = "ckpt_path") -> None:
         raise UserError(f"{option}={path} does not exist: give the path of a .ckpt file.")
 
 
-def goes_on(config: Mapping[str, Any]) -> bool:
+def goes_on(run_dir: str, resume: str | None) -> bool:
     """Returns whether a training goes on with a run that has checkpoints, and so needs its starting point no more."""
-    is_asked_to = rendezvous.is_restart() or bool(config.get("resume"))
-    return is_asked_to and any(Path(config["paths"]["output_dir"]).glob("checkpoints/*.ckpt"))
+    return (rendezvous.is_restart() or bool(resume)) and any(Path(run_dir).glob("checkpoints/*.ckpt"))
 
 
 def typed_options(run_dir: Path) -> list[str]:

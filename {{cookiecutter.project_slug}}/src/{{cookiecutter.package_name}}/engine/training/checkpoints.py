@@ -244,9 +244,10 @@ def from_newest_checkpoint(config: Config) -> Config:
 
     It replaces the starting point of the run, which it contains.
     """
-    if not run_record.goes_on(config):
+    run_dir = config["paths"]["output_dir"]
+    if not run_record.goes_on(run_dir, config.get("resume")):
         return config
-    newest = newest_checkpoint(Path(config["paths"]["output_dir"]) / "checkpoints")
+    newest = newest_checkpoint(Path(run_dir) / "checkpoints")
     return {**config, "ckpt_path": str(newest), "weights": None}
 
 

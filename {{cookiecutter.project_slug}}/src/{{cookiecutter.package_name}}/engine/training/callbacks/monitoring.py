@@ -80,7 +80,7 @@ class EpochLine:
 class ThrottledBar(RichProgressBar):
     """Updates ten times a second; Lightning's bar does so every step, which takes longer than a small network.
 
-    Above it stays one line for each epoch.
+    Above it stays one line for each epoch, as much of it as the terminal is wide.
     """
 
     last = 0.0
@@ -102,7 +102,9 @@ class ThrottledBar(RichProgressBar):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         if self.progress is not None:
-            self.progress.console.print(self.line.write(trainer), highlight=False, soft_wrap=True)
+            with self.progress.live._lock:  # the bar's own thread would print between the cursor's move and the line
+                line = self.line.write(trainer)
+                self.progress.console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
 
     def _get_train_description(self, current_epoch: int) -> str:
         """Counts from 1, as the lines do: Lightning counts from 0, and has no public way to change it."""
