@@ -10,7 +10,7 @@ MAKEOVERRIDES :=
 SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake check test test-template test-project test-all test-latest session tools constraints clean
+.PHONY: help demo bake check test test-template test-project test-all test-latest session tools pictures constraints clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ session: .venv/ready ## an environment of its own and the tests that need it: ma
 
 tools: ## install nginx, wrk and Chromium (packages of Debian), which tests and benchmarks of the server need
 	$(SUDO) apt-get install --yes --no-install-recommends nginx wrk chromium chromium-driver
+
+pictures: .venv/ready ## make the pictures of the READMEs from real runs; it needs Chromium (make tools)
+	$(BIN)/python tools/pictures.py
 
 constraints: .venv/ready ## take the newest versions that a project allows into its constraints.txt and its image
 	$(BIN)/python tools/constraints.py

@@ -14,6 +14,7 @@ MESSAGE = "Start from the template"
 UNWANTED = {
     ("license", "Proprietary"): ["LICENSE"],
     ("data_kind", "images"): [
+        "docs/pictures/tables-*",
         "src/*/engine/configs/data/table.yaml",
         "src/*/configs/task",
         "src/*/engine/data/table.py",
@@ -24,6 +25,7 @@ UNWANTED = {
         "src/*/engine/inference/tables.py",
     ],
     ("data_kind", "tables"): [
+        "docs/pictures/images-*",
         "src/*/configs/data/digits.yaml",
         "src/*/engine/configs/data/image_folder.yaml",
         "src/*/configs/model/cnn.yaml",
@@ -53,6 +55,7 @@ UNWANTED = {
         "deploy/nginx.conf",
         "deploy/prometheus.yml",
         "deploy/requirements.txt",
+        "docs/pictures/*-page.png",
         "docs/serving.md",
     ],
     ("ci", "none"): [".github"],

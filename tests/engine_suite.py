@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 SUITE = Path(__file__).parent / "engine"
 STORIES = Path(__file__).parents[1] / "docs/stories"
+OTHER_TEMPLATE = Path(__file__).parents[1] / "docs/from-lightning-hydra-template.md"
 INSTALLED = "engine_tests"
 
 # (question, answer) -> tests of what such a project does not have.
@@ -71,6 +72,7 @@ def install(project: Path, answers: dict[str, object]) -> None:
             text = jinja.from_string(text).render(cookiecutter=answers)
         target.write_text(text, encoding="utf-8")
     shutil.copytree(STORIES, installed / "stories")
+    shutil.copy(OTHER_TEMPLATE, installed)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_project_is_complete_and_clean(bake: Bake, given: Answers) -> None:
     assert (project / ".git").is_dir() == answers["git_init"]
     engine = project / "src" / package / "engine"
     for path in sorted(project / path for path in files_of(project)):
-        if engine not in path.parents:
+        if engine not in path.parents and path.suffix != ".png":
             check_text(path)
     check_license_and_python(project, answers)
     check_job_files_are_named(project, str(answers["cluster"]))
@@ -284,7 +284,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 14069, "engine's lines without serving and search": 11748, "files": 228}
+EXCEEDED = {"engine's lines": 14073, "engine's lines without serving and search": 11752, "files": 231}
 
 
 @pytest.fixture(scope="module")

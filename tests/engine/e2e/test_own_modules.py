@@ -142,6 +142,27 @@ def test_commands_of_the_page(story: Path, project: Path) -> None:
     assert len(list(project.glob("logs/evaluate/runs/*/metrics.json"))) == 1
 
 
+@pytest.mark.slow
+def test_habits_of_another_template_work(tmp_path: Path) -> None:
+    """A module and a DataModule as they are in lightning-hydra-template, an experiment as there, and their commands."""
+    project, page = copied(tmp_path), Path(__file__).parents[1] / "from-lightning-hydra-template.md"
+    (module,) = (story for story in STORIES if story.stem == "existing-module")
+    for block in (*blocks(module, "python"), *blocks(module, "yaml"), *blocks(page, "yaml")):
+        first, _, rest = block.partition("\n")
+        (project / first.removeprefix("# ")).write_text(rest, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(project / "src"), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    command = ["bash", "-ec", blocks(page, "bash")[0]]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    single, ddp = sorted(project.glob("logs/train/runs/*"))
+    assert_same(ddp, single, tolerance=1e-4)  # in float32, as the page has it
+    options = (single / ".hydra/config.yaml").read_text(encoding="utf-8")
+    assert all(option in options for option in ("seed: 12345", "max_epochs: 3", "lr: 0.002", "batch_size: 32"))
+    assert len(list(project.glob("logs/train/multiruns/*/*/checkpoints/best.ckpt"))) == 2
+    assert len(list(project.glob("artifacts/*/1/model.onnx"))) == 1
+
+
 @pytest.fixture(scope="module")
 def exported(story: Path, project: Path) -> Path:
     """The bundle that the page's own command makes, in all formats that it names."""

@@ -106,6 +106,12 @@ def test_logger_that_is_not_installed_names_the_command(tmp_path: Path) -> None:
         build_loggers(section, tmp_path)
 
 
+def test_options_of_a_logger_that_is_not_chosen_are_left_alone_and_other_sections_name_a_class(tmp_path: Path) -> None:
+    assert build_loggers({"wandb": {"tags": ["baseline"]}, "csv": None}, tmp_path) == []
+    with pytest.raises(UserError, match=r"callbacks.mine names no class: give it a _target_, or leave it out"):
+        build({"patience": 3}, "callbacks.mine")
+
+
 class NotInstalled:
     def __init__(self) -> None:
         raise ModuleNotFoundError("No module named 'missing'")

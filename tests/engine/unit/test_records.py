@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 from lightning.pytorch.loggers import CSVLogger
 
+from {{ cookiecutter.package_name }}.engine.console import python
 from {{ cookiecutter.package_name }}.engine.early_checks import checked
 from {{ cookiecutter.package_name }}.engine.errors import UserError
 from {{ cookiecutter.package_name }}.engine.inference.runtime import digest
@@ -196,6 +197,16 @@ def test_start_of_a_run_that_goes_on_need_not_be_there_any_more(
     (run.folder / "checkpoints/best.ckpt").unlink()
     with pytest.raises(UserError, match=f"{option}=gone.ckpt does not exist"):
         checked("train", config)
+
+
+def test_next_command_names_the_interpreter_as_it_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / ".venv/bin/python"))
+    monkeypatch.setattr("sys.prefix", str(tmp_path / ".venv"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert python() == ".venv/bin/python"
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / ".venv"))
+    assert python() == "python"
 
 
 def test_latest_run_is_the_one_that_was_written_last(tmp_path: Path) -> None:

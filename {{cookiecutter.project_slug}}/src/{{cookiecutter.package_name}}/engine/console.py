@@ -26,7 +26,8 @@ def shown(path: Path) -> str:
 
 def python() -> str:
     """The name of the interpreter as it can be typed here: a path if its environment is not activated."""
-    return shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    is_active = os.environ.get("VIRTUAL_ENV") == sys.prefix or not Path(sys.executable).is_relative_to(Path.cwd())
+    return "python" if is_active else shown(Path(sys.executable))
 
 
 def duration(seconds: float) -> str:

@@ -139,6 +139,8 @@ def build(section: Mapping[str, Any], path: str, **given: Any) -> Any:
 
     `path` is the section's place on the command line, for the sentence of a refusal.
     """
+    if "_target_" not in section:
+        raise UserError(f"{path} names no class: give it a _target_, or leave it out.")
     check(section, path, known=given)
     try:
         # Passing `given` to Hydra would turn a dataclass into a configuration: a partial takes it as it is.

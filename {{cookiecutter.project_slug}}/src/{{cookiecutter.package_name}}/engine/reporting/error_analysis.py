@@ -173,7 +173,7 @@ class ErrorAnalysis(Callback):
             hardest.gather()
         self.counts = torch.as_tensor(trainer.strategy.reduce(self.counts.to(pl_module.device), reduce_op="sum")).cpu()
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # the bar has ended
         if self.spec is None:
             return
         self._hook.remove()

@@ -78,7 +78,8 @@ def build_loggers(sections: Mapping[str, Any] | None, run_dir: Path) -> list[Log
     """Builds the loggers, each but the CSV file so that its failure does not end the run."""
     loggers: list[Logger] = []
     for name, given in (sections or {}).items():
-        section = prepared_section(name, given, run_dir) if given else None
+        # An experiment may hold options for a tracker that is not chosen.
+        section = prepared_section(name, given, run_dir) if given and "_target_" in given else None
         if section is None:
             continue
         try:
