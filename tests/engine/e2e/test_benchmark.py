@@ -56,7 +56,7 @@ def test_case_that_cannot_run_is_named_and_not_tried_again(tmp_path: Path, monke
     monkeypatch.setattr(training, "run_training", run_training)
     monkeypatch.setattr(training, "given_options", lambda *sections: "")
     monkeypatch.setattr(training, "given_options_except", lambda *sections: [])
-    options = Options(["dp", "ddp"], None, None, False, 1, None, 0.5, num_rounds=2)
+    options = Options(["dp", "ddp"], None, None, False, None, 1, None, 0.5, num_rounds=2)
     trainer = {"accelerator": "cpu", "precision": "32-true"}
     model = {"net": {"_target_": "networks.MLP"}}
     config = {"trainer": trainer, "data": {"batch_size": 5}, "model": model, "resume": None}

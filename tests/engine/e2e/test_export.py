@@ -45,6 +45,7 @@ from digit_classifier.models.classifier import Classifier
 from digit_classifier.models.cnn import CNN
 from digit_classifier.models.mlp import MLP
 
+OPTIONS = Options("made", 8, 1e-5, False, 0.005, None, None, None, "real", None)
 ALL = f"formats=[{','.join(FORMATS)}]"
 EXACT_FORMATS = [name for name, format in FORMATS.items() if format.exact]
 ONE_EPOCH = ("trainer=cpu", "trainer.max_epochs=1")
@@ -252,10 +253,10 @@ def test_file_of_the_data_that_is_missing_is_no_matter_of_the_disk(
     best_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoints.load(best_checkpoint)
-    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None, "real")
+    datamodule = checkpoint.datamodule({})
     monkeypatch.setattr(datamodule, "prepare_data", lambda: (tmp_path / "absent.npy").read_bytes())
     with pytest.raises(FileNotFoundError, match=r"absent\.npy"):
-        export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
+        export(checkpoint, datamodule, {}, ["onnx"], OPTIONS, tmp_path / "artifacts")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -268,13 +269,13 @@ def test_disk_that_is_full_at_the_very_end_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     checkpoint = checkpoints.load(best_checkpoint)
-    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None, "real")
+    datamodule = checkpoint.datamodule({})
     monkeypatch.setattr("digit_classifier.engine.workflows.exporting.write_manifest", full)
     with pytest.raises(UserError, match=r"made cannot be written: No space left on device; nothing was published"):
-        export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
+        export(checkpoint, datamodule, {}, ["onnx"], OPTIONS, tmp_path / "artifacts")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
+    export(checkpoint, datamodule, {}, ["onnx"], OPTIONS, tmp_path / "artifacts")
     assert sorted(path.name for path in (tmp_path / "artifacts/made").iterdir()) == ["1", "config.pbtxt"]
 
 
@@ -292,9 +293,9 @@ def test_network_that_is_another_one_whenever_it_is_built_is_refused(
     monkeypatch.setattr(CNN, "__init__", build)
     monkeypatch.setattr(CNN, "forward", lambda self, x: answered(self, x) + self.drawn[0])
     checkpoint = checkpoints.load(best_checkpoint)
-    datamodule, options = checkpoint.datamodule({}), Options("made", 8, 1e-5, False, 0.005, None, None, None, "real")
+    datamodule = checkpoint.datamodule({})
     with pytest.raises(GateFailure, match="the network answers otherwise once it is built anew"):
-        export(checkpoint, datamodule, {}, ["onnx"], options, tmp_path / "artifacts")
+        export(checkpoint, datamodule, {}, ["onnx"], OPTIONS, tmp_path / "artifacts")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,10 @@
 """Ordinary loaders dealt to ranks and micro-batches: which sample goes where, resumption, random numbers, refusals."""
 
+import multiprocessing
+import os
 import random
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -32,13 +35,14 @@ from torchmetrics import MeanMetric, Metric
 
 from {{ cookiecutter.package_name }}.engine.data.description import DataDescription
 from {{ cookiecutter.package_name }}.engine.data.samples import SamplesInMemory
+from {{ cookiecutter.package_name }}.engine.distributed import worker_start
 from {{ cookiecutter.package_name }}.engine.distributed.dealing import (
     Share,
     deal,
     sample_generators,
 )
 from {{ cookiecutter.package_name }}.engine.distributed.plan import BatchSplit
-from {{ cookiecutter.package_name }}.engine.errors import UserError, lost_worker
+from {{ cookiecutter.package_name }}.engine.errors import Fault, UserError, lost_worker
 from {{ cookiecutter.package_name }}.engine.spec import DataSpec
 from {{ cookiecutter.package_name }}.engine.training.build import build_datamodule
 
@@ -485,10 +489,48 @@ def test_other_arguments_of_the_loader_are_kept() -> None:
         **options,
     )
     found = dealt(loader, Share(0, 2), name="val_dataloader")
-    for name in (*options, "persistent_workers", "pin_memory", "multiprocessing_context"):
+    for name in ("num_workers", "timeout", "prefetch_factor", "persistent_workers", "pin_memory"):
         assert getattr(found, name) == getattr(loader, name), name
+    assert found.multiprocessing_context == loader.multiprocessing_context
+    assert found.worker_init_fn.init is note_worker  # type: ignore[union-attr]
     assert [int(batch) for batch in found] == [0 + 2, 3 + 5, 6 + 8]
     assert found.dataset.tensors is loader.dataset.tensors  # type: ignore[attr-defined]
+
+
+NUM_HANGING = multiprocessing.Value("i", 0)  # children of the next forks that hang before they run Python
+
+
+def hang() -> None:
+    if NUM_HANGING.value > 0:
+        NUM_HANGING.value -= 1
+        time.sleep(600)
+
+
+os.register_at_fork(after_in_child=hang)
+
+
+@pytest.mark.parametrize("is_persistent", [False, True])
+def test_worker_process_that_hangs_in_its_fork_is_started_anew(
+    is_persistent: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it happens under Python 3.11; the random numbers of the workers are the same."""
+    monkeypatch.setattr(worker_start, "FORK_SECONDS", 3)
+
+    def epoch() -> list[Tensor]:
+        options = {"num_workers": 2, "persistent_workers": is_persistent, "worker_init_fn": note_worker}
+        found = dealt(DataLoader(numbers(9), batch_size=3, shuffle=True, **options), Share())
+        return [batch[0] for _ in range(2) for batch in found]
+
+    torch.manual_seed(1)
+    undisturbed = epoch()
+    NUM_HANGING.value = 1
+    torch.manual_seed(1)
+    torch.testing.assert_close(epoch(), undisturbed, rtol=0, atol=0)
+    assert caplog.text.count("hung before it began: all are started anew") == 1
+    NUM_HANGING.value = 2 * worker_start.NUM_STARTS
+    with pytest.raises(Fault, match=r"hang before they begin: take data\.num_workers=0"):
+        epoch()
+    NUM_HANGING.value = 0
 
 
 class Unsized(Sampler[int]):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils import data
 
 from ..errors import Fault, UserError, lost_worker, one_line
+from .worker_start import NotedStart, with_workers
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # an odd factor: the seeds of an epoch's samples all differ
 NUM_COMPARED = 4  # samples
@@ -344,6 +345,8 @@ class _Loader(data.DataLoader[Any]):
     def __init__(self, source: data.DataLoader[Any], seed: int, parts: Parts, **options: Any) -> None:
         # Its own generator: the loader would draw from the one that dropout uses.
         copied = {name: getattr(source, name) for name in COPIED_OPTIONS}
+        if source.num_workers:
+            copied["worker_init_fn"] = NotedStart(source.worker_init_fn, source.multiprocessing_context)
         super().__init__(generator=seeded(seed), **copied, **options)
         self.source, self.parts = source, parts
         self.seconds_waited = 0.0  # in this pass, for batches that were not there yet
@@ -352,7 +355,7 @@ class _Loader(data.DataLoader[Any]):
         if self.num_workers:
             sys.unraisablehook = report_unless_lost_worker
         self.seconds_waited = 0.0
-        fetched = super().__iter__()
+        fetched = with_workers(self, super().__iter__)
         while True:
             start = time.perf_counter()
             try:
