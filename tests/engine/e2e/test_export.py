@@ -265,7 +265,7 @@ def test_disk_that_is_full_at_the_very_end_leaves_nothing(
 ) -> None:
     """All files are written and the gate has let them through; the manifest does not fit any more."""
 
-    def full(contents: object, folder: Path) -> None:
+    def full(contents: object, folder: Path, sign: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     checkpoint = checkpoints.load(best_checkpoint)
