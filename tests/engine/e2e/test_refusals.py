@@ -147,7 +147,7 @@ SLOW = [
     ("benchmark", ["strategies=[zero]"], "strategies=['zero'] does not fit"),
     ("benchmark", ["strategy=ddp"], "strategy is what benchmark changes: give strategies=[single,ddp]"),
     ("benchmark", ["resume=latest"], "resume=latest is for a training"),
-    ("benchmark", ["trust=true"], "trust and batch_sizes are for the formats of a bundle: add bundle=latest."),
+    ("benchmark", ["trust=true"], "trust, sign and batch_sizes are for the formats of a bundle: add bundle=latest."),
     ("benchmark", ["bundle=latest", "devices=[2]"], "devices is for training"),
     ("benchmark", ["trainer.devices=2"], "trainer.devices is what benchmark changes: give devices=[1,2]"),
     ("benchmark", ["num_threads=0"], "num_threads=0 is too small: give 1 or more."),
