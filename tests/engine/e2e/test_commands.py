@@ -134,8 +134,8 @@ def test_evaluate_and_signed_export_need_only_the_checkpoint_from_anywhere(
     described = {"manifest.json", "manifest.sig", "golden.npz", "README.md", "confusion_matrix.png"}
     assert files == {"model.onnx", *described}
     verified = run_command("verify", f"key={keys.public}", cwd=tmp_path).stdout
-    assert f"its manifest was signed with the key of {keys.public}" in verified
-    assert "not checked the signature: add key=<public key>" in run_command("verify", cwd=tmp_path).stdout
+    assert f"signature   of the manifest was made with the private key of {keys.public}" in verified
+    assert "signature   not checked: add key=<public key>" in run_command("verify", cwd=tmp_path).stdout
     refused = run_command("benchmark", "bundle=latest", cwd=tmp_path, check=False)
     assert refused.stderr.endswith("is signed, and gets the figures: add sign=<private key> to sign it again.\n")
 

@@ -63,7 +63,8 @@ def test_quota_of_a_real_group_is_found() -> None:
         else:
             (group / "cpu.cfs_quota_us").write_text("100000", encoding="utf-8")
     except OSError:
-        group.rmdir()
+        if group.exists():
+            group.rmdir()
         pytest.skip("not run: a control group with less than all cores cannot be made here")
     code = (
         "import os, pathlib, sys\n"

@@ -6,12 +6,14 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 from digits import train_options
+from hydra.errors import InstantiationException
 from plain import FSDP
 from torch import nn
 
 import {{ cookiecutter.package_name }} as package
 from {{ cookiecutter.package_name }}.engine import rendezvous as ranks
 from {{ cookiecutter.package_name }}.engine.config.habits import elsewhere, with_habits
+from {{ cookiecutter.package_name }}.engine.config.hydra_versions import instantiate
 from {{ cookiecutter.package_name }}.engine.config.validation import build, check, read_options
 from {{ cookiecutter.package_name }}.engine.distributed.devices import Devices, resolve_devices
 from {{ cookiecutter.package_name }}.engine.distributed.fully_sharded import FullyShardedStrategy, parts_to_shard
@@ -110,6 +112,18 @@ def test_options_of_a_logger_that_is_not_chosen_are_left_alone_and_other_section
     assert build_loggers({"wandb": {"tags": ["baseline"]}, "csv": None}, tmp_path) == []
     with pytest.raises(UserError, match=r"callbacks.mine names no class: give it a _target_, or leave it out"):
         build({"patience": 3}, "callbacks.mine")
+
+
+@pytest.mark.parametrize(
+    ("target", "argument"), [("os.system", "command"), ("shutil.rmtree", "path"), ("builtins.eval", "source")]
+)
+def test_target_that_no_option_may_name_is_refused(target: str, argument: str, tmp_path: Path) -> None:
+    """By every Hydra that a project takes."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    with pytest.raises(InstantiationException):
+        instantiate({"_target_": target, argument: str(kept)})
+    assert kept.is_dir()
 
 
 class NotInstalled:

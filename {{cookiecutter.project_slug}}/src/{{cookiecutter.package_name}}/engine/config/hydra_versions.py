@@ -1,12 +1,13 @@
 """What Hydra 1.3 and Hydra 1.4 spell differently, and Hydra 1.5 will not take in the old way."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hydra
-from hydra.utils import get_object
+import hydra.utils
 from omegaconf import OmegaConf
 
+from ..warning_filters import WarningFilter, warnings_ignored
 from . import PACKAGE
 
 _IS_1_3 = hydra.__version__.startswith("1.3.")
@@ -14,6 +15,8 @@ _IS_1_3 = hydra.__version__.startswith("1.3.")
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if _IS_1_3 else {}
 # Of `hydra.main`: Hydra 1.4 asks which log handlers it may build, as those of this project and of hydra-colorlog.
 MAIN_OPTIONS = VERSION_BASE or {"execution_whitelist": [f"{PACKAGE}.*", "colorlog.*"]}
+
+WITHOUT_WHITELIST = WarningFilter(UserWarning, r"\s*hydra\.utils\.instantiate\(\) resolved _target_=", ".*")
 
 
 def register_resolver(name: str, resolver: Callable[..., Any], use_cache: bool = False) -> None:
@@ -23,23 +26,11 @@ def register_resolver(name: str, resolver: Callable[..., Any], use_cache: bool =
 
 
 def instantiate(section: Mapping[str, Any]) -> Any:
-    """Returns the object that the section names.
+    """Returns the object that the section names; Hydra's own list of what no option may call holds, as `os.system`.
 
-    Hydra 1.4 may call what the section itself names. What runs code for anybody, as `os.system`, it refuses anyhow.
+    Hydra 1.4 warns of it where no list of allowed targets replaces this one. Such a list could only repeat the section.
     """
-    allowed = {} if _IS_1_3 else {"_execution_whitelist_": sorted(set(_targets(section)))}
-    return hydra.utils.instantiate(dict(section), _convert_="all", **allowed)
-
-
-def _targets(section: Any) -> Iterator[str]:
-    """The names of all targets, as written and as their modules define them."""
-    if isinstance(section, Mapping):
-        if "_target_" in section:
-            yield section["_target_"]
-            target = get_object(section["_target_"])
-            yield f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
-        for value in section.values():
-            yield from _targets(value)
-    elif isinstance(section, list | tuple):
-        for value in section:
-            yield from _targets(value)
+    utils: Any = hydra.utils  # of either version
+    listed = {} if _IS_1_3 else {"_execution_whitelist_": utils.execution_whitelist(None, reset=True)}
+    with warnings_ignored(WITHOUT_WHITELIST):
+        return utils.instantiate(dict(section), _convert_="all", **listed)

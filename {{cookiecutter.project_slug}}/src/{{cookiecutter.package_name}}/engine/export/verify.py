@@ -46,9 +46,9 @@ def main(config: Config) -> None:
     log.info("bundle      %s", shown(folder))
     if options.key is not None:
         check_signature(folder / MANIFEST, folder / SIGNATURE, options.key)
-        log.info("            its manifest was signed with the key of %s", options.key)
+        log.info("signature   of the manifest was made with the private key of %s", options.key)
     elif (folder / SIGNATURE).exists():
-        log.info("not checked the signature: add key=<public key>")
+        log.info("signature   not checked: add key=<public key>")
     verify(folder, trust=options.trust)
     log.info("verified    it is what was published")
 
