@@ -113,7 +113,7 @@ def test_evaluate_takes_the_latest_run_and_says_which(workplace: Path, run_dir: 
     expected = {name: value for name, value in trained.items() if name.startswith("test/")}
     assert read_json(evaluation / "metrics.json") == expected
     assert (evaluation / "confusion_matrix.png").read_bytes().startswith(PNG)
-    assert (evaluation / "mistakes.png").read_bytes().startswith(PNG)
+    assert (evaluation / "mistakes.{{ "csv" if cookiecutter.data_kind == "tables" else "png" }}").read_bytes().startswith({{ 'b"kind,"' if cookiecutter.data_kind == "tables" else "PNG" }})
     assert "confused    " in printed
     confused = [line for line in printed.splitlines() if line.startswith("confused")]
     for strategy in ("ddp", "fsdp"):
