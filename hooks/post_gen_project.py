@@ -18,6 +18,7 @@ UNWANTED = {
         "src/*/engine/configs/data/table.yaml",
         "src/*/configs/task",
         "src/*/engine/data/table.py",
+        "src/*/engine/data/table_splits.py",
         "src/*/models/regressor.py",
         "src/*/models/tabular.py",
         "src/*/engine/serving/form.html",

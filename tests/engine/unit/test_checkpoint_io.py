@@ -146,11 +146,25 @@ def test_damaged_checkpoint_is_skipped_and_reported(
 
 
 def test_checkpoint_without_its_sum_is_taken_as_it_is(tmp_path: Path) -> None:
+    """Also one whose sum a power cut has left empty, or full of zeros."""
     save(1, tmp_path / "last.ckpt")
-    sum_file(tmp_path / "last.ckpt").unlink()
-    assert not is_damaged(tmp_path / "last.ckpt")
-    sum_file(tmp_path / "last.ckpt").write_bytes(b"\xff\xfe")
+    sum_of_last = sum_file(tmp_path / "last.ckpt")
+    for left in (b"", bytes(76)):
+        sum_of_last.write_bytes(left)
+        assert not is_damaged(tmp_path / "last.ckpt")
+    sum_of_last.write_bytes(b"\xff\xfe")
     assert is_damaged(tmp_path / "last.ckpt")
+    sum_of_last.unlink()
+    assert not is_damaged(tmp_path / "last.ckpt")
+
+
+def test_save_waits_for_the_disk_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the checkpoint and for its name in the folder, and not for the sums: each wait may take milliseconds."""
+    calls = []
+    monkeypatch.setattr(os, "fsync", calls.append)
+    for number in (1, 2, 3):
+        save(number, tmp_path / "last.ckpt")
+        assert len(calls) == 2 * number
 
 
 def test_what_a_killed_save_has_left_is_removed(tmp_path: Path) -> None:

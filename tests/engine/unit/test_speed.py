@@ -1,5 +1,6 @@
 """What makes a step fast, and that it changes nothing."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -32,6 +33,34 @@ def test_training_imports_nothing_that_only_exports_and_servers_use() -> None:
     unused = "sys.modules.keys() & {'onnxruntime', 'onnx', 'httptools'}"
     code = f"import sys, {package}.engine.workflows.training; assert not {unused}, {unused}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not run: glibc alone gives memory back at once")
+def test_training_on_the_cpu_keeps_the_memory_that_a_step_has_freed() -> None:
+    """By the pages that the system has to hand out in ten steps; a setting of the environment comes first."""
+    package = Classifier.__module__.split(".")[0]
+    code = (
+        "import resource, torch\n"
+        f"from {package}.engine.distributed.plan import make_plan\n"
+        f"from {package}.engine.training.build import build_trainer\n"
+        "from pathlib import Path\n"
+        "plan = make_plan({'trainer': {'_target_': 'lightning.pytorch.Trainer', 'accelerator': 'cpu', 'devices': 1,\n"
+        "    'enable_progress_bar': False}, 'strategy': {'name': 'single'}, 'data': {'batch_size': 1}})\n"
+        "build_trainer(plan, [], [], Path('.'))\n"
+        "def step():\n"
+        "    first, second = torch.ones(2**23), torch.ones(2**24)\n"
+        "step()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(10): step()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    num_pages = []
+    for given in ({}, {"MALLOC_MMAP_THRESHOLD_": "1000000"}):
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        done = subprocess.run(command, env=environment | given, capture_output=True, text=True, check=True)
+        num_pages.append(int(done.stdout.split()[-1]))
+    assert num_pages[0] < num_pages[1] / 10
 
 
 def test_time_that_was_spent_waiting_for_data_is_logged(tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ TEMPORARY = ".incoming"  # the end of the name of a file that is being written
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "wb", before_replace: Callable[[], None] | None = None) -> Iterator[IO[Any]]:
+def atomic_write(
+    path: Path, mode: str = "wb", before_replace: Callable[[], None] | None = None, waits_for_disk: bool = True
+) -> Iterator[IO[Any]]:
     """Yields a file that takes the place of `path` at the end of the block; after an error `path` is as it was.
 
-    `before_replace` is called once the new contents are on the disk, right before they take their place.
+    `before_replace` is called once the new contents are on the disk, right before they take their place. Without
+    `waits_for_disk`, the file may be empty after a power cut.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
@@ -21,7 +24,8 @@ def atomic_write(path: Path, mode: str = "wb", before_replace: Callable[[], None
         with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if waits_for_disk:
+                os.fsync(file.fileno())
         if before_replace is not None:
             before_replace()
         temporary.replace(path)
@@ -29,7 +33,8 @@ def atomic_write(path: Path, mode: str = "wb", before_replace: Callable[[], None
         if path.parent.is_dir():
             temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if waits_for_disk:
+        _sync_folder(path.parent)
 
 
 def remove_temporary_files(folder: Path) -> None:

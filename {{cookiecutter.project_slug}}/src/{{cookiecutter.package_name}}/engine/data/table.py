@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,10 @@ from ..inference.tables import MOST, Table, encode, read_table, report_never_see
 from ..spec import DataSpec
 from .data_module import InMemoryDataModule
 from .given_files import check_columns, checked_column, table_file
-from .labels import canonical_labels, count_labels, known_labels, label_numbers, rarest_labels
+from .labels import canonical_labels, count_labels, known_labels, label_numbers
 from .samples import SamplesInMemory
-from .splits import MIN_SAMPLES, SPLIT_NAMES, SPLITS, Rows, shuffled, stratified
+from .splits import SPLITS
+from .table_splits import drawn_split, given_split
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +83,11 @@ class TableDataModule(InMemoryDataModule):
                 words = table.words(target) if trained is not None else _checked_labels(table, target, task)
             if split is not None:
                 needed = SPLITS if trained is None else ("test",)
-                rows = _given_split(table, checked_column(table.cells, split, "split", path), needed)
+                rows = given_split(table, checked_column(table.cells, split, "split", path), needed)
             elif trained is not None and trained.fingerprint != fingerprint:
                 rows = {name: np.arange(len(table.places) if name == "test" else 0) for name in SPLITS}
             else:
-                rows = _drawn_split(table, words, task, val_fraction, test_fraction, split_seed)
+                rows = drawn_split(table, words, task, val_fraction, test_fraction, split_seed)
             if trained is None:
                 excluded = [target, *([] if split is None else [split]), *(drop or [])]
                 columns, self.read_as = _choose_columns(table, excluded, categorical or [], rows["train"])
@@ -168,26 +169,6 @@ def _checked_labels(table: Table, target: str, task: str) -> list[str]:
             "or say task=regression to predict a number."
         )
     return words
-
-
-def _given_split(table: Table, split: str, needed: Sequence[str]) -> Rows:
-    rows: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for row, word in enumerate(table.words(split)):
-        if word.lower() not in SPLIT_NAMES:
-            raise UserError(f"{table.places[row]} of the table: {split}='{word}' is none of {', '.join(SPLITS)}.")
-        rows[SPLIT_NAMES[word.lower()]].append(row)
-    for name in needed:
-        if not rows[name]:
-            raise UserError(f"data.split={split} names no row for {name}: each of {', '.join(needed)} needs some.")
-    return {name: np.array(part, dtype=np.int64) for name, part in rows.items()}
-
-
-def _drawn_split(table: Table, words: Sequence[str], task: Task, *fractions_and_seed: Any) -> Rows:
-    if task == "regression":
-        return shuffled(len(table.places), *fractions_and_seed)
-    labels = canonical_labels(words, task == "multilabel")
-    groups = rarest_labels(labels, MIN_SAMPLES) if task == "multilabel" else labels
-    return stratified(groups, *fractions_and_seed)
 
 
 def _choose_columns(

@@ -1,6 +1,9 @@
 """Builds the objects that the configuration names; none of them receives the configuration itself."""
 
+import ctypes
+import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ from .callbacks.micro_batch_finder import MicroBatchFinder
 from .checkpoint_io import AtomicCheckpointIO
 from .trackers import FaultTolerantLogger, prepared_section
 
+# Parameters of mallopt(3), and what an older glibc takes at most for the second.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MOST_OF_OLDER = -1, -3, 2**25
 # Of a callback, which Lightning calls in each step.
 STEP_HOOKS = [name for name in dir(Callback) if re.match("on_(before|after)_|on_.*_batch_(start|end)$", name)]
 
@@ -112,6 +117,8 @@ def build_trainer(
     """For a training of `model`, if one is given. With manual optimisation some parameters have no part in a step."""
     if not plan.trainer["enable_progress_bar"]:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    if plan.devices.accelerator == "cpu":
+        keep_freed_memory()
     strategy = build_strategy(plan.strategy, plan.devices, bool(model and not model.automatic_optimization))
     options, precision = dict(plan.trainer), []
     if isinstance(strategy, ModelParallelStrategy):
@@ -142,6 +149,20 @@ def build_trainer(
     if trainer.world_size > 1:
         leave_signals_alone(trainer)
     return trainer
+
+
+def keep_freed_memory() -> None:
+    """Keeps the memory that a step has freed for the next one, which takes up to a third of the time off a step.
+
+    glibc would give large blocks back to the system, which clears each of their pages when it hands them out anew.
+    Settings of the environment (`MALLOC_...`, `GLIBC_TUNABLES`) come first.
+    """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    set_option = getattr(ctypes.CDLL(None), "mallopt", lambda *option: 1)  # musl, another libc, has none
+    if not set_option(M_MMAP_THRESHOLD, 2**30):
+        set_option(M_MMAP_THRESHOLD, MOST_OF_OLDER)
+    set_option(M_TRIM_THRESHOLD, -1)
 
 
 def leave_out_empty_hooks(callbacks: list[Callback]) -> None:

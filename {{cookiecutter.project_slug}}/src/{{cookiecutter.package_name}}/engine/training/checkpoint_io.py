@@ -98,13 +98,19 @@ def sum_file(path: Path) -> Path:
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether the contents are not those that were written; a file without its sum, as a copy, is taken as it is."""
+    """Whether the contents are not those that were written.
+
+    A file without its sum, as a copy, is taken as it is. So is one whose sum is empty, as a power cut leaves it: a
+    checkpoint is on the disk before the run goes on, and its sum follows when the system writes it.
+    """
     try:
-        words = sum_file(path).read_text(encoding="ascii").split(maxsplit=1)
+        words = sum_file(path).read_text(encoding="ascii").strip("\0").split(maxsplit=1)
     except FileNotFoundError:
         return False
     except UnicodeDecodeError:
         return True
+    if not words:
+        return False
     with path.open("rb") as file:
         return words[:1] != [hashlib.file_digest(file, "sha256").hexdigest()]
 
@@ -150,7 +156,7 @@ def _write(path: Path, save: Callable[[Any], object], keep_previous: bool = True
 
 
 def _write_sum(path: Path, digest: str) -> None:
-    with atomic_write(sum_file(path), "w") as file:
+    with atomic_write(sum_file(path), "w", waits_for_disk=False) as file:
         file.write(f"{digest}  {path.name}\n")
 
 
