@@ -5,12 +5,12 @@ OUT ?= build
 ARGS ?=
 # Answers that are drawn at random, of each kind.
 NUM_EXAMPLES ?= 20
-# What is given to this file is none of the options that the generated Makefile passes on to `train`.
+# Variables of this Makefile must not reach the generated one, which would pass them on to `train`.
 MAKEOVERRIDES :=
 SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bake check test test-template test-project test-all test-latest session tools pictures constraints clean
+.PHONY: help demo bake check test test-template test-project test-all test-latest session tools pictures benchmarks clean
 
 help: ## show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,11 +34,11 @@ demo: .venv/ready ## generate a project in build/, install it, train it and expo
 bake: .venv/ready ## answer the questions and generate a project in OUT (default: build)
 	$(BIN)/cookiecutter . --output-dir $(OUT) $(ARGS)
 
-check: .venv/ready ## lint and format check of the template as it lies
+check: .venv/ready ## lint and format check of the template
 	$(BIN)/ruff check --config ruff.toml
 	$(BIN)/ruff format --check --config ruff.toml
 
-test: test-template test-project ## what must pass before a change lands: both of the next
+test: test-template test-project ## all that must pass before a change is merged: test-template and test-project
 
 test-template: .venv/ready ## what needs no install: rules, generated projects of all answers, refusals, updates
 	NUM_EXAMPLES=$(NUM_EXAMPLES) $(BIN)/python -m pytest -n 2 --ignore=tests/test_project.py $(ARGS)
@@ -47,7 +47,7 @@ test-project: .venv/ready ## a generated project's own tests and those of the en
 	$(BIN)/python -m pytest -m "not story" tests/test_project.py $(ARGS)
 
 test-all: NUM_EXAMPLES = 100
-test-all: test-template ## all tests: also every session, each case of strategies, exports and serving, and the README in a fresh clone
+test-all: test-template ## all tests: also all sessions but peers, each case of strategies, exports and serving, and the README in a fresh clone
 	$(BIN)/python tools/sessions.py vision tensorboard wandb mlflow latest hydra executorch schemathesis kserve
 	EXECUTORCH_PYTHON="$(CURDIR)/build/executorch/bin/python" \
 	KSERVE_PYTHON="$(CURDIR)/build/kserve/bin/python" \
@@ -65,8 +65,8 @@ tools: ## install nginx, wrk and Chromium (packages of Debian), which tests and 
 pictures: .venv/ready ## make the pictures of the READMEs from real runs; it needs Chromium (make tools)
 	$(BIN)/python tools/pictures.py
 
-constraints: .venv/ready ## take the newest versions that a project allows into its constraints.txt and its image
-	$(BIN)/python tools/constraints.py
+benchmarks: .venv/ready ## measure everything and write the tables of docs/benchmarks.md, or some: ARGS="training serving"
+	$(BIN)/python tools/benchmarks.py $(ARGS)
 
 clean: ## remove what the commands above made
 	rm -rf build .venv .hypothesis .pytest_cache .ruff_cache

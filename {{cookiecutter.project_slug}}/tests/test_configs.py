@@ -43,4 +43,5 @@ def test_first_line_of_an_option_file_says_how_to_select_it() -> None:
     for path in (path for folder in CONFIG_DIRS for path in folder.glob("*/*.yaml")):
         first, second, *_ = path.read_text(encoding="utf-8").splitlines()
         comment = second if first.startswith("# @package") else first
-        assert comment.startswith(f"# {path.parent.name}={path.stem}: "), path
+        start = f"# {path.parent.name}={path.stem}: "
+        assert comment.startswith(start), f"the first line of {path} has to begin with '{start}'"

@@ -2,7 +2,7 @@
 
 from .engine import commands
 
-# Modules of this package with a function `main()`: a command of your own is a name more.
+# Modules of this package with a function `main()`: to add a command, add its name here.
 COMMANDS = ("train", "evaluate", "predict", "export")
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on the test split: figures, `metrics.json` and a picture of the answers.
+"""Evaluate a checkpoint on the test split: metrics, plots and an error analysis.
 
 python -m <package> evaluate
 python -m <package> evaluate ckpt_path=logs/train/runs/<time>/checkpoints/best.ckpt

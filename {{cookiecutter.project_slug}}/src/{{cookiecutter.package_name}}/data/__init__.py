@@ -1,1 +1,1 @@
-"""LightningDataModules, one a file."""
+"""LightningDataModules, one per file."""
