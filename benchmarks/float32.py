@@ -14,10 +14,12 @@ from digit_classifier.engine.spec import DataSpec
 from digit_classifier.models.classifier import Classifier
 from digit_classifier.models.cnn import CNN
 from digit_classifier.models.mlp import MLP
+from tables import at_most, print_table
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 DATA = DigitsDataModule()
+BOUND = 1e-5
 CASES = {
     "cnn, AdamW": (lambda spec: CNN(spec, [32, 64, 64], 8, 0.0), partial(AdamW, lr=0.002, weight_decay=0.05)),
     "cnn, AdamW eps=1e-6": (
@@ -48,7 +50,9 @@ def weights(net: Callable[[DataSpec], nn.Module], optimizer: partial, num_parts:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    rows = []
     for name, (net, optimizer) in CASES.items():
         full, halves = weights(net, optimizer, 1), weights(net, optimizer, 2)
         drift = max((halves[key] - full[key]).abs().max().item() for key in full)
-        print(f"{name:20} {drift:.1e}")
+        rows.append([name, at_most(drift, BOUND, f"{drift:.1e}")])
+    print_table(["network and optimizer", f"largest difference of a weight; bound {BOUND:.0e}"], rows)

@@ -27,9 +27,15 @@ from digit_classifier.engine.distributed.launch import launch
 from digit_classifier.engine.distributed.plan import Plan
 from digit_classifier.models.mlp import MLP
 from lightning.pytorch.callbacks import Callback
+from tables import print_table, say
 from training import PICTURES, TINY, HandWrittenLoop, PicturesDataModule, compose_train, measured_environment
 
 NUM_TRAIN, NUM_VAL, NUM_TEST, BATCH_SIZE = 55_000, 5_000, 10_000, 128
+TITLES = {
+    "by hand": "a loop by hand",
+    "ours": "a project of this template",
+    "theirs": "lightning-hydra-template, commit bddbc24",
+}
 
 
 def main() -> None:
@@ -45,11 +51,13 @@ def main() -> None:
         for number in range(options.rounds):
             for name in seconds if number % 2 else reversed(seconds):
                 seconds[name] += epochs_of(command(name, options, scratch), scratch)
-                print(f"round {number + 1}, {name:>8}: epochs of {seconds[name][-1]:.2f} s", flush=True)
+                say(f"round {number + 1}, {name:>8}: epochs of {seconds[name][-1]:.2f} s")
     num_steps, by_hand = -(-NUM_TRAIN // BATCH_SIZE), min(seconds["by hand"])
-    for name, of_epochs in seconds.items():
-        rate, ratio = num_steps / min(of_epochs), by_hand / min(of_epochs)
-        print(f"{name:>8}: {rate:4.0f} steps/s, {ratio:.2f} of the loop (slowest epoch {max(of_epochs):.2f} s)")
+    rows = [
+        [TITLES[name], f"{num_steps / min(each):,.0f}", f"{by_hand / min(each):.2f}", f"{max(each):.2f} s"]
+        for name, each in seconds.items()
+    ]
+    print_table(["", "steps a second", "beside the loop", "slowest epoch"], rows)
 
 
 def write_mnist(folder: Path) -> None:
@@ -135,7 +143,7 @@ def tiny_network() -> MLP:
 
 def epochs_of(words: list[str], scratch: Path) -> list[float]:
     process = subprocess.run(
-        words, cwd=scratch, env=measured_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words, cwd=scratch, env=measured_environment({}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if process.returncode:
         sys.exit(f"error: {' '.join(words)} failed:\n{process.stdout}")

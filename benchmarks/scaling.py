@@ -1,6 +1,7 @@
 """An estimate of how ddp and dp scale on machines that are not here, from a step that was measured on one GPU.
 
 python benchmarks/scaling.py --step-ms 97 --gradient-mb 102 --machine-gbyte 25 --network-gbit 400
+python benchmarks/scaling.py --published     the same formula beside what others have published
 
 Every GPU keeps its own batch (weak scaling), so efficiency is the step on one GPU over the step on n. Needs matplotlib.
 
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from tables import print_table, say
 
 NUMBERS = [2**power for power in range(1, 11)]
 FIRST_BUCKET = 1e6
@@ -107,6 +109,17 @@ def comparison() -> list[dict[str, object]]:
     return rows
 
 
+def published_table() -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table."""
+    head = ["network", "GPUs", "efficiency of ddp, estimated", "published", "source"]
+    rows = []
+    for row in comparison():
+        beside = f" beside {row['beside']}" if row["beside"] != 1 else ""
+        figures = [f"{row[name]:.2f}" for name in ("estimate", "published")]
+        rows.append([str(row["network"]), f"{row['gpus']}{beside}", *figures, str(row["source"])])
+    return head, rows
+
+
 def plot(setting: Setting, rows: list[dict[str, object]], picture: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.add_subplot(1, 2, 1)
@@ -141,8 +154,9 @@ def plot(setting: Setting, rows: list[dict[str, object]], picture: Path) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step-ms", type=float, required=True, help="of one GPU with its batch")
-    parser.add_argument("--gradient-mb", type=float, required=True, help="4 bytes a weight in float32")
+    parser.add_argument("--published", action="store_true", help="print the comparison with published figures alone")
+    parser.add_argument("--step-ms", type=float, help="of one GPU with its batch")
+    parser.add_argument("--gradient-mb", type=float, help="4 bytes a weight in float32")
     parser.add_argument("--batch-mb", type=float, default=0.0, help="input of one GPU, which dp sends")
     parser.add_argument("--per-machine", type=int, default=8, help="GPUs of a machine")
     parser.add_argument("--machine-gbyte", type=float, default=25.0, help="GB/s between two GPUs of a machine")
@@ -152,6 +166,11 @@ def main() -> None:
         "--out", type=Path, default=Path("build/scaling"), help="folder for scaling.json and scaling.png"
     )
     options = parser.parse_args()
+    if options.published:
+        print_table(*published_table())
+        return
+    if None in (options.step_ms, options.gradient_mb):
+        parser.error("--step-ms and --gradient-mb are needed, or --published.")
     if (
         min(options.step_ms, options.gradient_mb, options.machine_gbyte, options.network_gbit) <= 0
         or options.per_machine < 1
@@ -166,21 +185,17 @@ def main() -> None:
         between=options.network_gbit / 8 * 1e9,
         latency_between=options.latency_us / 1e6,
     )
-    print("An estimate, not a measurement.\n\n| GPUs | ddp | dp |\n| --- | --- | --- |")
-    for n in NUMBERS:
-        print(f"| {n} | {setting.efficiency(n)['ddp']:.2f} | {setting.efficiency(n)['dp']:.2f} |")
     rows = comparison()
-    print("\nThe same formula beside what was published:\n")
-    print("| network | GPUs | estimate | published |\n| --- | --- | --- | --- |")
-    for row in rows:
-        beside = f" beside {row['beside']}" if row["beside"] != 1 else ""
-        print(f"| {row['network']} | {row['gpus']}{beside} | {row['estimate']:.2f} | {row['published']:.2f} |")
+    say("An estimate, not a measurement: efficiency by the number of GPUs.")
+    print_table(
+        ["GPUs", "ddp", "dp"], [[n, *(f"{value:.2f}" for value in setting.efficiency(n).values())] for n in NUMBERS]
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     efficiencies = {n: setting.efficiency(n) for n in NUMBERS}
     content = {"setting": asdict(setting), "efficiency": efficiencies, "published": rows}
     (options.out / "scaling.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     plot(setting, rows, options.out / "scaling.png")
-    print(f"\n{options.out / 'scaling.json'} and scaling.png have the figures.")
+    say(f"{options.out / 'scaling.json'} and scaling.png have the figures, and those that were published.")
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 In an environment of the generated project, where Debian's wrk is installed (make tools; make session NAME=peers):
 
 python benchmarks/serving.py artifacts/digit_classifier/1 --peers build/peers
-python benchmarks/serving.py artifacts/digit_classifier/1 --batching     # beside itself without batches
+python benchmarks/serving.py artifacts/digit_classifier/1 --batching     beside itself without batches
 
 All serve the same ONNX file to the same client, on loopback, in turns: a server is started, asked and ended again, and
-each ratio is of one round. One sample a request, as JSON.
+each ratio is of one round. One sample a request, as JSON. The raw handlers `asgi` (uvicorn) and `rsgi` (granian) do
+nothing but ONNX Runtime and JSON, `fastapi` reads its request with pydantic.
 """
 
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -28,9 +28,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from tables import at_least, at_most, print_table, say, spread
 
 HERE = Path(__file__).parent / "servers"
 CLIENTS = (1, 8, 64)
+RAW = ("asgi", "rsgi")  # beside the faster of the two the bounds hold
+BOUNDS_OF_RAW = {1: 0.85, 8: 0.8, 64: 0.8}
+BOUNDS_OF_OTHERS = {"mlserver": 2.5, "litserve": 5.0}  # whose p99 ours stays below
+BOUNDS_OF_BATCHES = {1: 0.9, 8: 2.0, 64: 2.0}  # beside one request after the other
 
 
 def main() -> None:
@@ -46,7 +51,7 @@ def main() -> None:
     bundle = options.bundle.resolve()
     names = ["ours"]
     names += ["one by one"] if options.batching else []
-    names += ["asgi", "rsgi", "bare", "mlserver", "litserve"] if options.peers else []
+    names += ["asgi", "rsgi", "fastapi", "mlserver", "litserve"] if options.peers else []
     found: dict[tuple[str, int], list[tuple[float, float]]] = {(n, c): [] for n in names for c in CLIENTS}
     with tempfile.TemporaryDirectory() as scratch:
         script = write_request(bundle, Path(scratch))
@@ -58,25 +63,31 @@ def main() -> None:
                         found[name, clients].append(ask(address, clients, options.seconds, script))
                         rate, p99 = found[name, clients][-1]
                         line = f"{name:>11}, {clients:2} clients: {rate:8,.0f} a second, p99 {p99:7.2f} ms"
-                        print(f"round {number + 1}/{options.rounds}  {line}", flush=True)
-    print_table(names, found)
+                        say(f"round {number + 1}/{options.rounds}  {line}")
+    head = ["clients", "requests a second", *(f"beside {name}" for name in names[1:]), f"p99 of {', '.join(names)}"]
+    print_table(head, [row(clients, names, found) for clients in CLIENTS])
 
 
-def print_table(names: list[str], found: dict[tuple[str, int], list[tuple[float, float]]]) -> None:
-    print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores; medians (range) of the rounds\n")
-    print("| server | clients | requests a second | p99, ms | ours in its place, times as many | p99 of ours |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for clients in CLIENTS:
-        for name in names:
-            rates, tails = zip(*found[name, clients], strict=True)
-            ours, our_tails = zip(*found["ours", clients], strict=True)
-            ratios = sorted(mine / theirs for mine, theirs in zip(ours, rates, strict=True))
-            tail = statistics.median(mine / theirs for mine, theirs in zip(our_tails, tails, strict=True))
-            spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {tail:.2f} of its"
-            print(
-                f"| {name} | {clients} | {statistics.median(rates):,.0f} | {statistics.median(tails):.2f} "
-                f"| {'' if name == 'ours' else spread} |"
-            )
+def row(clients: int, names: list[str], found: dict[tuple[str, int], list[tuple[float, float]]]) -> list[str]:
+    """How many times as many requests ours answers as each of the others, of each round."""
+    rates = {name: [rate for rate, _ in found[name, clients]] for name in names}
+    tails = {name: statistics.median(tail for _, tail in found[name, clients]) for name in names}
+    ratios = {
+        name: [ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True)] for name in names[1:]
+    }
+    medians = {name: statistics.median(of_rounds) for name, of_rounds in ratios.items()}
+    bounds = {"one by one": BOUNDS_OF_BATCHES[clients], **BOUNDS_OF_OTHERS}
+    if fastest := min(RAW, key=lambda name: medians.get(name, 0.0)) if RAW[0] in names else None:
+        bounds[fastest] = BOUNDS_OF_RAW[clients]
+    cells = [at_least(medians[name], bounds.get(name, 0.0), spread(ratios[name])) for name in names[1:]]
+    others = [tails[name] for name in BOUNDS_OF_OTHERS if name in names]
+    p99 = ", ".join(f"{tails[name]:,.3g}" for name in names)
+    return [
+        str(clients),
+        f"{statistics.median(rates['ours']):,.0f}",
+        *cells,
+        at_most(tails["ours"], min(others, default=float("inf")), f"{p99} ms"),
+    ]
 
 
 def write_request(bundle: Path, scratch: Path) -> Path:
@@ -134,8 +145,8 @@ def serving(name: str, bundle: Path, peers: Path | None, scratch: Path) -> Itera
         command = [sys.executable, "-m", package, "serve", *own]
     elif name == "one by one":
         command = [sys.executable, str(HERE / "one_by_one.py"), package, *own]
-    elif name in ("asgi", "bare"):
-        script = "bare.py" if name == "bare" else "raw_asgi.py"
+    elif name in ("asgi", "fastapi"):
+        script = "bare.py" if name == "fastapi" else "raw_asgi.py"
         command, path = [str(peers.resolve() / "handlers/bin/python"), str(HERE / script), str(port)], "/infer"
     elif name == "rsgi":
         granian = [str(peers.resolve() / "handlers/bin/granian"), "--interface", "rsgi", "--loop", "uvloop"]

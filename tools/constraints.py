@@ -1,4 +1,4 @@
-"""Writes the project's constraints.txt and the hashes of its server's image: `make constraints`.
+"""Writes the project's constraints.txt and the hashes of its server's image.
 
 Resolves what a project needs with each answer that brings packages of its own, in the newest versions that its
 `pyproject.toml` allows, for the oldest and the newest Python. Nothing is installed.
