@@ -284,7 +284,7 @@ BOUNDS = {
     "lines of shipped tests": 600,
     "files": 175,
 }
-EXCEEDED = {"engine's lines": 14124, "engine's lines without serving and search": 11803, "files": 232}
+EXCEEDED = {"engine's lines": 14107, "engine's lines without serving and search": 11786, "files": 232}
 
 
 @pytest.fixture(scope="module")
