@@ -1,11 +1,10 @@
 """Runs the benchmarks one after the other and writes their tables into docs/benchmarks.md: `make benchmarks`.
 
-python tools/benchmarks.py [<name> ...]     all, or some of them; an unknown name lists them
+python tools/benchmarks.py [<name> ...]     all, or some of them
 
 Nothing else may run on the machine meanwhile. Each table is written as soon as it is there.
 """
 
-import argparse
 import datetime
 import os
 import platform
@@ -65,9 +64,9 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="name", help=", ".join(BENCHMARKS))
-    names = parser.parse_args().names or [name for name in BENCHMARKS if name != "first_steps"]
+    names = sys.argv[1:] or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        sys.exit(f"error: '{unknown[0]}' is no benchmark: give some of {', '.join(BENCHMARKS)}.")
     left_out = []
     for number, name in enumerate(names, start=1):
         if name == "peer" and not CLONE.is_dir():

@@ -182,6 +182,16 @@ def test_makefile_is_short_and_its_sessions_name_tests_that_exist() -> None:
         assert (TEMPLATE / "tests/engine" / path).is_file(), path
 
 
+def test_every_benchmark_is_run_and_has_a_place_for_its_table() -> None:
+    tool, page = (
+        (TEMPLATE / path).read_text(encoding="utf-8") for path in ("tools/benchmarks.py", "docs/benchmarks.md")
+    )
+    names, scripts = re.findall(r'^    "(\w+)": Benchmark\(', tool, re.MULTILINE), re.findall(r'"(\w+)\.py', tool)
+    assert sorted(names) == sorted(re.findall(r"^<!-- (?!end)(\w+) -->$", page, re.MULTILINE))
+    helpers = {"tables", "pairs"}  # what the others share, and the comparison of two commits
+    assert {*scripts} == {path.stem for path in (TEMPLATE / "benchmarks").glob("*.py")} - helpers
+
+
 def test_every_end_to_end_test_of_the_engine_is_run() -> None:
     runners = "".join(
         (TEMPLATE / path).read_text(encoding="utf-8") for path in ("tests/test_project.py", "tools/sessions.py")
