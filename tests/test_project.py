@@ -22,9 +22,9 @@ HOME = TEMPLATE / "build/tests"
 MAKER_PACKAGES = ("pytest-xdist==3.8.0", "selenium==4.51.0", "pyarrow==26.0.1", "torchdata==0.11.0")
 
 # End-to-end tests that take minutes, and those that `make test` runs.
-LONG_E2E = ("benchmark", "broken", "dp", "formats", "resumed_options", "search")
+LONG_E2E = ("benchmark", "broken", "dp", "formats", "matrix", "own_modules", "resumed_options", "search")
 SHORT_E2E = (
-    *("any_signature", "commands", "endings", "killed", "matrix", "own_modules", "own_pictures"),
+    *("any_signature", "commands", "endings", "killed", "own_pictures"),
     *("predict", "refusals", "runs", "serve", "serving"),
 )
 SKIPS = {
@@ -222,6 +222,7 @@ def test_commands_of_the_ci_file_run_word_for_word(tmp_path: Path) -> None:
         print(run("bash", "-ec", command, cwd=project, PATH=path))
 
 
+@pytest.mark.story
 def test_check_passes(default_project: Path) -> None:
     run("make", "check", cwd=default_project)
 
