@@ -467,7 +467,7 @@ def measure(name: str, case: Case, options: list[str], num_rounds: int) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("options", nargs="*", help="of train, for each case")
     given = parser.parse_intermixed_args()
     print_table(
