@@ -15,7 +15,7 @@ def say(text: str) -> None:
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a Markdown table, whose first line says what its columns are."""
     for row in (head, ["---"] * len(head), *rows):
-        print(f"| {' | '.join(map(str, row))} |".replace("|  |", "| |"))
+        print("|".join(["", *(f" {cell} " if str(cell) else " " for cell in row), ""]))
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
