@@ -55,12 +55,13 @@ def main() -> None:
                 figures = case.turn()
                 seconds[name].append(figures["seconds"])
                 waited[name].append(figures["waited"])
-    rows, best = [], 0.0
-    for name, of_case in seconds.items():
-        ratios = [decoded / own for own, decoded in zip(of_case, seconds["decoded already"], strict=True)]
-        is_first, best = name == "decoded already", max(best, float(np.median(ratios)) if rows else 0.0)
-        text = "" if is_first else spread(ratios)
-        rows.append([name, f"{min(of_case):.2f} s", text, f"{np.median(waited[name]):.2f} s"])
+    decoded = seconds["decoded already"]
+    ratios = {name: [there / own for own, there in zip(seconds[name], decoded, strict=True)] for name in cases}
+    best = max(float(np.median(ratios[name])) for name in cases if name != "decoded already")
+    rows = [
+        [name, f"{min(seconds[name]):.2f} s", spread(ratios[name]), f"{np.median(waited[name]):.2f} s"]
+        for name in cases
+    ]
     rows[-1][2] = at_least(best, BOUND, rows[-1][2])
     head = ["pictures", "the fastest epoch", f"speed beside decoded pictures; bound {BOUND} with enough workers"]
     print_table([*head, "waiting for data"], rows)
