@@ -25,6 +25,14 @@ CLONE = BUILD / "peers/clone"  # of lightning-hydra-template
 SHORT = "trainer=cpu trainer.max_epochs=2 rehearse_export=false test=false"
 # 67 MB that each request reads from memory: requests that are computed together read them once.
 LARGE = "model=mlp model.net.widths=[4096,4096]"
+VERSIONS = """
+from importlib.metadata import distributions
+from platform import python_version
+
+found = {each.name: each.version for each in distributions()}
+versions = [f"{name} {found[name]}" for name in ("torch", "lightning") if name in found]
+print(", ".join([f"Python {python_version()}", *versions]))
+"""
 
 
 class Benchmark(NamedTuple):
@@ -54,7 +62,7 @@ BENCHMARKS = {
         "serving.py {bundle} --rounds 3 --seconds 3 --batching", (f"train {SHORT} {LARGE}", "export formats=[onnx]")
     ),
     "quality": Benchmark("quality.py digits"),
-    "tables": Benchmark("quality.py breast_cancer wine iris diabetes", kind="tables"),
+    "tabular": Benchmark("quality.py breast_cancer wine iris diabetes", kind="tables"),
     "decoding": Benchmark("decoding.py --workers 1 2"),
     "dealing": Benchmark("dealing.py"),
     "float32": Benchmark("float32.py"),
@@ -82,7 +90,7 @@ def main() -> None:
 
 
 def measure(benchmark: Benchmark) -> tuple[str, str]:
-    """Returns the command and the table that it printed."""
+    """Returns where the table comes from, which is the command, the day and the machine, and the table."""
     bundle = HOME / "images" / sessions.PROJECT / "artifacts/digit_classifier/1"
     command = benchmark.command.format(bundle=bundle)
     shown = f"python benchmarks/{benchmark.command.format(bundle='artifacts/digit_classifier/1')}"
@@ -106,7 +114,7 @@ def measure(benchmark: Benchmark) -> tuple[str, str]:
     )
     if done.returncode:
         sys.exit(f"error: '{shown}' ended with exit code {done.returncode}.")
-    return shown, done.stdout.strip()
+    return f"`{shown}`, {datetime.date.today()}, {machine(python)}:", done.stdout.strip()
 
 
 def set_up(kind: str) -> Path:
@@ -119,22 +127,22 @@ def set_up(kind: str) -> Path:
     return project
 
 
-def write(name: str, command: str, table: str) -> None:
-    """Puts the table between the marks of its name, with its command, the day and the machine."""
+def write(name: str, about: str, table: str) -> None:
+    """Puts the table between the marks of its name, below the line that says where it comes from."""
     text = PAGE.read_text(encoding="utf-8")
     marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->\n)", re.DOTALL)
     if not marks.search(text):
         sys.exit(f"error: {PAGE} has no marks '<!-- {name} -->' and '<!-- end -->' for the table.")
-    about = f"`{command}`, {datetime.date.today()}, {machine()}:"
     PAGE.write_text(marks.sub(lambda found: f"{found[1]}{about}\n\n{table}\n{found[2]}", text), encoding="utf-8")
 
 
-def machine() -> str:
+def machine(python: str | Path) -> str:
+    """The cores, and the versions in the environment of this interpreter."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    python = f"Python {platform.python_version()}"
-    return f"{os.cpu_count()} cores of {models[0] if models else platform.machine()}, {python}"
+    done = subprocess.run([python, "-c", VERSIONS], cwd=TEMPLATE, capture_output=True, text=True, check=True)
+    return f"{os.cpu_count()} cores of {models[0] if models else platform.machine()}, {done.stdout.strip()}"
 
 
 if __name__ == "__main__":
