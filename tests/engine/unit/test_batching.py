@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -57,8 +58,16 @@ def samples(first: int, size: int = 1) -> Array:
     return np.arange(first, first + size, dtype=np.float64)[:, np.newaxis]
 
 
+async def outputs_of(batcher: Batcher, inputs: Arrays) -> Arrays:
+    result: asyncio.Future[Arrays | Exception] = asyncio.get_running_loop().create_future()
+    batcher.submit(inputs, result.set_result)
+    if isinstance(found := await result, Exception):
+        raise found
+    return found
+
+
 async def ask(batcher: Batcher, first: int, size: int = 1) -> None:
-    outputs = await batcher({"x": samples(first, size)})
+    outputs = await outputs_of(batcher, {"x": samples(first, size)})
     np.testing.assert_array_equal(outputs["doubled"], 2 * samples(first, size))
     np.testing.assert_array_equal(outputs["next"], samples(first + 1, size))
 
@@ -146,13 +155,34 @@ def test_request_that_takes_too_long_is_given_up_and_not_computed() -> None:
     assert network.sizes == [64, 1], "the second of them waited in vain"
 
 
+def test_each_request_has_its_own_time() -> None:
+    network = Doubling()
+
+    async def wait(batcher: Batcher, delay: float) -> float:
+        await asyncio.sleep(delay)
+        start = perf_counter()
+        with pytest.raises(RequestError, match=r"took longer than 0\.3 seconds"):
+            await ask(batcher, 1, 64)
+        return perf_counter() - start
+
+    async def scenario(batcher: Batcher) -> None:
+        network.may_run.clear()
+        seconds = await asyncio.gather(*(wait(batcher, delay) for delay in (0.0, 0.1, 0.5)))
+        assert min(seconds) >= 0.3
+        network.may_run.set()
+        await ask(batcher, 3)
+
+    run(scenario, network, Limits(10, 0.0, timeout=0.3), thread=True)
+    assert network.sizes == [64, 1]
+
+
 @pytest.mark.parametrize("thread", [False, True])
 def test_network_that_fails_fails_its_batch_alone(thread: bool) -> None:
     network = Doubling()
 
     async def scenario(batcher: Batcher) -> None:
         with pytest.raises(ValueError, match="negative"):
-            await batcher({"x": samples(-5)})
+            await outputs_of(batcher, {"x": samples(-5)})
         await ask(batcher, 1)
 
     run(scenario, network, LIMITS, thread)
@@ -192,7 +222,7 @@ def test_only_requests_of_the_same_shapes_are_computed_together(thread: bool) ->
 
     async def ask_wide(batcher: Batcher, first: int, width: int) -> None:
         given = np.full((2, width), first, np.float64)
-        outputs = await batcher({"x": given})
+        outputs = await outputs_of(batcher, {"x": given})
         np.testing.assert_array_equal(outputs["doubled"], 2 * given)
 
     async def scenario(batcher: Batcher) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from {{ cookiecutter.package_name }}.engine.serving import protocol
-from {{ cookiecutter.package_name }}.engine.serving.payload import RequestError, bytes_of
+from {{ cookiecutter.package_name }}.engine.serving.payload import RequestError, bytes_of, samples_of_body
 from {{ cookiecutter.package_name }}.engine.serving.protocol import InferenceRequest, ModelMetadata
 
 
@@ -85,9 +85,23 @@ def test_what_would_be_ignored_is_refused(entry: str, rest: str, sentence: str) 
         protocol.read(json_of(entry, rest), None, MODEL)
 
 
-def test_objects_within_each_other_are_refused_in_a_sentence() -> None:
-    with pytest.raises(RequestError, match="the request is no JSON that can be read"):
-        protocol.read(b'{"a":' * 1000 + b"1" + b"}" * 1000, None, MODEL)
+@pytest.mark.parametrize("deep", ["[" * 1000 + "]" * 1000, '{"a":' * 1000 + "1" + "}" * 1000])
+def test_values_within_each_other_are_refused_in_a_sentence(deep: str) -> None:
+    named = '"name": "x", "datatype": "FP32", "shape": [1, 1]'
+    entries = [
+        '"name": %s',
+        '"name": "x", "datatype": %s',
+        '"name": "x", "datatype": "FP32", "shape": %s',
+        named + ', "data": [%s]',
+        named + ', "parameters": {"binary_data_size": %s}',
+        named + ', "parameters": %s',
+        named + ', "data": [1.0]}], "outputs": [{"name": %s',
+    ]
+    for body in ("%s", '{"id": %s}', *('{"inputs": [{' + entry + "}]}" for entry in entries)):
+        with pytest.raises(RequestError):
+            protocol.read((body % deep).encode(), None, MODEL)
+        with pytest.raises(RequestError):
+            samples_of_body((body % deep).encode(), "application/json", MODEL.signature)
 
 
 def test_colons_within_text_are_no_names() -> None:

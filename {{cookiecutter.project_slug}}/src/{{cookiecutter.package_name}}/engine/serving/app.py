@@ -8,7 +8,7 @@ import secrets
 import zlib
 from collections.abc import Callable, Coroutine, Sequence
 from email.utils import formatdate
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -68,6 +68,7 @@ class App:
         self.connections: set[Connection] = set()
         self.is_draining = False
         self.now, self.date = monotonic(), formatdate(usegmt=True).encode()
+        self._handlers_of = lru_cache(64)(self._find_handlers)
         self._taken: list[Request] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._routes: dict[str, dict[str, Callable[[Request], Answer]]] = {
@@ -128,7 +129,7 @@ class App:
                 request.respond(self._failure(request, error))
 
     def _answer(self, request: Request) -> None:
-        handlers = self._find_handlers(request.path)
+        handlers = self._handlers_of(request.path)
         handler = handlers.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:
             status = HTTPStatus.METHOD_NOT_ALLOWED if handlers else HTTPStatus.NOT_FOUND
@@ -321,4 +322,4 @@ def json_response(content: Any, status: int = 200, headers: tuple[tuple[str, str
 def _id_of(request: Request) -> str:
     """Returns the id that the client gave, or a random one."""
     given = request.headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given if given and REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

@@ -26,25 +26,16 @@ class Limits:
 Done = Callable[[Arrays | Exception], None]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class PendingRequest:
     inputs: Arrays  # each (B, ...)
     num_samples: int
-    done: Done | None  # None once it was called
     since: float
-    timer: asyncio.TimerHandle | None = None
 
     @property
     def sides(self) -> list[tuple[int, ...]]:
         """The shapes without the batch axis."""
         return [array.shape[1:] for array in self.inputs.values()]
-
-    def finish(self, result: Arrays | Exception) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        if self.done is not None:
-            done, self.done = self.done, None
-            done(result)
 
 
 def num_samples_of(inputs: Arrays) -> int:
@@ -74,27 +65,14 @@ class Batcher:
         self._run, self._max_batch_size, self._limits, self._thread = run, max_batch_size, limits, thread
         self._open_requests, self._metrics = open_requests, metrics
         self._queue: deque[PendingRequest] = deque()
+        self._unanswered: dict[PendingRequest, Done] = {}  # in their order of arrival, those in the thread too
+        self._watch: asyncio.TimerHandle | None = None  # for the first of them
         self._num_samples = 0  # in the queue
         self._is_running = False  # in the thread
         self._timer: asyncio.Handle | None = None  # for the next batch
 
-    async def __call__(self, inputs: Arrays) -> Arrays:
-        """Computes outputs by name of inputs `(B, ...)`; raises `RequestError` for a full queue, and in time."""
-        outputs: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
-
-        def done(result: Arrays | Exception) -> None:
-            if outputs.done():  # it was cancelled
-                return
-            if isinstance(result, Exception):
-                outputs.set_exception(result)
-            else:
-                outputs.set_result(result)
-
-        self.submit(inputs, done)
-        return await outputs
-
     def submit(self, inputs: Arrays, done: Done) -> None:
-        """Calls `done` once with the outputs, or with the error in their place; at once for a request that is alone."""
+        """Calls `done` with the outputs by name, or with the error: that of `run`, or a `RequestError` in its place."""
         is_alone = len(self._open_requests) == 1 and not self._queue
         if is_alone and self._thread is None and not self._limits.max_delay:
             self._metrics.queued.observe(0)
@@ -103,13 +81,14 @@ class Batcher:
         if len(self._queue) >= self._limits.max_queue:
             done(RequestError(f"{len(self._queue)} requests wait already: try again later.", 503, "queue_full"))
             return
-        loop = asyncio.get_running_loop()
-        request = PendingRequest(inputs, num_samples_of(inputs), done, perf_counter())
+        request = PendingRequest(inputs, num_samples_of(inputs), perf_counter())
         self._queue.append(request)
         self._num_samples += request.num_samples
+        self._unanswered[request] = done
         self._metrics.queue_length += 1
         self._schedule()
-        request.timer = loop.call_later(self._limits.timeout, self._give_up, request)
+        if self._watch is None:
+            self._end_late_ones()
 
     def _compute(self, num_samples: int, inputs: Arrays) -> Arrays | Exception:
         start = perf_counter()
@@ -121,9 +100,19 @@ class Batcher:
             self._metrics.batch_size.observe(num_samples)
             self._metrics.computed.observe(perf_counter() - start)
 
-    def _give_up(self, request: PendingRequest) -> None:
-        sentence = f"the request took longer than {self._limits.timeout:g} seconds: try again."
-        request.finish(RequestError(sentence, 504, "timeout"))
+    def _end_late_ones(self) -> None:
+        """Answers requests whose time has passed, and waits for the next: a timer for each request would cost more."""
+        now, self._watch = perf_counter(), None
+        for request in list(self._unanswered):
+            if (seconds := request.since + self._limits.timeout - now) > 0:
+                self._watch = asyncio.get_running_loop().call_later(seconds, self._end_late_ones)
+                return
+            sentence = f"the request took longer than {self._limits.timeout:g} seconds: try again."
+            self._finish(request, RequestError(sentence, 504, "timeout"))
+
+    def _finish(self, request: PendingRequest, result: Arrays | Exception) -> None:
+        if done := self._unanswered.pop(request, None):
+            done(result)
 
     def _schedule(self) -> None:
         """Schedules the next batch: not at once, so that all requests that the event loop has read get into it."""
@@ -165,7 +154,7 @@ class Batcher:
         num_samples, is_open = 0, True
         while self._queue and is_open:
             request = self._queue.popleft()
-            if request.done is None:
+            if request not in self._unanswered:
                 self._forget(request)
             elif batch and (not self._max_batch_size or request.sides != batch[0].sides):
                 others.append(request)
@@ -190,8 +179,8 @@ class Batcher:
         for request in batch:
             last = first + request.num_samples
             if isinstance(result, Exception) or len(batch) == 1:
-                request.finish(result)
+                self._finish(request, result)
             else:
-                request.finish({name: array[first:last] for name, array in result.items()})
+                self._finish(request, {name: array[first:last] for name, array in result.items()})
             first = last
         self._schedule()

@@ -84,12 +84,16 @@ class ServedModel:
 
     async def infer(self, inputs: Arrays) -> Arrays:
         """Computes outputs by name of inputs by name; raises what `submit` reports."""
-        try:
-            return await self._batcher(inputs)
-        except Exception as error:
-            if (explained := self._explained(error)) is error:
-                raise
-            raise explained from error
+        outputs: asyncio.Future[Arrays | Exception] = asyncio.get_running_loop().create_future()
+
+        def done(result: Arrays | Exception) -> None:
+            if not outputs.cancelled():
+                outputs.set_result(result)
+
+        self.submit(inputs, done)
+        if isinstance(result := await outputs, Exception):
+            raise result
+        return result
 
     def _explained(self, result: Any) -> Any:
         # A free axis may be longer than the network takes, which ONNX Runtime alone knows.

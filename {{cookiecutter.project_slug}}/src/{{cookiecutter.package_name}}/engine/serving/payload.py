@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -46,13 +47,16 @@ def parse_json(body: bytes, size: int, max_elements: int | None) -> Any:
     return parsed
 
 
-def _num_keys(value: Any) -> int:
+def _num_keys(parsed: Any) -> int:
     """Counts the names in objects; those within lists of numbers are missed, and make it too small."""
-    if isinstance(value, dict):
-        return len(value) + sum(map(_num_keys, value.values()))
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return sum(map(_num_keys, value))
-    return 0
+    num_keys, rest = 0, [parsed]
+    for value in rest:  # which grows meanwhile
+        if type(value) is dict:
+            num_keys += len(value)
+            rest += value.values()
+        elif type(value) is list and value and type(value[0]) is dict:
+            rest += value
+    return num_keys
 
 
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
@@ -114,8 +118,7 @@ def tensor_from_json(data: list[Any], shape: tuple[int, ...] | None, tensor: Ten
         raise RequestError(f"{where} is no array of {things}.") from error
     is_whole = True
     if given.dtype.kind == "O":
-        known = (int, float, type(None)) if tensor.columns else (int,)
-        if tensor.columns and all(type(value) in known for value in given.flat):
+        if tensor.columns and all(type(value) in (int, float, type(None)) for value in given.flat):
             given = given.astype(np.float64)
         is_whole = given.dtype.kind != "O" or all(type(value) is int for value in given.flat)
     if given.size and (given.dtype.kind not in JSON_KINDS[dtype.kind] or not is_whole):
@@ -124,13 +127,14 @@ def tensor_from_json(data: list[Any], shape: tuple[int, ...] | None, tensor: Ten
         shape = given.shape
     if given.shape not in (shape, (math.prod(shape),)):
         raise RequestError(f"{where} has the shape {excerpt(list(given.shape))}, not {list(shape)}.")
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):  # infinite values are out of range too
+            return given.astype(dtype, copy=False).reshape(shape)
     if dtype.kind in "iu" and given.size:
         least, most = tensor.integer_bounds
         if not (least <= given.min() and given.max() <= most):
             raise RequestError(f"{where} holds numbers that do not fit into {TYPES[tensor.dtype]}.")
-    with np.errstate(over="ignore"):  # infinite values are out of range too
-        array: Array = given.astype(dtype, copy=False).reshape(shape)
-    return array
+    return given.astype(dtype, copy=False).reshape(shape)
 
 
 def check_range(array: Array, tensor: TensorSignature, where: str) -> None:
@@ -278,7 +282,7 @@ def _sample(data: dict[str, Any], signature: Signature, where: str | None) -> Sa
 
 def excerpt(value: Any) -> str:
     """Shortens a value that a client sent, so that it fits into a sentence."""
-    text = " ".join(str(value).split())
+    text = " ".join((str(value) if isinstance(value, (str, Exception)) else reprlib.repr(value)).split())
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

@@ -44,6 +44,7 @@ class ModelMetadata:
         self.signature = Signature.of_manifest(manifest)
         self.inputs = {tensor.name: tensor for tensor in self.signature.inputs}
         self.outputs = {tensor.name: tensor for tensor in self.signature.outputs}
+        self.input_names = ", ".join(f"'{name}'" for name in self.inputs)
 
     def to_response(self) -> dict[str, Any]:
         """Returns the response to a request for the metadata of the model."""
@@ -124,7 +125,7 @@ def write(request: InferenceRequest, arrays: Arrays, model: ModelMetadata) -> tu
 
 
 def _inputs(request: Entry, raw: memoryview, model: ModelMetadata) -> dict[str, Array]:
-    entries, names = request.get("inputs"), ", ".join(f"'{name}'" for name in model.inputs)
+    entries, names = request.get("inputs"), model.input_names
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise RequestError(f"'inputs' must be a list of tensors: {names}.")
     arrays: dict[str, Array] = {}
