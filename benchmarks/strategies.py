@@ -58,7 +58,7 @@ def trained(options: list[str]) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "digit_classifier", "train", "trainer=cpu", *options]
         start = time.perf_counter()
-        subprocess.run([*command, f"paths.output_dir={folder}"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, f"paths.output_dir={folder}"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
         state = torch.load(Path(folder, "checkpoints/last.ckpt"), weights_only=True)["state_dict"]
         metrics = json.loads(Path(folder, "metrics.json").read_text(encoding="utf-8"))
