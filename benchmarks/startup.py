@@ -23,7 +23,7 @@ TRAIN = ("-m", "digit_classifier", "train")
 LIGHTNING = "import lightning.pytorch"
 DATA = "from digit_classifier.data.digits import DigitsDataModule; DigitsDataModule()"
 CUT_OFF = "import os; os._exit(0)"
-CUT_OFF_RUN = "+callbacks.first._target_=startup.FirstStep"
+CUT_OFF_AT_FIRST_STEP = "+callbacks.first._target_=startup.FirstStep"
 FIRST_STEP = "train, to the first step"
 NOT_REHEARSED = "the same with rehearse_export=false"
 WAYS = {  # what is run, and the exit code that says that it came so far
@@ -36,8 +36,8 @@ WAYS = {  # what is run, and the exit code that says that it came so far
     "train --cfg job": ((*TRAIN, "--cfg", "job"), 0),
     "a mistyped option": ((*TRAIN, "trainer.max_epoch=1"), 2),
     "a mistyped choice": ((*TRAIN, "model=cn"), 2),
-    FIRST_STEP: ((*TRAIN, CUT_OFF_RUN), 7),
-    NOT_REHEARSED: ((*TRAIN, CUT_OFF_RUN, "rehearse_export=false"), 7),
+    FIRST_STEP: ((*TRAIN, CUT_OFF_AT_FIRST_STEP), 7),
+    NOT_REHEARSED: ((*TRAIN, CUT_OFF_AT_FIRST_STEP, "rehearse_export=false"), 7),
 }
 AS_TYPED = ("import digit_classifier", LIGHTNING, "train --help", "train --cfg job")
 BOUNDS = dict.fromkeys(("train --help", "train --cfg job", "a mistyped option", "a mistyped choice"), 0.15)

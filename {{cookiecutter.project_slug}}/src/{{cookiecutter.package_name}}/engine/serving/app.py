@@ -68,7 +68,7 @@ class App:
         self.connections: set[Connection] = set()
         self.is_draining = False
         self.now, self.date = monotonic(), formatdate(usegmt=True).encode()
-        self._handlers_of = lru_cache(64)(self._find_handlers)
+        self._handlers_of = lru_cache(64)(self._find_handlers)  # clients use few paths
         self._taken: list[Request] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._routes: dict[str, dict[str, Callable[[Request], Answer]]] = {
@@ -322,4 +322,4 @@ def json_response(content: Any, status: int = 200, headers: tuple[tuple[str, str
 def _id_of(request: Request) -> str:
     """Returns the id that the client gave, or a random one."""
     given = request.headers.get(b"x-request-id", b"").decode("latin-1")
-    return given if given and REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

@@ -66,13 +66,13 @@ class Batcher:
         self._open_requests, self._metrics = open_requests, metrics
         self._queue: deque[PendingRequest] = deque()
         self._unanswered: dict[PendingRequest, Done] = {}  # in their order of arrival, those in the thread too
-        self._watch: asyncio.TimerHandle | None = None  # for the first of them
+        self._expiry: asyncio.TimerHandle | None = None  # for the first of them
         self._num_samples = 0  # in the queue
         self._is_running = False  # in the thread
         self._timer: asyncio.Handle | None = None  # for the next batch
 
     def submit(self, inputs: Arrays, done: Done) -> None:
-        """Calls `done` with the outputs by name, or with the error: that of `run`, or a `RequestError` in its place."""
+        """Calls `done` once: with the outputs by name, with what `run` raised, or with a `RequestError`."""
         is_alone = len(self._open_requests) == 1 and not self._queue
         if is_alone and self._thread is None and not self._limits.max_delay:
             self._metrics.queued.observe(0)
@@ -87,8 +87,8 @@ class Batcher:
         self._unanswered[request] = done
         self._metrics.queue_length += 1
         self._schedule()
-        if self._watch is None:
-            self._end_late_ones()
+        if self._expiry is None:
+            self._expire()
 
     def _compute(self, num_samples: int, inputs: Arrays) -> Arrays | Exception:
         start = perf_counter()
@@ -100,12 +100,12 @@ class Batcher:
             self._metrics.batch_size.observe(num_samples)
             self._metrics.computed.observe(perf_counter() - start)
 
-    def _end_late_ones(self) -> None:
-        """Answers requests whose time has passed, and waits for the next: a timer for each request would cost more."""
-        now, self._watch = perf_counter(), None
+    def _expire(self) -> None:
+        """Ends requests that have timed out, and sets the timer for the next: one for each request would cost more."""
+        now, self._expiry = perf_counter(), None
         for request in list(self._unanswered):
             if (seconds := request.since + self._limits.timeout - now) > 0:
-                self._watch = asyncio.get_running_loop().call_later(seconds, self._end_late_ones)
+                self._expiry = asyncio.get_running_loop().call_later(seconds, self._expire)
                 return
             sentence = f"the request took longer than {self._limits.timeout:g} seconds: try again."
             self._finish(request, RequestError(sentence, 504, "timeout"))

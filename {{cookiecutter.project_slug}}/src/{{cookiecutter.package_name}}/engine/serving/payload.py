@@ -281,7 +281,7 @@ def _sample(data: dict[str, Any], signature: Signature, where: str | None) -> Sa
 
 
 def excerpt(value: Any) -> str:
-    """Shortens a value that a client sent, so that it fits into a sentence."""
+    """Shortens a value that a client sent, however deeply it is nested, so that it fits into a sentence."""
     text = " ".join((str(value) if isinstance(value, (str, Exception)) else reprlib.repr(value)).split())
     return text if len(text) <= 60 else f"{text[:60]}..."
 

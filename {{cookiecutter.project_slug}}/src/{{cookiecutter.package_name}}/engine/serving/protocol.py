@@ -44,7 +44,7 @@ class ModelMetadata:
         self.signature = Signature.of_manifest(manifest)
         self.inputs = {tensor.name: tensor for tensor in self.signature.inputs}
         self.outputs = {tensor.name: tensor for tensor in self.signature.outputs}
-        self.input_names = ", ".join(f"'{name}'" for name in self.inputs)
+        self.input_names = ", ".join(f"'{name}'" for name in self.inputs)  # for sentences
 
     def to_response(self) -> dict[str, Any]:
         """Returns the response to a request for the metadata of the model."""
